@@ -1,0 +1,35 @@
+//! Named bounds that several rooms share, and their relations, checked at compile time.
+
+use std::time::Duration;
+
+/// PostgreSQL's block size; any other is refused.
+pub const BLOCK_BYTES: usize = 8192;
+/// The most WAL in one flush object before it leaves by size.
+pub const FLUSH_BYTES_MAX: usize = 8 << 20;
+/// How old the oldest byte of a flush object may get before it leaves by age.
+pub const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// Flush objects being stored at once.
+pub const FLUSHES_IN_FLIGHT_MAX: usize = 4;
+/// Raw WAL in one frame of a flush object or compacted segment.
+pub const WAL_FRAME_BYTES: usize = 1 << 20;
+/// Raw WAL in one compacted segment.
+pub const WAL_SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Flush objects waiting that start a compaction, whatever their size.
+pub const COMPACT_OBJECTS_MAX: u64 = 1000;
+/// Age of the oldest waiting flush object that starts a compaction.
+pub const COMPACT_INTERVAL: Duration = Duration::from_secs(600);
+/// Overlap with what is stored that a resume reads again and compares.
+pub const RESUME_OVERLAP_BYTES: u64 = 1 << 20;
+/// Gets in flight while a chain is read.
+pub const CHAIN_GETS_IN_FLIGHT: usize = 32;
+/// The least time between two roots of one process.
+pub const ROOT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a replaced object stays before it is removed.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+/// How long the tail may take to become durable when the primary shuts down.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// Stored bytes of one segment of chunks, about.
+pub const PAGES_SEGMENT_BYTES: usize = 32 << 20;
+
+const _: () = assert!(FLUSH_BYTES_MAX >= WAL_FRAME_BYTES && WAL_FRAME_BYTES.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(WAL_SEGMENT_BYTES_MAX >= FLUSH_BYTES_MAX as u64);

@@ -1,0 +1,15 @@
+//! The words everything else is written in: positions, timelines, WAL file names, ids, keys, time.
+//! No IO, no clock, no chance: time and randomness come in through the traits of [`clock`].
+
+pub mod clock;
+pub mod ids;
+pub mod key;
+pub mod limits;
+pub mod lsn;
+pub mod walfile;
+
+pub use clock::{Clock, Entropy, Timestamp};
+pub use ids::{BackupId, ChunkId, ClusterName, Generation, ObjectId, RepositoryId, StreamId, SystemId};
+pub use key::ObjectKey;
+pub use lsn::{Lsn, LsnRange, TimelineId};
+pub use walfile::{SegmentNo, SegmentSize, WalFileName};

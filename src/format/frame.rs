@@ -1,0 +1,178 @@
+//! The plain head of a frame and the trailer of an object. Spec: formats/object.md.
+//! Lengths and a CRC-32 let a host without keys find rot; the authenticated data binds them for one with keys.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::bytes::{FormatError, Reader, Writer};
+use super::record::{Field, code};
+
+/// A frame head's length in bytes.
+pub const FRAME_HEAD_BYTES: usize = 16;
+/// The trailer's length in bytes.
+pub const TRAILER_BYTES: usize = 32;
+/// The most plaintext a frame may hold.
+pub const FRAME_PLAIN_BYTES_MAX: usize = 16 << 20;
+/// The most a sealed frame may take: plaintext that did not compress, and slack.
+pub const FRAME_SEALED_BYTES_MAX: usize = FRAME_PLAIN_BYTES_MAX + (1 << 20);
+/// The tag that Poly1305 adds.
+pub const TAG_BYTES: usize = 16;
+const TRAILER_MAGIC: [u8; 4] = *b"\x1aEND";
+
+code! {
+    /// What a frame is.
+    pub enum FrameKind {
+        /// A chunk.
+        Data = 1,
+        /// The directory, always the last frame.
+        Directory = 2,
+    }
+}
+
+code! {
+    /// How a frame's plaintext was made smaller.
+    pub enum Codec {
+        /// Not at all.
+        Raw = 0,
+        /// zstd, one zstd frame.
+        Zstd = 1,
+    }
+}
+
+/// The plain head of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHead {
+    /// Bytes of ciphertext and tag that follow.
+    pub sealed_len: u32,
+    /// Bytes of the chunk once opened and decompressed.
+    pub plain_len: u32,
+    /// What the frame is.
+    pub kind: FrameKind,
+    /// How it was compressed.
+    pub codec: Codec,
+}
+
+impl FrameHead {
+    /// The head without its CRC: what the CRC and the associated data cover.
+    pub fn bound_bytes(&self) -> [u8; 12] {
+        let mut to = Writer::new();
+        self.sealed_len.put(&mut to);
+        self.plain_len.put(&mut to);
+        self.kind.put(&mut to);
+        self.codec.put(&mut to);
+        0u16.put(&mut to);
+        let mut bytes = [0; 12];
+        bytes.copy_from_slice(&to.into_bytes());
+        bytes
+    }
+
+    /// The CRC of this head and `sealed`.
+    pub fn crc(&self, sealed: &[u8]) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.bound_bytes());
+        hasher.update(sealed);
+        hasher.finalize()
+    }
+
+    /// The head as stored, with the CRC of `sealed`.
+    pub fn encode(&self, sealed: &[u8]) -> [u8; FRAME_HEAD_BYTES] {
+        let mut bytes = [0; FRAME_HEAD_BYTES];
+        let (bound, crc) = bytes.split_at_mut(12);
+        bound.copy_from_slice(&self.bound_bytes());
+        crc.copy_from_slice(&self.crc(sealed).to_le_bytes());
+        bytes
+    }
+
+    /// Reads a head and its CRC. Refuses lengths no frame has.
+    pub fn decode(bytes: &[u8]) -> Result<(FrameHead, u32), FormatError> {
+        let mut from = Reader::new("frame head", bytes);
+        let sealed_len = u32::get(&mut from)?;
+        if !(TAG_BYTES..=FRAME_SEALED_BYTES_MAX).contains(&(sealed_len as usize)) {
+            return Err(FormatError::new("frame head", 0, sealed_len, "a possible frame length"));
+        }
+        let plain_len = u32::get(&mut from)?;
+        if plain_len as usize > FRAME_PLAIN_BYTES_MAX {
+            return Err(FormatError::new("frame head", 4, plain_len, "a possible chunk length"));
+        }
+        let kind = FrameKind::get(&mut from)?;
+        let codec = Codec::get(&mut from)?;
+        let before = from.clone();
+        if u16::get(&mut from)? != 0 {
+            return Err(before.error("reserved bytes that are not zero", "zeros"));
+        }
+        let crc = u32::get(&mut from)?;
+        Ok((FrameHead { sealed_len, plain_len, kind, codec }, crc))
+    }
+
+    /// Head and sealed bytes together.
+    pub fn stored_len(&self) -> u64 {
+        (FRAME_HEAD_BYTES as u64).saturating_add(u64::from(self.sealed_len))
+    }
+}
+
+/// Reads the frame at the start of `bytes`: head and sealed bytes, CRC checked.
+pub fn split_frame(bytes: &[u8]) -> Result<(FrameHead, &[u8]), FormatError> {
+    let (head, crc) = FrameHead::decode(bytes)?;
+    let mut from = Reader::new("frame", bytes);
+    from.take(FRAME_HEAD_BYTES)?;
+    let sealed = from.take(head.sealed_len as usize)?;
+    let found = head.crc(sealed);
+    if found != crc {
+        return Err(FormatError::new("frame", 0, format!("crc {found:08x}"), format!("{crc:08x}")));
+    }
+    Ok((head, sealed))
+}
+
+/// The end of a whole object: where its directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trailer {
+    /// Offset of the directory frame's head.
+    pub directory_offset: u64,
+    /// Frames of the object, the directory included.
+    pub frame_count: u32,
+    /// Bytes of the whole object, this trailer included.
+    pub object_len: u64,
+}
+
+impl Trailer {
+    /// The trailer as stored.
+    pub fn encode(&self) -> [u8; TRAILER_BYTES] {
+        let mut to = Writer::new();
+        self.directory_offset.put(&mut to);
+        self.object_len.put(&mut to);
+        self.frame_count.put(&mut to);
+        0u32.put(&mut to);
+        let bound = to.into_bytes();
+        let mut bytes = [0; TRAILER_BYTES];
+        let (fields, end) = bytes.split_at_mut(24);
+        fields.copy_from_slice(&bound);
+        let (crc, magic) = end.split_at_mut(4);
+        crc.copy_from_slice(&crc32fast::hash(&bound).to_le_bytes());
+        magic.copy_from_slice(&TRAILER_MAGIC);
+        bytes
+    }
+
+    /// Reads the last bytes of an object of `object_len` bytes. Refuses another length: a truncated or padded object.
+    pub fn decode(bytes: &[u8], object_len: u64) -> Result<Trailer, FormatError> {
+        let mut from = Reader::new("object trailer", bytes);
+        let bound = from.clone().take(24)?;
+        let directory_offset = u64::get(&mut from)?;
+        let stored_len = u64::get(&mut from)?;
+        let frame_count = u32::get(&mut from)?;
+        from.take(4)?;
+        let before = from.clone();
+        let (crc, found) = (u32::get(&mut from)?, crc32fast::hash(bound));
+        if crc != found || from.array()? != TRAILER_MAGIC {
+            return Err(before.error("no trailer", "the end of a whole object"));
+        }
+        if bound.get(20..24) != Some(&[0; 4]) {
+            return Err(before.error("reserved bytes that are not zero", "zeros"));
+        }
+        from.finish()?;
+        let room = (TRAILER_BYTES + FRAME_HEAD_BYTES) as u64;
+        if stored_len != object_len || directory_offset > object_len.saturating_sub(room) {
+            let found = format!("{object_len} bytes");
+            return Err(FormatError::new("object trailer", 8, found, format!("{stored_len} bytes")));
+        }
+        Ok(Trailer { directory_offset, frame_count, object_len })
+    }
+}

@@ -1,0 +1,141 @@
+//! Roots, floors, generations, pending entries: what makes up a cluster now. Spec: formats/root.md.
+
+use super::record::{Extension, code, record};
+use crate::base::{BackupId, ClusterName, Generation, Lsn, ObjectId, StreamId, SystemId, TimelineId, Timestamp};
+
+/// The most bytes a root's plaintext may take.
+pub const ROOT_BYTES_MAX: usize = 16 << 10;
+
+record! {
+    /// What makes up a cluster now. Creating the next one is the only commit.
+    pub struct Root {
+        /// The cluster, repeated so that a root cannot stand in for another cluster's.
+        pub cluster: ClusterName,
+        /// Its number; the key's too.
+        pub number: u64,
+        /// When it was made, by its maker's clock; shown, never decided upon.
+        pub made_at: Timestamp,
+        /// The current generation.
+        pub generation: Generation,
+        /// The writer epoch: one more with every new stream.
+        pub writer_epoch: u64,
+        /// The floor known to its maker.
+        pub floor: u64,
+        /// Streams that hold WAL not yet compacted, oldest first; the last may be written to.
+        pub streams: Vec<StreamEntry>,
+        /// Flush objects that compaction replaced, and that collection has not removed yet.
+        pub retired: Vec<RetiredFlush>,
+        /// Work in progress that collection respects.
+        pub pending: Vec<PendingEntry>,
+        /// The newest index object; none in an empty cluster.
+        pub index: Option<ObjectId>,
+        /// Later versions' fields.
+        pub extensions: Vec<Extension>,
+    }
+}
+
+record! {
+    /// One stream.
+    pub struct StreamEntry {
+        /// Its id.
+        pub id: StreamId,
+        /// Generation of the cluster it comes from.
+        pub generation: Generation,
+        /// The timeline it streams.
+        pub timeline: TimelineId,
+        /// The epoch of its writer.
+        pub writer_epoch: u64,
+        /// The least number that is not compacted.
+        pub low_water: u64,
+        /// Where that object starts; `None` while the stream has not got its number 0.
+        pub low_water_lsn: Option<Lsn>,
+        /// The BLAKE3 of the object before it, zero when there is none.
+        pub low_water_link: [u8; 32],
+        /// The number its fence won, once a successor closed it.
+        pub fence_number: Option<u64>,
+    }
+}
+
+record! {
+    /// Flush objects below a number, replaced by compacted WAL in a root.
+    pub struct RetiredFlush {
+        /// Their stream.
+        pub stream: StreamId,
+        /// The first number.
+        pub from: u64,
+        /// One past the last.
+        pub to: u64,
+        /// The root from which they are unreferenced: its Last-Modified starts the grace period.
+        pub root: u64,
+    }
+}
+
+code! {
+    /// Kinds of pending work.
+    pub enum PendingKind {
+        /// A backup that writes segments.
+        Backup = 1,
+        /// A restore that reads them.
+        Restore = 2,
+        /// A compaction that writes segments.
+        Compaction = 3,
+    }
+}
+
+record! {
+    /// Work in progress: its `pending/<id>` object's Last-Modified says how old it is.
+    pub struct PendingEntry {
+        /// Which.
+        pub id: ObjectId,
+        /// What kind.
+        pub kind: PendingKind,
+        /// The first root it may refer to.
+        pub root: u64,
+    }
+}
+
+record! {
+    /// A `pending/<id>` object: who does the work, for people.
+    pub struct Pending {
+        /// Which.
+        pub id: ObjectId,
+        /// What kind.
+        pub kind: PendingKind,
+        /// When it began, by its maker's clock.
+        pub began_at: Timestamp,
+        /// The backup it makes or reads.
+        pub backup: Option<BackupId>,
+        /// Host and process, for people.
+        pub holder: String,
+    }
+}
+
+record! {
+    /// The least root that stays. Never deleted.
+    pub struct Floor {
+        /// The cluster.
+        pub cluster: ClusterName,
+        /// Its number; the key's too.
+        pub number: u64,
+        /// The least root that stays.
+        pub root: u64,
+    }
+}
+
+record! {
+    /// One generation of a cluster.
+    pub struct GenerationRecord {
+        /// The cluster.
+        pub cluster: ClusterName,
+        /// Which.
+        pub generation: Generation,
+        /// PostgreSQL's system identifier.
+        pub system_id: SystemId,
+        /// Its major version.
+        pub major_version: u32,
+        /// Bytes of a WAL segment.
+        pub segment_size: u32,
+        /// Bytes of a block, 8192.
+        pub block_size: u32,
+    }
+}
