@@ -1,1 +1,45 @@
-//! disk
+//! The local disk: the journal, and the few files we keep beside it. Behind a trait, so that simulations can lose
+//! what was not synced.
+
+use async_trait::async_trait;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A directory tree on a disk that forgets what was not synced: bytes until `sync_data`, names until `sync_dir`.
+#[async_trait]
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Creates a file that must not exist, with mode 0600, to be appended to.
+    async fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+
+    /// A whole file.
+    async fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// Names in a directory, sorted.
+    async fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// Removes a file; `Ok` when there is none.
+    async fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes a directory and its parents, mode 0700, durable on return.
+    async fn create_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Makes creations and removals in `dir` durable.
+    async fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Bytes free for us on the file system of `dir`.
+    async fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+}
+
+/// A file being appended to.
+#[async_trait]
+pub trait DiskFile: Send + fmt::Debug {
+    /// Reserves room so that appending up to `bytes` finds it; the file's length stays.
+    async fn preallocate(&mut self, bytes: u64) -> io::Result<()>;
+
+    /// Appends all of `bytes`.
+    async fn append(&mut self, bytes: bytes::Bytes) -> io::Result<()>;
+
+    /// Makes everything appended durable (fdatasync). After an error nothing appended since the last success may be believed.
+    async fn sync_data(&mut self) -> io::Result<()>;
+}
