@@ -167,7 +167,8 @@ pub struct BackupId(String);
 impl BackupId {
     /// The id of a backup begun at `time`.
     pub fn at(time: Timestamp) -> Self {
-        let time = jiff::Timestamp::from_microsecond(time.unix_micros()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        let time =
+            jiff::Timestamp::from_microsecond(time.unix_micros()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
         BackupId(time.strftime("%Y%m%dT%H%M%SZ").to_string())
     }
 
@@ -199,7 +200,11 @@ impl FromStr for BackupId {
         if fits {
             return Ok(BackupId(text.to_owned()));
         }
-        Err(IdError { what: "backup id", found: text.to_owned(), expected: "a UTC time like 20261122T195501Z" })
+        Err(IdError {
+            what: "backup id",
+            found: text.to_owned(),
+            expected: "a UTC time like 20261122T195501Z",
+        })
     }
 }
 

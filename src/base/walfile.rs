@@ -24,7 +24,9 @@ impl SegmentSize {
     /// Checks `bytes`.
     pub fn new(bytes: u64) -> Result<Self, SegmentSizeError> {
         match u32::try_from(bytes) {
-            Ok(size) if size.is_power_of_two() && (1 << 20..=1 << 30).contains(&size) => Ok(SegmentSize(size)),
+            Ok(size) if size.is_power_of_two() && (1 << 20..=1 << 30).contains(&size) => {
+                Ok(SegmentSize(size))
+            }
             _ => Err(SegmentSizeError { found: bytes }),
         }
     }

@@ -93,7 +93,14 @@ impl ObjectWriter {
     }
 
     /// Adds a chunk that [`compress`] packed elsewhere, on another thread perhaps.
-    pub fn add_packed(&mut self, codec: Codec, packed: Vec<u8>, plain_len: usize, id: ChunkId, position: u64) {
+    pub fn add_packed(
+        &mut self,
+        codec: Codec,
+        packed: Vec<u8>,
+        plain_len: usize,
+        id: ChunkId,
+        position: u64,
+    ) {
         let offset = self.bytes.len() as u64;
         let head = self.push_frame(FrameKind::Data, codec, packed, plain_len);
         self.frames.push(FrameEntry {
@@ -138,7 +145,13 @@ impl ObjectWriter {
         Finished { bytes: Bytes::from(self.bytes), directory_offset, directory }
     }
 
-    fn push_frame(&mut self, kind: FrameKind, codec: Codec, mut packed: Vec<u8>, plain_len: usize) -> FrameHead {
+    fn push_frame(
+        &mut self,
+        kind: FrameKind,
+        codec: Codec,
+        mut packed: Vec<u8>,
+        plain_len: usize,
+    ) -> FrameHead {
         assert!(plain_len <= FRAME_PLAIN_BYTES_MAX, "a frame of {plain_len} bytes");
         let counter = self.frames.len() as u64;
         let sealed_len = (packed.len() + TAG_BYTES) as u32;
@@ -202,7 +215,8 @@ impl ObjectReader {
             let (found, expected) = (format!("{:?}", head.kind), format!("{kind:?}"));
             return Err(OpenError::Content { frame: number, found, expected });
         }
-        let packed = self.keys.open_frame(number, &head, sealed).map_err(|_| OpenError::Broken { frame: number })?;
+        let packed =
+            self.keys.open_frame(number, &head, sealed).map_err(|_| OpenError::Broken { frame: number })?;
         decompress(head.codec, packed, head.plain_len as usize).map_err(|found| OpenError::Content {
             frame: number,
             found,
@@ -253,7 +267,8 @@ impl OpenObject {
     pub fn open(bytes: Bytes, keys: &dyn KeySource, expect: &Expect<'_>) -> Result<Self, OpenError> {
         let reader = ObjectReader::open(&bytes, keys, expect)?;
         let trailer = read_trailer(&bytes)?;
-        let directory = reader.directory(trailer.frame_count, slice_from(&bytes, trailer.directory_offset)?)?;
+        let directory =
+            reader.directory(trailer.frame_count, slice_from(&bytes, trailer.directory_offset)?)?;
         Ok(OpenObject { bytes, reader, directory })
     }
 
@@ -314,7 +329,11 @@ pub fn check_without_key(bytes: &[u8], expect: &Expect<'_>) -> Result<(ObjectHea
         let last = number + 1 == trailer.frame_count;
         if last != (head.kind == FrameKind::Directory) || (last && offset != trailer.directory_offset) {
             let expected = "the directory as the last frame, where the trailer says".into();
-            return Err(OpenError::Content { frame: number.into(), found: format!("{:?}", head.kind), expected });
+            return Err(OpenError::Content {
+                frame: number.into(),
+                found: format!("{:?}", head.kind),
+                expected,
+            });
         }
         offset += head.stored_len();
     }

@@ -83,7 +83,8 @@ impl ObjectKeys {
     pub fn seal(&self, counter: u64, head: &FrameHead, buffer: &mut Vec<u8>) {
         assert!(head.sealed_len as usize == buffer.len() + TAG_BYTES, "frame head and buffer disagree");
         let associated = self.associated(counter, head);
-        let tag = self.cipher.encrypt_inout_detached(&nonce(counter), &associated, buffer.as_mut_slice().into());
+        let tag =
+            self.cipher.encrypt_inout_detached(&nonce(counter), &associated, buffer.as_mut_slice().into());
         match tag {
             Ok(tag) => buffer.extend_from_slice(&tag),
             Err(_) => unreachable!("a frame is far below the cipher's limit of 256 GiB"),
@@ -96,7 +97,12 @@ impl ObjectKeys {
         let mut buffer = body.to_vec();
         let associated = self.associated(counter, head);
         self.cipher
-            .decrypt_inout_detached(&nonce(counter), &associated, buffer.as_mut_slice().into(), &Tag::from(*tag))
+            .decrypt_inout_detached(
+                &nonce(counter),
+                &associated,
+                buffer.as_mut_slice().into(),
+                &Tag::from(*tag),
+            )
             .map_err(|_| Unsealable)?;
         Ok(buffer)
     }

@@ -114,7 +114,12 @@ impl ObjectHeader {
         let mut from = Reader::new("object header", bytes);
         let magic: [u8; 8] = from.array()?;
         if magic != MAGIC {
-            return Err(FormatError::new("object header", 0, format!("{magic:02x?}"), format!("{MAGIC:02x?}")));
+            return Err(FormatError::new(
+                "object header",
+                0,
+                format!("{magic:02x?}"),
+                format!("{MAGIC:02x?}"),
+            ));
         }
         let mut check = from.clone();
         check.take(144)?;

@@ -1,7 +1,9 @@
 //! Roots, floors, generations, pending entries: what makes up a cluster now. Spec: formats/root.md.
 
 use super::record::{Extension, code, record};
-use crate::base::{BackupId, ClusterName, Generation, Lsn, ObjectId, StreamId, SystemId, TimelineId, Timestamp};
+use crate::base::{
+    BackupId, ClusterName, Generation, Lsn, ObjectId, StreamId, SystemId, TimelineId, Timestamp,
+};
 
 /// The most bytes a root's plaintext may take.
 pub const ROOT_BYTES_MAX: usize = 16 << 10;

@@ -1,0 +1,4 @@
+//! What integration tests share. Each test file uses a part of it.
+#![allow(dead_code, missing_docs)]
+
+pub mod pg;
