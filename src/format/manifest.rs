@@ -1,6 +1,8 @@
 //! Backup manifests: a tree that maps every file of a data directory to chunks. Spec: formats/manifest.md.
-//! Entries are sorted by path. A file's chunks are listed in block maps, which are chunks themselves and so are
-//! shared while unchanged; a file of a few chunks lists them in place.
+//! The manifest object holds references to pages; a page lists files, sorted by path; a large file lists block maps;
+//! a block map lists chunks. Pages and block maps are chunks themselves, so what did not change is shared between backups.
+//! Every file is cut from its own start and no two files share a chunk but by equality, so that nothing about the order
+//! or the neighbourhood of files matters to deduplication.
 
 use super::record::{Blob, Extension, code, record};
 use crate::base::{BackupId, ChunkId, ClusterName, Generation, Lsn, SystemId, TimelineId, Timestamp};
@@ -11,6 +13,10 @@ pub const CHUNK_BYTES: usize = 256 << 10;
 pub const BLOCK_MAP_CHUNKS_MAX: usize = 4096;
 /// A file of at most this many chunks lists them in place.
 pub const INLINE_CHUNKS_MAX: usize = 8;
+/// The most files in a page.
+pub const PAGE_FILES_MAX: usize = 2048;
+/// The most pages referred to in one frame of a manifest object.
+pub const FRAME_PAGES_MAX: usize = 4096;
 
 record! {
     /// The manifest's directory meta: everything but the files.
@@ -51,7 +57,7 @@ record! {
         pub config_files: Vec<ConfigFile>,
         /// Blocks whose checksum was wrong.
         pub damaged: Vec<DamagedBlock>,
-        /// Entries in the frames.
+        /// Files, directories and links in all pages.
         pub file_count: u64,
         /// Bytes of all files.
         pub bytes_raw: u64,
@@ -101,9 +107,29 @@ record! {
 }
 
 record! {
-    /// The entries of one frame of a manifest.
+    /// One frame of a manifest object.
+    pub struct ManifestPages {
+        /// In order of path, across frames too; at most `FRAME_PAGES_MAX`.
+        pub pages: Vec<PageRef>,
+    }
+}
+
+record! {
+    /// Where a page is.
+    pub struct PageRef {
+        /// The chunk that holds it, a `ManifestPage`.
+        pub chunk: ChunkId,
+        /// Files in it.
+        pub file_count: u32,
+        /// The path of its first file.
+        pub first: String,
+    }
+}
+
+record! {
+    /// A page: files whose paths follow each other.
     pub struct ManifestPage {
-        /// Sorted by path, across pages too.
+        /// Sorted by path, bytewise, without duplicates, across pages too; 1 to `PAGE_FILES_MAX`.
         pub files: Vec<FileEntry>,
     }
 }
@@ -137,7 +163,7 @@ record! {
         pub crc32c: u32,
         /// A link's target, otherwise empty.
         pub link: String,
-        /// Where the content is.
+        /// Where the content is, in order; the runs' lengths add up to `len`.
         pub content: Vec<ContentRun>,
     }
 }
@@ -147,12 +173,10 @@ code! {
     pub enum RunKind {
         /// Chunks, concatenated.
         Chunks = 1,
-        /// Block maps: chunks that list chunks (`BlockMap`).
-        Maps = 2,
-        /// A part of one chunk that packs small files.
-        Packed = 3,
+        /// A block map: one chunk that lists chunks (`BlockMap`).
+        Map = 2,
         /// Zeros.
-        Zeros = 4,
+        Zeros = 3,
     }
 }
 
@@ -161,17 +185,15 @@ record! {
     pub struct ContentRun {
         /// How it is stored.
         pub kind: RunKind,
-        /// Where the run starts inside a packed chunk; 0 for other kinds.
-        pub offset: u64,
-        /// Bytes of the run.
+        /// Bytes of the run: for a map, of what its chunks hold.
         pub len: u64,
-        /// The chunks; empty for zeros.
+        /// The chunks, each of `CHUNK_BYTES` but the last of the run; the map's one; none for zeros.
         pub chunks: Vec<ChunkId>,
     }
 }
 
 record! {
-    /// A block map: the runs of a large part of a file (never `Maps` again).
+    /// A block map: the runs of a large part of a file, never `Map` again.
     pub struct BlockMap {
         /// At most `BLOCK_MAP_CHUNKS_MAX` chunks in all.
         pub runs: Vec<ContentRun>,
