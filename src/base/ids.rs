@@ -114,49 +114,62 @@ impl fmt::Display for Generation {
     }
 }
 
-/// The name of a cluster in a repository: 1 to 48 of `a-z`, `0-9`, `_` and `-`, beginning with a letter or digit.
-/// 48, so that `walden_<cluster>` fits PostgreSQL's 63 bytes of a slot name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClusterName(String);
+macro_rules! short_name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $reserved:expr, $expected:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                let sane = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+                let first_sane = text.bytes().next().is_some_and(|b| sane(b) && !matches!(b, b'_' | b'-'));
+                let reserved: &[&str] = $reserved;
+                if first_sane && text.len() <= 48 && text.bytes().all(sane) && !reserved.contains(&text) {
+                    return Ok($name(text.to_owned()));
+                }
+                Err(IdError { what: $what, found: text.to_owned(), expected: $expected })
+            }
+        }
+    };
+}
+
+short_name!(
+    /// The name of a cluster in a repository: 1 to 48 of `a-z`, `0-9`, `_` and `-`, beginning with a letter or digit.
+    /// 48, so that `walden_<cluster>` fits PostgreSQL's 63 bytes of a slot name.
+    ClusterName, "cluster name", &[], "1 to 48 of a-z, 0-9, _ and -, beginning with a letter or digit"
+);
+short_name!(
+    /// The name of a key slot: shaped like a cluster's. `epochs` is taken: epoch secrets live under `keys/epochs/`.
+    SlotName, "key slot name", &["epochs"],
+    "1 to 48 of a-z, 0-9, _ and -, beginning with a letter or digit, and not \"epochs\""
+);
 
 impl ClusterName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
     /// The replication slot's default name, `walden_<cluster>`; slots know no `-`.
     pub fn slot_name(&self) -> String {
         format!("walden_{}", self.0.replace('-', "_"))
-    }
-}
-
-impl fmt::Display for ClusterName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for ClusterName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for ClusterName {
-    type Err = IdError;
-
-    fn from_str(text: &str) -> Result<Self, IdError> {
-        let sane = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
-        let first_sane = text.bytes().next().is_some_and(|b| sane(b) && !matches!(b, b'_' | b'-'));
-        if first_sane && text.len() <= 48 && text.bytes().all(sane) {
-            return Ok(ClusterName(text.to_owned()));
-        }
-        Err(IdError {
-            what: "cluster name",
-            found: text.to_owned(),
-            expected: "1 to 48 of a-z, 0-9, _ and -, beginning with a letter or digit",
-        })
     }
 }
 
@@ -225,7 +238,9 @@ mod tests {
         assert_eq!("shop-eu".parse::<ClusterName>().unwrap().slot_name(), "walden_shop_eu");
         for name in ["", "-a", "_a", "Shop", "a/b", "..", "a b", &"x".repeat(49)] {
             assert!(name.parse::<ClusterName>().is_err(), "{name:?}");
+            assert!(name.parse::<SlotName>().is_err(), "{name:?}");
         }
+        assert!("epochs".parse::<SlotName>().is_err());
     }
 
     #[test]

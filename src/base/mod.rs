@@ -9,7 +9,9 @@ pub mod lsn;
 pub mod walfile;
 
 pub use clock::{Clock, Entropy, Timestamp};
-pub use ids::{BackupId, ChunkId, ClusterName, Generation, ObjectId, RepositoryId, StreamId, SystemId};
+pub use ids::{
+    BackupId, ChunkId, ClusterName, Generation, ObjectId, RepositoryId, SlotName, StreamId, SystemId,
+};
 pub use key::ObjectKey;
 pub use lsn::{Lsn, LsnRange, TimelineId};
 pub use walfile::{SegmentNo, SegmentSize, WalFileName};

@@ -1,7 +1,12 @@
-//! Bytes in, bytes out: compressing, sealing and opening objects. No IO. Spec: formats/object.md, formats/keys.md.
+//! Bytes in, bytes out: compressing, sealing and opening objects, and the key slots that guard their secrets. No IO.
+//! Spec: formats/object.md, formats/keys.md.
 
+pub mod keyring;
+pub mod keyslot;
 pub mod object;
 pub mod seal;
 
+pub use keyring::{EpochKeys, Keyring};
+pub use keyslot::{KeySlotError, SlotCost, Unlock};
 pub use object::{ObjectReader, ObjectWriter, OpenError};
 pub use seal::{ChunkIdKey, EpochSecret, KeySource};

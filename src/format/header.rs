@@ -164,6 +164,7 @@ fn zero(from: &mut Reader<'_>, count: usize) -> Result<(), FormatError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

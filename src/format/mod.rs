@@ -4,10 +4,13 @@
 
 pub mod bytes;
 pub mod directory;
+pub mod envelope;
 pub mod frame;
 pub mod header;
 pub mod index;
+pub mod keyslot;
 pub mod manifest;
+pub mod marker;
 pub mod record;
 pub mod root;
 pub mod wal;

@@ -4,8 +4,8 @@
 
 use super::bytes::{FormatError, Reader, Writer};
 use crate::base::{
-    BackupId, ChunkId, ClusterName, Generation, Lsn, ObjectId, RepositoryId, StreamId, SystemId, TimelineId,
-    Timestamp,
+    BackupId, ChunkId, ClusterName, Generation, Lsn, ObjectId, RepositoryId, SlotName, StreamId, SystemId,
+    TimelineId, Timestamp,
 };
 
 /// A value with one stored form.
@@ -148,14 +148,24 @@ macro_rules! id {
 }
 id!(RepositoryId StreamId ObjectId ChunkId);
 
-impl Field for [u8; 32] {
-    const TYPE: &'static str = "bytes32";
-    fn put(&self, to: &mut Writer) {
-        to.put(self);
-    }
-    fn get(from: &mut Reader<'_>) -> Result<Self, FormatError> {
-        from.array()
-    }
+macro_rules! byte_array {
+    ($($length:literal: $type:literal;)*) => {$(
+        impl Field for [u8; $length] {
+            const TYPE: &'static str = $type;
+            fn put(&self, to: &mut Writer) {
+                to.put(self);
+            }
+            fn get(from: &mut Reader<'_>) -> Result<Self, FormatError> {
+                from.array()
+            }
+        }
+    )*};
+}
+byte_array! {
+    16: "bytes16";
+    32: "bytes32";
+    80: "bytes80";
+    112: "bytes112";
 }
 
 impl Field for bool {
@@ -219,7 +229,7 @@ macro_rules! parsed_text {
         }
     )*};
 }
-parsed_text!(ClusterName BackupId);
+parsed_text!(ClusterName BackupId SlotName);
 
 /// A count in 32 bits, then the items.
 impl<T: Field> Field for Vec<T> {

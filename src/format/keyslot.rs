@@ -1,0 +1,144 @@
+//! Key slots and sealed epoch secrets: the layouts. The cryptography is `codec::keyslot`. Spec: formats/keys.md.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use super::bytes::FormatError;
+use super::envelope::PlainObject;
+use super::record::{Field, code, record};
+use crate::base::{RepositoryId, SlotName};
+
+code! {
+    /// What opens a key slot.
+    pub enum SlotKind {
+        /// A passphrase, stretched by argon2id.
+        Passphrase = 1,
+        /// A key of 32 bytes, from a file or a command.
+        Key = 2,
+    }
+}
+
+record! {
+    /// A `keys/<slot>` object: an X25519 pair, its private half wrapped.
+    pub struct KeySlot {
+        /// The repository it belongs to.
+        pub repository: RepositoryId,
+        /// Its name; the key's too.
+        pub name: SlotName,
+        /// What opens it.
+        pub kind: SlotKind,
+        /// The public half, to which epoch secrets are sealed.
+        pub public: [u8; 32],
+        /// Random, new for every slot: makes the wrapping key this slot's own.
+        pub salt: [u8; 32],
+        /// argon2id's memory in KiB; 0 for a key.
+        pub cost_memory_kib: u32,
+        /// argon2id's passes; 0 for a key.
+        pub cost_passes: u32,
+        /// argon2id's lanes; 0 for a key.
+        pub cost_lanes: u32,
+        /// The private half and the anchor, 32 bytes each, and a tag.
+        pub wrapped: [u8; 80],
+    }
+}
+
+record! {
+    /// A `keys/epochs/<n>/<slot>` object: the secrets of epoch n, sealed to the slot's public half.
+    pub struct EpochSlot {
+        /// The repository it belongs to.
+        pub repository: RepositoryId,
+        /// The epoch; in the key too.
+        pub epoch: u32,
+        /// The slot; in the key too.
+        pub slot: SlotName,
+        /// The slot's public half.
+        pub slot_public: [u8; 32],
+        /// The public half of a pair made for this object alone.
+        pub ephemeral_public: [u8; 32],
+        /// The epoch's secret, the chunk id key and the link to the epoch before, 32 bytes each, and a tag.
+        pub sealed: [u8; 112],
+        /// Proof, under the epoch's secret, that someone who held it wanted this slot to have it.
+        pub voucher: [u8; 32],
+    }
+}
+
+/// The most memory that argon2id may be told to use, 1 GiB: a slot is foreign, and its cost is paid before anything
+/// in it is proven.
+pub const COST_MEMORY_KIB_MAX: u32 = 1 << 20;
+/// The most passes.
+pub const COST_PASSES_MAX: u32 = 16;
+/// The most lanes.
+pub const COST_LANES_MAX: u32 = 16;
+/// argon2id needs this much memory for each lane.
+pub const COST_MEMORY_KIB_PER_LANE: u32 = 8;
+
+/// What argon2id is told for a passphrase. Always within bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotCost {
+    memory_kib: u32,
+    passes: u32,
+    lanes: u32,
+}
+
+impl SlotCost {
+    /// 64 MiB, 3 passes, 1 lane: about a fifth of a second.
+    pub const DEFAULT: SlotCost = SlotCost { memory_kib: 64 << 10, passes: 3, lanes: 1 };
+    /// The least there is. For tests and keys that nobody must guess.
+    pub const LEAST: SlotCost = SlotCost { memory_kib: COST_MEMORY_KIB_PER_LANE, passes: 1, lanes: 1 };
+
+    /// Checks a cost; `None` when it is out of bounds.
+    pub fn new(memory_kib: u32, passes: u32, lanes: u32) -> Option<Self> {
+        let sane = (1..=COST_PASSES_MAX).contains(&passes)
+            && (1..=COST_LANES_MAX).contains(&lanes)
+            && memory_kib <= COST_MEMORY_KIB_MAX
+            && memory_kib >= lanes.saturating_mul(COST_MEMORY_KIB_PER_LANE);
+        sane.then_some(SlotCost { memory_kib, passes, lanes })
+    }
+
+    /// Memory in KiB.
+    pub fn memory_kib(self) -> u32 {
+        self.memory_kib
+    }
+
+    /// Passes over the memory.
+    pub fn passes(self) -> u32 {
+        self.passes
+    }
+
+    /// Lanes, computed one after the other.
+    pub fn lanes(self) -> u32 {
+        self.lanes
+    }
+}
+
+impl KeySlot {
+    /// The cost of its passphrase; `None` for a key, or when it is out of bounds.
+    pub fn cost(&self) -> Option<SlotCost> {
+        match self.kind {
+            SlotKind::Passphrase => SlotCost::new(self.cost_memory_kib, self.cost_passes, self.cost_lanes),
+            SlotKind::Key => None,
+        }
+    }
+}
+
+impl PlainObject for KeySlot {
+    const MAGIC: [u8; 8] = *b"WALDKEY\x01";
+
+    fn check(&self) -> Result<(), FormatError> {
+        let costs = (self.cost_memory_kib, self.cost_passes, self.cost_lanes);
+        let (sane, expected) = match self.kind {
+            SlotKind::Passphrase => {
+                (self.cost().is_some(), "at most 1 GiB, 16 passes, 16 lanes, and 8 KiB a lane")
+            }
+            SlotKind::Key => (costs == (0, 0, 0), "no cost for a key"),
+        };
+        if sane {
+            return Ok(());
+        }
+        let found = format!("argon2id cost of {} KiB, {} passes, {} lanes", costs.0, costs.1, costs.2);
+        Err(FormatError::new(Self::TYPE, 0, found, expected))
+    }
+}
+
+impl PlainObject for EpochSlot {
+    const MAGIC: [u8; 8] = *b"WALDEPO\x01";
+}
