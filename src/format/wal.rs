@@ -69,6 +69,8 @@ record! {
         pub time_first: Option<Timestamp>,
         /// Time of the last.
         pub time_last: Option<Timestamp>,
+        /// The least time: with `time_max` it tells where a clock that was set back makes a moment ambiguous.
+        pub time_min: Option<Timestamp>,
         /// The greatest time.
         pub time_max: Option<Timestamp>,
         /// The smallest xid that finished.
@@ -154,6 +156,7 @@ impl WalSummary {
             commit_count: 0,
             time_first: None,
             time_last: None,
+            time_min: None,
             time_max: None,
             xid_min: None,
             xid_max: None,
@@ -169,6 +172,7 @@ impl WalSummary {
         self.commit_count += next.commit_count;
         self.time_first = self.time_first.or(next.time_first);
         self.time_last = next.time_last.or(self.time_last);
+        self.time_min = [self.time_min, next.time_min].into_iter().flatten().min();
         self.time_max = self.time_max.max(next.time_max);
         self.xid_min = [self.xid_min, next.xid_min].into_iter().flatten().min();
         self.xid_max = self.xid_max.max(next.xid_max);
