@@ -6,6 +6,7 @@ pub mod ids;
 pub mod key;
 pub mod limits;
 pub mod lsn;
+pub mod progress;
 pub mod walfile;
 
 pub use clock::{Clock, Entropy, Timestamp};
@@ -14,4 +15,5 @@ pub use ids::{
 };
 pub use key::ObjectKey;
 pub use lsn::{Lsn, LsnRange, TimelineId};
+pub use progress::{Progress, Unwatched};
 pub use walfile::{SegmentNo, SegmentSize, WalFileName};
