@@ -1,6 +1,7 @@
 //! Time and chance, passed in. Nothing in this crate reads a clock or draws a random number but through these traits.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Microseconds since 2000-01-01 00:00:00 UTC, as PostgreSQL's `TimestampTz` (`datatype/timestamp.h`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -73,6 +74,15 @@ pub trait Clock: Send + Sync + fmt::Debug {
 pub trait Entropy: Send + Sync + fmt::Debug {
     /// Fills `buffer` with random bytes.
     fn fill(&self, buffer: &mut [u8]);
+}
+
+/// Time and chance together, for the rooms that need both.
+#[derive(Debug, Clone)]
+pub struct Env {
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+    /// Salts, ids and key material.
+    pub entropy: Arc<dyn Entropy>,
 }
 
 /// `N` random bytes.

@@ -9,7 +9,7 @@ pub mod lsn;
 pub mod progress;
 pub mod walfile;
 
-pub use clock::{Clock, Entropy, Timestamp};
+pub use clock::{Clock, Entropy, Env, Timestamp};
 pub use ids::{
     BackupId, ChunkId, ClusterName, Generation, ObjectId, RepositoryId, SlotName, StreamId, SystemId,
 };

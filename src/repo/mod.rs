@@ -1,1 +1,19 @@
-//! repo
+//! What the objects of a repository mean: their names, keys, roots, streams, index, and which WAL is covered.
+//! Everything that decides is here or in pure code below; every commit goes through [`Cluster::commit`].
+
+pub mod chain;
+pub mod cluster;
+pub mod error;
+pub mod index;
+pub mod layout;
+pub mod repository;
+pub mod roots;
+pub mod walmap;
+pub mod walread;
+
+pub use cluster::{Cluster, RootChange};
+pub use error::RepoError;
+pub use index::Index;
+pub use repository::{Created, Repository};
+pub use walmap::{WalMap, WalPiece, WalSource};
+pub use walread::WalReader;

@@ -1,0 +1,181 @@
+//! The chain of flush objects of one stream: numbered without holes, each linked to the one before, ended by a fence.
+//! Only what the chain covers from its low-water number on is durable. Spec: formats/wal.md.
+
+use super::cluster::Cluster;
+use super::error::RepoError;
+use super::layout;
+use crate::base::{Lsn, ObjectKey, StreamId, limits};
+use crate::codec::object::{Expect, OpenObject, check_header};
+use crate::format::header::ObjectKind;
+use crate::format::root::StreamEntry;
+use crate::format::wal::{FenceMeta, WalMeta};
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+/// One flush object of a chain, checked.
+#[derive(Debug, Clone)]
+pub struct ChainObject {
+    /// Its number.
+    pub number: u64,
+    /// Its key.
+    pub key: ObjectKey,
+    /// What its directory says.
+    pub meta: WalMeta,
+    /// Its bytes in the store.
+    pub object_len: u64,
+    /// The BLAKE3 of the whole object.
+    pub link: [u8; 32],
+}
+
+/// How a chain ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChainEnd {
+    /// At the first absent number: its writer may go on.
+    Open {
+        /// That number.
+        next: u64,
+    },
+    /// At a fence: it is closed.
+    Fenced {
+        /// The fence's number.
+        number: u64,
+        /// Who closed it.
+        fence: FenceMeta,
+    },
+}
+
+/// The chain of one stream from its low-water number on.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    /// The stream, as the root names it.
+    pub stream: StreamEntry,
+    /// Its objects.
+    pub objects: Vec<ChainObject>,
+    /// Where it ends.
+    pub end: ChainEnd,
+}
+
+impl Chain {
+    /// One past the last byte, when the stream has any object or a compacted past.
+    pub fn end_lsn(&self) -> Option<Lsn> {
+        self.objects.last().map(|object| object.meta.end).or(self.stream.low_water_lsn)
+    }
+
+    /// The link that the next object carries.
+    pub fn end_link(&self) -> [u8; 32] {
+        self.objects.last().map_or(self.stream.low_water_link, |object| object.link)
+    }
+
+    /// The number at which it ends: the next one, or the fence's.
+    pub fn end_number(&self) -> u64 {
+        match &self.end {
+            ChainEnd::Open { next } => *next,
+            ChainEnd::Fenced { number, .. } => *number,
+        }
+    }
+}
+
+/// What stands at a number of a stream.
+#[derive(Debug)]
+pub enum Numbered {
+    /// A flush object.
+    Flush(OpenObject),
+    /// The fence.
+    Fence(FenceMeta),
+}
+
+/// Opens what stands at `number` of `stream`, whose bytes were read from its key.
+pub fn open_numbered(
+    cluster: &Cluster,
+    stream: StreamId,
+    number: u64,
+    bytes: Bytes,
+) -> Result<Numbered, RepoError> {
+    let key = layout::flush(cluster.name(), stream, number);
+    let repo = cluster.repo();
+    let expect = Expect { repository: Some(repo.id()), key: Some(&key), kind: None };
+    let (header, _) = check_header(&bytes, &expect).map_err(|error| RepoError::open(&key, error))?;
+    if header.owner != stream.0 || header.number != number {
+        return Err(RepoError::damage(&key, "its header names another stream or number"));
+    }
+    let kind = match header.kind {
+        ObjectKind::Fence => ObjectKind::Fence,
+        _ => ObjectKind::Flush,
+    };
+    let object = repo.open_object(&key, kind, bytes)?;
+    match kind {
+        ObjectKind::Fence => {
+            Ok(Numbered::Fence(object.meta().map_err(|error| RepoError::open(&key, error))?))
+        }
+        _ => Ok(Numbered::Flush(object)),
+    }
+}
+
+/// Reads the chain of `stream` to its end. An object that does not link to the one before is damage.
+pub async fn read(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, RepoError> {
+    let mut chain =
+        Chain { stream: stream.clone(), objects: Vec::new(), end: ChainEnd::Open { next: stream.low_water } };
+    let reads = futures_util::stream::iter(stream.low_water..)
+        .map(|number| async move {
+            let key = layout::flush(cluster.name(), stream.id, number);
+            (number, cluster.repo().read(&key).await)
+        })
+        .buffered(limits::CHAIN_GETS_IN_FLIGHT);
+    futures_util::pin_mut!(reads);
+    while let Some((number, read)) = reads.next().await {
+        let bytes = match read {
+            Err(error) if super::cluster::object_is_gone(&error) => {
+                chain.end = ChainEnd::Open { next: number };
+                break;
+            }
+            other => other?,
+        };
+        let object_len = bytes.len() as u64;
+        match open_numbered(cluster, stream.id, number, bytes)? {
+            Numbered::Fence(fence) => {
+                check_fence(cluster, &chain, number, &fence)?;
+                chain.end = ChainEnd::Fenced { number, fence };
+                break;
+            }
+            Numbered::Flush(object) => {
+                let key = layout::flush(cluster.name(), stream.id, number);
+                let meta: WalMeta = object.meta().map_err(|error| RepoError::open(&key, error))?;
+                let next = ChainObject { number, key, meta, object_len, link: object.link() };
+                check_link(&chain, &next)?;
+                chain.objects.push(next);
+            }
+        }
+    }
+    Ok(chain)
+}
+
+fn check_fence(cluster: &Cluster, chain: &Chain, number: u64, fence: &FenceMeta) -> Result<(), RepoError> {
+    if fence.previous_link != chain.end_link() {
+        let key = layout::flush(cluster.name(), chain.stream.id, number);
+        return Err(RepoError::damage(&key, "the fence closes another chain than the one before it"));
+    }
+    Ok(())
+}
+
+/// Number 0 of a stream begins anywhere; every later object continues where the one before ended.
+fn check_link(chain: &Chain, next: &ChainObject) -> Result<(), RepoError> {
+    let damage = |reason: String| Err(RepoError::damage(&next.key, reason));
+    if next.meta.timeline != chain.stream.timeline {
+        return damage(format!("timeline {}, its stream has {}", next.meta.timeline, chain.stream.timeline));
+    }
+    if next.meta.end < next.meta.start {
+        return damage(format!("its range {}..{} runs backwards", next.meta.start, next.meta.end));
+    }
+    if next.number == 0 {
+        return Ok(());
+    }
+    if next.meta.previous_link != chain.end_link() {
+        return damage("it is not linked to the object before it".into());
+    }
+    match chain.end_lsn() {
+        Some(end) if end != next.meta.start => {
+            damage(format!("starts at {}, the object before it ends at {end}", next.meta.start))
+        }
+        _ => Ok(()),
+    }
+}

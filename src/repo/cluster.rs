@@ -1,0 +1,259 @@
+//! One cluster of a repository: its generation, and the commit loop. Spec: formats/root.md.
+//! A commit is the creation of the next root; whoever loses the race reads the winner's and decides again.
+
+use super::error::RepoError;
+use super::index::{self, Index, IndexEdit};
+use super::layout;
+use super::repository::{Created, Repository};
+use super::roots::{self, NONE};
+use crate::base::{ClusterName, Generation, limits};
+use crate::format::header::ObjectKind;
+use crate::format::record::Record;
+use crate::format::root::{GenerationRecord, ROOT_BYTES_MAX, Root};
+use crate::store::StoreError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+/// Races a commit may lose before it gives up; each lost one means that somebody else made progress.
+const COMMIT_TRIES_MAX: u32 = 100;
+
+/// A cluster of a repository. Clones share what was learned.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    repo: Arc<Repository>,
+    name: ClusterName,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root_known: AtomicU64,
+    last_commit: Mutex<Option<Instant>>,
+}
+
+/// What a commit changes.
+#[derive(Debug)]
+pub struct RootChange {
+    /// The next root; `number`, `made_at`, `floor` and `index` are set by the commit.
+    pub root: Root,
+    /// What becomes of the index.
+    pub index: IndexEdit,
+}
+
+impl RootChange {
+    /// Changes the root alone.
+    pub fn of(root: Root) -> Self {
+        RootChange { root, index: IndexEdit::Keep }
+    }
+}
+
+impl Cluster {
+    /// The cluster `name`. [`RepoError::NotFound`] when the repository has none of that name.
+    pub async fn open(repo: Arc<Repository>, name: ClusterName) -> Result<Cluster, RepoError> {
+        let cluster = Cluster::handle(repo, name);
+        match cluster.find_root().await? {
+            Some(_) => Ok(cluster),
+            None => Err(RepoError::NotFound {
+                what: format!("cluster {}", cluster.name),
+                url: cluster.repo.store().url(),
+            }),
+        }
+    }
+
+    /// The cluster `record.cluster`, made if it is not there. Refuses another system identifier, version or geometry
+    /// than the current generation's.
+    pub async fn create(repo: Arc<Repository>, record: GenerationRecord) -> Result<Cluster, RepoError> {
+        let cluster = Cluster::handle(repo, record.cluster.clone());
+        if cluster.find_root().await?.is_none() {
+            cluster.create_first(&record).await?;
+        }
+        cluster.check_server(&record).await?;
+        Ok(cluster)
+    }
+
+    fn handle(repo: Arc<Repository>, name: ClusterName) -> Cluster {
+        let shared = Shared { root_known: AtomicU64::new(NONE), last_commit: Mutex::new(None) };
+        Cluster { repo, name, shared: Arc::new(shared) }
+    }
+
+    /// The repository.
+    pub fn repo(&self) -> &Arc<Repository> {
+        &self.repo
+    }
+
+    /// The name.
+    pub fn name(&self) -> &ClusterName {
+        &self.name
+    }
+
+    /// The newest root.
+    pub async fn newest_root(&self) -> Result<Root, RepoError> {
+        match self.find_root().await? {
+            Some((root, _)) => Ok(root),
+            None => Err(RepoError::NotFound {
+                what: format!("cluster {}", self.name),
+                url: self.repo.store().url(),
+            }),
+        }
+    }
+
+    /// The current generation.
+    pub async fn generation(&self) -> Result<GenerationRecord, RepoError> {
+        let root = self.newest_root().await?;
+        self.read_generation(root.generation).await
+    }
+
+    /// Generation `generation`.
+    pub async fn read_generation(&self, generation: Generation) -> Result<GenerationRecord, RepoError> {
+        let key = layout::generation(&self.name, generation);
+        let object = self.repo.read_object(&key, ObjectKind::Generation).await?;
+        let record: GenerationRecord = object.meta().map_err(|error| RepoError::open(&key, error))?;
+        if record.cluster != self.name || record.generation != generation {
+            let found = format!("says it is generation {} of {}", record.generation, record.cluster);
+            return Err(RepoError::damage(&key, found));
+        }
+        Ok(record)
+    }
+
+    /// The index of `root`.
+    pub async fn index(&self, root: &Root) -> Result<Index, RepoError> {
+        index::load(self, root.index).await
+    }
+
+    /// Refuses a server that is not the current generation.
+    pub async fn check_server(&self, server: &GenerationRecord) -> Result<(), RepoError> {
+        let stored = self.generation().await?;
+        if stored.system_id != server.system_id {
+            return Err(RepoError::WrongSystem {
+                cluster: self.name.to_string(),
+                found: server.system_id,
+                expected: stored.system_id,
+            });
+        }
+        let differs = |what: &str, found: u32, expected: u32| RepoError::Conflict {
+            reason: format!("cluster {}: {what} of the server is {found}, stored is {expected}", self.name),
+        };
+        if stored.major_version != server.major_version {
+            return Err(differs("major version", server.major_version, stored.major_version));
+        }
+        if stored.segment_size != server.segment_size {
+            return Err(differs("WAL segment size", server.segment_size, stored.segment_size));
+        }
+        Ok(())
+    }
+
+    /// Commits what `edit` makes of the newest root; asks it again when another commit came first. `None` from `edit`
+    /// means that there is nothing to do. Durable on `Ok`. If dropped: not committed, or committed whole.
+    ///
+    /// # Errors
+    /// What `edit` answers, or [`RepoError::Conflict`] when the root won was void (a stalled process below the floor).
+    pub async fn commit<E: From<RepoError>>(
+        &self,
+        mut edit: impl FnMut(&Root) -> Result<Option<RootChange>, E>,
+    ) -> Result<Root, E> {
+        self.commit_loop(false, |root, _| edit(root)).await
+    }
+
+    /// [`Cluster::commit`] for an edit that depends on the index too.
+    pub async fn commit_indexed<E: From<RepoError>>(
+        &self,
+        edit: impl FnMut(&Root, &Index) -> Result<Option<RootChange>, E>,
+    ) -> Result<Root, E> {
+        self.commit_loop(true, edit).await
+    }
+
+    async fn commit_loop<E: From<RepoError>>(
+        &self,
+        with_index: bool,
+        mut edit: impl FnMut(&Root, &Index) -> Result<Option<RootChange>, E>,
+    ) -> Result<Root, E> {
+        let mut last_commit = self.shared.last_commit.lock().await;
+        for _ in 0..COMMIT_TRIES_MAX {
+            let Some((base, floor)) = self.find_root().await? else {
+                let what = format!("cluster {}", self.name);
+                return Err(RepoError::NotFound { what, url: self.repo.store().url() }.into());
+            };
+            let index = if with_index { self.index(&base).await? } else { Index::default() };
+            let Some(change) = edit(&base, &index)? else { return Ok(base) };
+            if let Some(before) = *last_commit {
+                tokio::time::sleep_until(before + limits::ROOT_INTERVAL).await;
+            }
+            *last_commit = Some(Instant::now());
+            let mut root = change.root;
+            root.number = base.number + 1;
+            root.made_at = self.repo.env().clock.now();
+            root.floor = floor;
+            // Index before root: a root never names what is not there.
+            root.index = index::write(self, base.index, change.index, root.number).await?;
+            if self.create_root(&root).await? {
+                return Ok(root);
+            }
+        }
+        let reason = format!("cluster {}: lost {COMMIT_TRIES_MAX} races for the next root", self.name);
+        Err(RepoError::Conflict { reason }.into())
+    }
+
+    /// Creates `root`; false when another has its number.
+    async fn create_root(&self, root: &Root) -> Result<bool, RepoError> {
+        let key = layout::root(&self.name, root.number);
+        let body = root.encode();
+        if body.len() > ROOT_BYTES_MAX {
+            let reason = format!("root {} takes {} bytes, {ROOT_BYTES_MAX} at most", root.number, body.len());
+            return Err(RepoError::Conflict { reason });
+        }
+        let writer = self.repo.writer(ObjectKind::Root, &key, [0; 16], root.number, root.writer_epoch);
+        match self.repo.create(&key, &writer.finish(body).bytes).await? {
+            Created::Taken(_) => return Ok(false),
+            Created::Ours => {}
+        }
+        // A number below the floor may have been won before, and removed: winning it again is void.
+        let floor = roots::newest_floor(&self.repo, &self.name, root.floor).await?;
+        if let Some(floor) = floor.filter(|floor| floor.root > root.number) {
+            let reason = format!(
+                "root {} is below the floor {}: this process stalled while others went on; nothing was committed",
+                root.number, floor.root
+            );
+            return Err(RepoError::Conflict { reason });
+        }
+        self.shared.root_known.fetch_max(root.number, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    async fn find_root(&self) -> Result<Option<(Root, u64)>, RepoError> {
+        let known = self.shared.root_known.load(Ordering::Relaxed);
+        let found = roots::newest_root(&self.repo, &self.name, known).await?;
+        if let Some((root, _)) = &found {
+            self.shared.root_known.fetch_max(root.number, Ordering::Relaxed);
+        }
+        Ok(found)
+    }
+
+    async fn create_first(&self, record: &GenerationRecord) -> Result<(), RepoError> {
+        let key = layout::generation(&self.name, record.generation);
+        let writer = self.repo.writer(ObjectKind::Generation, &key, [0; 16], record.generation.0.into(), 0);
+        // Taken: an interrupted or concurrent start made it; `check_server` compares afterwards.
+        self.repo.create(&key, &writer.finish(record.encode()).bytes).await?;
+        let root = Root {
+            cluster: self.name.clone(),
+            number: NONE + 1,
+            made_at: self.repo.env().clock.now(),
+            generation: record.generation,
+            writer_epoch: 0,
+            floor: NONE,
+            streams: Vec::new(),
+            retired: Vec::new(),
+            pending: Vec::new(),
+            index: None,
+            extensions: Vec::new(),
+        };
+        self.create_root(&root).await?;
+        Ok(())
+    }
+}
+
+/// Whether an error says that an object that was referred to is not there: a reader plans again on the newest root.
+pub fn object_is_gone(error: &RepoError) -> bool {
+    matches!(error, RepoError::Store(StoreError::NotFound { .. }))
+}

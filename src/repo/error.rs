@@ -1,0 +1,105 @@
+//! Why something of a repository could not be had, by the caller's next move.
+
+use crate::base::{ObjectKey, SystemId};
+use crate::codec::OpenError;
+use crate::codec::keyslot::KeySlotError;
+use crate::store::StoreError;
+
+/// Why something of a repository could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RepoError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An object is there and wrong, or gone and referred to.
+    #[error("damage: object {key}: {reason}")]
+    Damage {
+        /// Which.
+        key: ObjectKey,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An object was sealed under a key epoch whose secret we do not hold.
+    #[error("object {key}: {reason}")]
+    NoKey {
+        /// Which.
+        key: ObjectKey,
+        /// What was missing.
+        reason: String,
+    },
+    /// No key slot opened.
+    #[error("no key slot of this repository opens with the key given: {reason}")]
+    Key {
+        /// What each slot said.
+        reason: String,
+    },
+    /// A key slot's object is wrong.
+    #[error("key slot object {key}: {source}")]
+    KeySlot {
+        /// Which.
+        key: ObjectKey,
+        /// What is wrong.
+        source: KeySlotError,
+    },
+    /// There is no such thing.
+    #[error("{what} not found in {url}")]
+    NotFound {
+        /// What.
+        what: String,
+        /// Where.
+        url: String,
+    },
+    /// Somebody else decided otherwise; nothing was done.
+    #[error("conflict: {reason}")]
+    Conflict {
+        /// What they decided.
+        reason: String,
+    },
+    /// A newer writer took over the cluster; this one must stop.
+    #[error("fenced: stream {stream} was closed at number {number} by writer epoch {epoch}, newer than ours")]
+    Fenced {
+        /// Our stream.
+        stream: String,
+        /// The number its fence won.
+        number: u64,
+        /// The fence's writer epoch.
+        epoch: u64,
+    },
+    /// The server is another cluster than the one stored.
+    #[error("system identifier of the server is {found}, cluster {cluster} has {expected}")]
+    WrongSystem {
+        /// The cluster.
+        cluster: String,
+        /// The server's.
+        found: SystemId,
+        /// The stored one.
+        expected: SystemId,
+    },
+    /// The repository was made by a newer walden, or differently than asked.
+    #[error("{reason}")]
+    Configuration {
+        /// How it differs.
+        reason: String,
+    },
+}
+
+impl RepoError {
+    /// Sorts what is wrong with an object into damage and missing keys.
+    pub fn open(key: &ObjectKey, error: OpenError) -> Self {
+        let (key, reason) = (key.clone(), error.to_string());
+        match error {
+            OpenError::NoKey { .. } => RepoError::NoKey { key, reason },
+            _ => RepoError::Damage { key, reason },
+        }
+    }
+
+    /// Damage to `key`.
+    pub fn damage(key: &ObjectKey, reason: impl ToString) -> Self {
+        RepoError::Damage { key: key.clone(), reason: reason.to_string() }
+    }
+
+    /// Whether trying again later may succeed without anybody mending anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, RepoError::Store(StoreError::Unknown { .. }))
+    }
+}

@@ -1,0 +1,133 @@
+//! The names of objects. Spec: formats/layout.md. No other module spells a key.
+
+use crate::base::{BackupId, ClusterName, Generation, ObjectId, ObjectKey, SlotName, StreamId};
+
+/// Keys are built of parts that are safe by their types.
+fn key(text: String) -> ObjectKey {
+    match ObjectKey::new(text) {
+        Some(key) => key,
+        None => unreachable!("every part of a key is of a type that allows only safe characters"),
+    }
+}
+
+/// The repository's marker.
+pub fn marker() -> ObjectKey {
+    key("walden".to_owned())
+}
+
+/// The prefix of key slots and epochs.
+pub const KEYS_PREFIX: &str = "keys";
+/// The prefix of clusters.
+pub const CLUSTERS_PREFIX: &str = "clusters";
+
+/// A key slot.
+pub fn slot(name: &SlotName) -> ObjectKey {
+    key(format!("{KEYS_PREFIX}/{name}"))
+}
+
+/// The secrets of key epoch `epoch`, sealed to slot `slot`.
+pub fn key_epoch(epoch: u32, slot: &SlotName) -> ObjectKey {
+    key(format!("{KEYS_PREFIX}/epochs/{epoch}/{slot}"))
+}
+
+/// What the part of a key under [`KEYS_PREFIX`] names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyObject {
+    /// A slot.
+    Slot(SlotName),
+    /// An epoch's secrets, for a slot.
+    Epoch(u32, SlotName),
+}
+
+/// Reads a key under [`KEYS_PREFIX`]; `None` for anything else.
+pub fn parse_key_object(key: &ObjectKey) -> Option<KeyObject> {
+    let parts: Vec<&str> = key.as_str().split('/').collect();
+    match parts.as_slice() {
+        [KEYS_PREFIX, slot] => Some(KeyObject::Slot(slot.parse().ok()?)),
+        [KEYS_PREFIX, "epochs", epoch, slot] => Some(KeyObject::Epoch(epoch.parse().ok()?, slot.parse().ok()?)),
+        _ => None,
+    }
+}
+
+/// The prefix of everything of a cluster.
+pub fn cluster_prefix(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}")
+}
+
+/// A generation.
+pub fn generation(cluster: &ClusterName, generation: Generation) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/generations/{:06}", generation.0))
+}
+
+/// A root.
+pub fn root(cluster: &ClusterName, number: u64) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/roots/{number:020}"))
+}
+
+/// The prefix of roots.
+pub fn roots_prefix(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}/roots")
+}
+
+/// A floor.
+pub fn floor(cluster: &ClusterName, number: u64) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/floors/{number:020}"))
+}
+
+/// A flush object, or the fence that ends the stream.
+pub fn flush(cluster: &ClusterName, stream: StreamId, number: u64) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/wal/{stream}/{number:020}"))
+}
+
+/// The prefix of flush objects of all streams.
+pub fn flushes_prefix(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}/wal")
+}
+
+/// An index object.
+pub fn index(cluster: &ClusterName, id: ObjectId) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/index/{id}"))
+}
+
+/// The prefix of index objects.
+pub fn index_prefix(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}/index")
+}
+
+/// A segment: compacted WAL, chunks, logical changes.
+pub fn segment(cluster: &ClusterName, id: ObjectId) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/segments/{id}"))
+}
+
+/// The prefix of segments.
+pub fn segments_prefix(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}/segments")
+}
+
+/// A backup's manifest.
+pub fn manifest(cluster: &ClusterName, id: &BackupId) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/backups/{id}"))
+}
+
+/// The prefix of manifests.
+pub fn manifests_prefix(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}/backups")
+}
+
+/// Work in progress.
+pub fn pending(cluster: &ClusterName, id: ObjectId) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/pending/{id}"))
+}
+
+/// The prefix of work in progress.
+pub fn pending_prefix(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}/pending")
+}
+
+/// Reads `clusters/<name>/wal/<stream>/<number>`.
+pub fn parse_flush(key: &ObjectKey) -> Option<(StreamId, u64)> {
+    let mut parts = key.as_str().rsplit('/');
+    let number = parts.next()?.parse().ok()?;
+    let stream = parts.next()?.parse().ok()?;
+    (parts.next()? == "wal").then_some((stream, number))
+}

@@ -1,0 +1,232 @@
+//! Which WAL is durable, and where it is: compacted segments of the index, and the chains of flush objects not yet compacted.
+//! Pure but for [`load`], which reads the chains.
+
+use super::chain::{self, Chain};
+use super::cluster::{Cluster, object_is_gone};
+use super::error::RepoError;
+use super::index::Index;
+use crate::base::{Generation, Lsn, LsnRange, StreamId, TimelineId, Timestamp};
+use crate::format::index::{GapEntry, WalEntry};
+use crate::format::root::Root;
+use crate::format::wal::WalSummary;
+
+/// Times a reader starts again because compaction moved what it was reading.
+const RELOADS_MAX: u32 = 20;
+
+/// Where the bytes of a piece are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WalSource {
+    /// A compacted segment.
+    Segment(Box<WalEntry>),
+    /// A flush object.
+    Flush {
+        /// Its stream.
+        stream: StreamId,
+        /// Its number.
+        number: u64,
+        /// Its bytes in the store.
+        object_len: u64,
+    },
+}
+
+/// A durable range of WAL in one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalPiece {
+    /// The timeline it was streamed on.
+    pub timeline: TimelineId,
+    /// Its bytes.
+    pub range: LsnRange,
+    /// The server's clock at which everything up to its end had been sent.
+    pub server_time: Timestamp,
+    /// What it holds.
+    pub summary: WalSummary,
+    /// Where it is.
+    pub source: WalSource,
+}
+
+/// The newest durable position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WalEnd {
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// One past the last durable byte.
+    pub lsn: Lsn,
+    /// The newest server time at which everything was durable.
+    pub server_time: Timestamp,
+}
+
+/// All durable WAL of one generation.
+#[derive(Debug, Clone)]
+pub struct WalMap {
+    generation: Generation,
+    pieces: Vec<WalPiece>,
+    gaps: Vec<GapEntry>,
+    chains: Vec<Chain>,
+    end: Option<WalEnd>,
+}
+
+impl WalMap {
+    /// Puts together what the index and the chains hold of `generation`.
+    pub fn new(generation: Generation, index: &Index, chains: Vec<Chain>) -> WalMap {
+        let mut pieces: Vec<WalPiece> = index
+            .wal
+            .iter()
+            .filter(|entry| entry.generation == generation)
+            .map(|entry| WalPiece {
+                timeline: entry.timeline,
+                range: LsnRange::new(entry.start, entry.end),
+                server_time: entry.server_time,
+                summary: entry.summary.clone(),
+                source: WalSource::Segment(Box::new(entry.clone())),
+            })
+            .collect();
+        let chains: Vec<Chain> =
+            chains.into_iter().filter(|chain| chain.stream.generation == generation).collect();
+        let mut end = None;
+        for piece in &pieces {
+            advance(&mut end, piece.timeline, piece.range.end, piece.server_time);
+        }
+        for chain in &chains {
+            for object in &chain.objects {
+                let meta = &object.meta;
+                advance(&mut end, meta.timeline, meta.end, meta.server_time);
+                if meta.start == meta.end {
+                    continue;
+                }
+                pieces.push(WalPiece {
+                    timeline: meta.timeline,
+                    range: LsnRange::new(meta.start, meta.end),
+                    server_time: meta.server_time,
+                    summary: meta.summary.clone(),
+                    source: WalSource::Flush {
+                        stream: chain.stream.id,
+                        number: object.number,
+                        object_len: object.object_len,
+                    },
+                });
+            }
+        }
+        pieces.sort_by_key(|piece| (piece.timeline, piece.range.start, piece.range.end));
+        let gaps = index.gaps.iter().filter(|gap| gap.generation == generation).cloned().collect();
+        WalMap { generation, pieces, gaps, chains, end }
+    }
+
+    /// The generation it is about.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Every piece, by timeline and start.
+    pub fn pieces(&self) -> &[WalPiece] {
+        &self.pieces
+    }
+
+    /// Recorded gaps.
+    pub fn gaps(&self) -> &[GapEntry] {
+        &self.gaps
+    }
+
+    /// The chains not yet compacted, oldest stream first.
+    pub fn chains(&self) -> &[Chain] {
+        &self.chains
+    }
+
+    /// The newest durable position: of the highest timeline, the greatest.
+    pub fn durable_end(&self) -> Option<WalEnd> {
+        self.end
+    }
+
+    /// How far WAL of `timeline` is durable without a hole from `from` on; `from` itself when that byte is not.
+    pub fn contiguous_end(&self, timeline: TimelineId, from: Lsn) -> Lsn {
+        let mut end = from;
+        for piece in self.of_timeline(timeline) {
+            if piece.range.start > end {
+                break;
+            }
+            end = end.max(piece.range.end);
+        }
+        end
+    }
+
+    /// The pieces of `timeline` that hold bytes of `range`, by start.
+    pub fn overlapping(&self, timeline: TimelineId, range: LsnRange) -> impl Iterator<Item = &WalPiece> {
+        self.of_timeline(timeline).filter(move |piece| piece.range.intersect(range).is_some())
+    }
+
+    /// Maximal ranges of `timeline` that are durable without a hole.
+    pub fn ranges(&self, timeline: TimelineId) -> Vec<LsnRange> {
+        let mut ranges: Vec<LsnRange> = Vec::new();
+        for piece in self.of_timeline(timeline) {
+            match ranges.last_mut() {
+                Some(last) if piece.range.start <= last.end => last.end = last.end.max(piece.range.end),
+                _ => ranges.push(piece.range),
+            }
+        }
+        ranges
+    }
+
+    /// Timelines with any durable WAL, ascending.
+    pub fn timelines(&self) -> Vec<TimelineId> {
+        let mut timelines: Vec<TimelineId> = self.pieces.iter().map(|piece| piece.timeline).collect();
+        timelines.dedup();
+        timelines
+    }
+
+    fn of_timeline(&self, timeline: TimelineId) -> impl Iterator<Item = &WalPiece> {
+        let first = self.pieces.partition_point(|piece| piece.timeline < timeline);
+        self.pieces.iter().skip(first).take_while(move |piece| piece.timeline == timeline)
+    }
+}
+
+/// A heartbeat moves the time and not the position; a position never moves back.
+fn advance(end: &mut Option<WalEnd>, timeline: TimelineId, lsn: Lsn, server_time: Timestamp) {
+    let next = WalEnd { timeline, lsn, server_time };
+    *end = Some(match *end {
+        Some(old) if (old.timeline, old.lsn) > (timeline, lsn) => old,
+        Some(old) if (old.timeline, old.lsn) == (timeline, lsn) => {
+            WalEnd { server_time: old.server_time.max(server_time), ..old }
+        }
+        _ => next,
+    });
+}
+
+/// A root with its index and the WAL that both cover, of one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The root.
+    pub root: Root,
+    /// Its index.
+    pub index: Index,
+    /// Its WAL, of the root's generation.
+    pub wal: WalMap,
+}
+
+/// Reads the newest root, its index and its chains; starts again when compaction and collection move them meanwhile.
+pub async fn load(cluster: &Cluster) -> Result<Snapshot, RepoError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let root = cluster.newest_root().await?;
+        match try_load(cluster, &root).await {
+            Ok((index, wal)) => {
+                // An empty chain may mean that a newer root moved it: only the newest root's word counts.
+                let newest = cluster.newest_root().await?;
+                if newest.number == root.number || tries >= RELOADS_MAX {
+                    return Ok(Snapshot { root, index, wal });
+                }
+            }
+            Err(error) if object_is_gone(&error) && tries < RELOADS_MAX => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn try_load(cluster: &Cluster, root: &Root) -> Result<(Index, WalMap), RepoError> {
+    let index = cluster.index(root).await?;
+    let mut chains = Vec::new();
+    for stream in &root.streams {
+        chains.push(chain::read(cluster, stream).await?);
+    }
+    let wal = WalMap::new(root.generation, &index, chains);
+    Ok((index, wal))
+}
