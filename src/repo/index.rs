@@ -8,8 +8,8 @@ use super::layout;
 use crate::base::{BackupId, ObjectId, ObjectKey};
 use crate::format::header::ObjectKind;
 use crate::format::index::{
-    BackupEntry, GapEntry, HistoryEntry, IndexLevel, IndexMeta, IndexPage, PagesEntry, RemovedEntry, RemovedKind,
-    WalEntry,
+    BackupEntry, GapEntry, HistoryEntry, IndexLevel, IndexMeta, IndexPage, PagesEntry, RemovedEntry,
+    RemovedKind, WalEntry,
 };
 use crate::format::record::Record;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -295,7 +295,13 @@ mod tests {
     use super::*;
 
     fn pages_entry(id: u8) -> PagesEntry {
-        PagesEntry { id: ObjectId([id; 16]), object_len: 1, directory_offset: 0, chunk_count: 1, plain_bytes: 1 }
+        PagesEntry {
+            id: ObjectId([id; 16]),
+            object_len: 1,
+            directory_offset: 0,
+            chunk_count: 1,
+            plain_bytes: 1,
+        }
     }
 
     #[test]

@@ -44,7 +44,9 @@ pub fn parse_key_object(key: &ObjectKey) -> Option<KeyObject> {
     let parts: Vec<&str> = key.as_str().split('/').collect();
     match parts.as_slice() {
         [KEYS_PREFIX, slot] => Some(KeyObject::Slot(slot.parse().ok()?)),
-        [KEYS_PREFIX, "epochs", epoch, slot] => Some(KeyObject::Epoch(epoch.parse().ok()?, slot.parse().ok()?)),
+        [KEYS_PREFIX, "epochs", epoch, slot] => {
+            Some(KeyObject::Epoch(epoch.parse().ok()?, slot.parse().ok()?))
+        }
         _ => None,
     }
 }

@@ -5,9 +5,9 @@ use super::error::RepoError;
 use super::layout::{self, KeyObject};
 use crate::base::clock::random_bytes;
 use crate::base::{ClusterName, Env, ObjectKey, RepositoryId, SlotName};
+use crate::codec::ObjectWriter;
 use crate::codec::keyring::{EpochKeys, Keyring};
 use crate::codec::keyslot::{self, SlotCost, Unlock};
-use crate::codec::ObjectWriter;
 use crate::codec::object::{Expect, OpenObject};
 use crate::format::envelope::PlainObject;
 use crate::format::header::{ObjectHeader, ObjectKind};
@@ -59,7 +59,8 @@ impl Repository {
         cost: SlotCost,
         env: Env,
     ) -> Result<(Repository, bool), RepoError> {
-        let marker = RepositoryMarker { version: REPOSITORY_VERSION, id: RepositoryId::random(&*env.entropy) };
+        let marker =
+            RepositoryMarker { version: REPOSITORY_VERSION, id: RepositoryId::random(&*env.entropy) };
         let body = Bytes::from(marker.to_object());
         let mut created = matches!(create_decided(&*store, &layout::marker(), &body).await?, Created::Ours);
         let id = read_marker(&*store).await?;
@@ -179,7 +180,12 @@ impl Repository {
     }
 
     /// Opens the bytes of a whole object that was read from `key`.
-    pub fn open_object(&self, key: &ObjectKey, kind: ObjectKind, bytes: Bytes) -> Result<OpenObject, RepoError> {
+    pub fn open_object(
+        &self,
+        key: &ObjectKey,
+        kind: ObjectKind,
+        bytes: Bytes,
+    ) -> Result<OpenObject, RepoError> {
         let expect = Expect { repository: Some(self.id), key: Some(key), kind: Some(kind) };
         OpenObject::open(bytes, &self.keys, &expect).map_err(|error| RepoError::open(key, error))
     }
@@ -252,7 +258,8 @@ async fn read_marker(store: &dyn Store) -> Result<RepositoryId, RepoError> {
     let key = layout::marker();
     match read_retrying(store, &key).await {
         Ok(bytes) => {
-            let marker = RepositoryMarker::from_object(&bytes).map_err(|error| RepoError::damage(&key, error))?;
+            let marker =
+                RepositoryMarker::from_object(&bytes).map_err(|error| RepoError::damage(&key, error))?;
             Ok(marker.id)
         }
         Err(RepoError::Store(StoreError::NotFound { .. })) => {
@@ -270,7 +277,8 @@ struct SlotFound {
 /// Slots and the epochs sealed to each, by a list: a slot that it misses cannot open, and nothing is decided by that.
 async fn read_slots(store: &dyn Store) -> Result<Vec<SlotFound>, RepoError> {
     let listed = store.list(layout::KEYS_PREFIX).await?;
-    let parsed: Vec<KeyObject> = listed.iter().filter_map(|meta| layout::parse_key_object(&meta.key)).collect();
+    let parsed: Vec<KeyObject> =
+        listed.iter().filter_map(|meta| layout::parse_key_object(&meta.key)).collect();
     let slots = parsed.iter().filter_map(|object| match object {
         KeyObject::Slot(name) => Some(name),
         KeyObject::Epoch(..) => None,
@@ -348,7 +356,9 @@ async fn init_keys(
     match create_decided(store, &layout::key_epoch(epoch.epoch, &name), &sealed).await? {
         Created::Ours => Ok(true),
         Created::Taken(_) => Err(RepoError::Conflict {
-            reason: "another init ran at the same time and both made keys; remove the repository and init again".into(),
+            reason:
+                "another init ran at the same time and both made keys; remove the repository and init again"
+                    .into(),
         }),
     }
 }

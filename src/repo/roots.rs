@@ -6,7 +6,6 @@ use super::layout;
 use super::repository::{Repository, exists};
 use crate::base::{ClusterName, ObjectKey};
 use crate::format::header::ObjectKind;
-use crate::format::record::Record;
 use crate::format::root::{Floor, Root};
 use crate::store::StoreError;
 
@@ -42,7 +41,11 @@ pub async fn newest_number(
 }
 
 /// The newest floor; `None` before the first.
-pub async fn newest_floor(repo: &Repository, cluster: &ClusterName, known: u64) -> Result<Option<Floor>, RepoError> {
+pub async fn newest_floor(
+    repo: &Repository,
+    cluster: &ClusterName,
+    known: u64,
+) -> Result<Option<Floor>, RepoError> {
     let number = newest_number(repo, known, |n| layout::floor(cluster, n)).await?;
     if number == NONE {
         return Ok(None);
@@ -58,7 +61,11 @@ pub async fn newest_floor(repo: &Repository, cluster: &ClusterName, known: u64) 
 }
 
 /// Root `number`; `None` when it is not there.
-pub async fn read_root(repo: &Repository, cluster: &ClusterName, number: u64) -> Result<Option<Root>, RepoError> {
+pub async fn read_root(
+    repo: &Repository,
+    cluster: &ClusterName,
+    number: u64,
+) -> Result<Option<Root>, RepoError> {
     let key = layout::root(cluster, number);
     let object = match repo.read_object(&key, ObjectKind::Root).await {
         Err(RepoError::Store(StoreError::NotFound { .. })) => return Ok(None),

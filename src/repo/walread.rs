@@ -160,7 +160,8 @@ impl OpenPiece {
                     if end > span.end {
                         break;
                     }
-                    let frame = stored.slice((entry.offset - span.start) as usize..(end - span.start) as usize);
+                    let frame =
+                        stored.slice((entry.offset - span.start) as usize..(end - span.start) as usize);
                     bytes.extend(chunk(key, reader, number, entry, &frame, keys)?);
                 }
                 Ok(cut(bytes, entry, range))
@@ -189,7 +190,9 @@ fn frame_at<'a>(
     let after = frames.partition_point(|entry| entry.position <= at.get());
     let found = after.checked_sub(1).and_then(|number| frames.get(number).map(|entry| (number, entry)));
     match found {
-        Some((number, entry)) if at.get() - entry.position < u64::from(entry.plain_len) => Ok((number, entry)),
+        Some((number, entry)) if at.get() - entry.position < u64::from(entry.plain_len) => {
+            Ok((number, entry))
+        }
         _ => Err(RepoError::damage(key, format!("its directory has no frame with {at}"))),
     }
 }
