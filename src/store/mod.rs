@@ -1,6 +1,14 @@
 //! Objects: created if absent, read, listed, deleted, never overwritten.
 //! The trait says what walden needs of a store and no more; one adapter serves every backend, and simulations bring their own.
 
+mod local;
+mod open;
+mod probe;
+
+pub use local::LocalStore;
+pub use open::{StoreOptions, open};
+pub use probe::{probe_init, probe_start};
+
 use crate::base::ObjectKey;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -40,6 +48,14 @@ pub enum StoreError {
         key: ObjectKey,
         /// What happened.
         reason: String,
+    },
+    /// The object ends before the bytes that were asked for: it is damaged, or what refers to it is.
+    #[error("object {key}: ends before byte {wanted}, which a reference names")]
+    Short {
+        /// Which.
+        key: ObjectKey,
+        /// One past the last byte asked for.
+        wanted: u64,
     },
     /// The store has no room.
     #[error("object {key}: no space left in the store: {reason}")]
