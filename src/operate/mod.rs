@@ -1,1 +1,3 @@
-//! operate
+//! What stands between a person and the workflows: configuration, times as people write them, exit codes.
+
+pub mod when;
