@@ -3,9 +3,11 @@
 
 mod host;
 mod os;
+pub mod secret;
 
 pub use host::{OsEntropy, SystemClock};
 pub use os::OsDisk;
+pub use secret::{SecretError, SecretSource};
 
 use async_trait::async_trait;
 use std::fmt;
