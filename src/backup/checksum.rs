@@ -160,4 +160,5 @@ pub fn suspects(content: &[u8], file_number: u32, first_block: u32, start: Lsn) 
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests;
