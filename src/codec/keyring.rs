@@ -1,7 +1,7 @@
 //! The secrets of key epochs that an opened slot gave, and how epochs follow each other. Spec: formats/keys.md.
 
-use super::keyslot::{KeySlotError, derive};
-use super::seal::{ChunkIdKey, EpochSecret, KeySource};
+use super::keyslot::KeySlotError;
+use super::seal::{ChunkIdKey, EpochSecret, KeySource, derive};
 use crate::base::clock::random_bytes;
 use crate::base::{Entropy, RepositoryId};
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 //! Someone who can only write to the store can neither plant an epoch (anchor, link) nor a slot (voucher).
 
 use super::keyring::EpochKeys;
-use super::seal::{ChunkIdKey, EpochSecret};
+use super::seal::{ChunkIdKey, EpochSecret, derive};
 use crate::base::clock::random_bytes;
 use crate::base::{Entropy, RepositoryId, SlotName};
 use crate::format::FormatError;
@@ -417,15 +417,6 @@ fn epoch_associated(object: &EpochSlot) -> Vec<u8> {
 fn cut(mut bytes: Vec<u8>, from_end: usize) -> Vec<u8> {
     bytes.truncate(bytes.len() - from_end);
     bytes
-}
-
-/// BLAKE3's key derivation over `parts`, whose lengths but the last one's are fixed.
-pub(super) fn derive(context: &str, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
-    let mut hasher = Zeroizing::new(blake3::Hasher::new_derive_key(context));
-    parts.iter().for_each(|part| {
-        hasher.update(part);
-    });
-    Zeroizing::new(*hasher.finalize().as_bytes())
 }
 
 /// Seals `plain` with a key that seals nothing else; its nonce is zero for that reason.

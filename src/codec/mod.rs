@@ -1,9 +1,12 @@
 //! Bytes in, bytes out: compressing, sealing and opening objects, and the key slots that guard their secrets. No IO.
 //! Spec: formats/object.md, formats/keys.md.
 
+pub mod check;
+pub mod compress;
 pub mod keyring;
 pub mod keyslot;
 pub mod object;
+pub mod read;
 pub mod seal;
 
 pub use keyring::{EpochKeys, Keyring};

@@ -7,7 +7,7 @@ use crate::format::header::{HEADER_BYTES, ObjectHeader};
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 const OBJECT_KEY_CONTEXT: &str = "walden v1 object key";
 const COMMITMENT_CONTEXT: &str = "walden v1 key commitment";
@@ -60,18 +60,15 @@ pub struct Unsealable;
 impl ObjectKeys {
     /// Derives the key of a new object and completes its header with the commitment.
     pub fn create(secret: &EpochSecret, header: &ObjectHeader) -> Self {
-        let (key, commitment) = derive(secret, header);
-        ObjectKeys { cipher: XChaCha20Poly1305::new(&key.into()), header: header.encode(&commitment) }
+        let (key, commitment) = object_key(secret, header);
+        ObjectKeys { cipher: cipher(&key), header: header.encode(&commitment) }
     }
 
     /// Derives the key of a stored object; `None` when the commitment shows another secret sealed it.
     pub fn open(secret: &EpochSecret, header: &ObjectHeader, commitment: &[u8; 32]) -> Option<Self> {
-        let (key, own) = derive(secret, header);
+        let (key, own) = object_key(secret, header);
         let matches: bool = own.ct_eq(commitment).into();
-        matches.then(|| ObjectKeys {
-            cipher: XChaCha20Poly1305::new(&key.into()),
-            header: header.encode(commitment),
-        })
+        matches.then(|| ObjectKeys { cipher: cipher(&key), header: header.encode(commitment) })
     }
 
     /// The header's bytes.
@@ -81,30 +78,49 @@ impl ObjectKeys {
 
     /// Seals `buffer` in place as frame `counter` and appends the tag. `head.sealed_len` counts the tag.
     pub fn seal(&self, counter: u64, head: &FrameHead, buffer: &mut Vec<u8>) {
-        assert!(head.sealed_len as usize == buffer.len() + TAG_BYTES, "frame head and buffer disagree");
+        let tag = self.seal_slice(counter, head, buffer);
+        buffer.extend_from_slice(&tag);
+    }
+
+    /// Seals `body` in place as frame `counter`; the tag is to follow it. `head.sealed_len` counts the tag.
+    pub fn seal_slice(&self, counter: u64, head: &FrameHead, body: &mut [u8]) -> [u8; TAG_BYTES] {
+        assert!(head.sealed_len as usize == body.len() + TAG_BYTES, "frame head and body disagree");
         let associated = self.associated(counter, head);
-        let tag =
-            self.cipher.encrypt_inout_detached(&nonce(counter), &associated, buffer.as_mut_slice().into());
-        match tag {
-            Ok(tag) => buffer.extend_from_slice(&tag),
+        match self.cipher.encrypt_inout_detached(&nonce(counter), &associated, body.into()) {
+            Ok(tag) => tag.into(),
             Err(_) => unreachable!("a frame is far below the cipher's limit of 256 GiB"),
         }
     }
 
     /// Opens frame `counter`.
     pub fn open_frame(&self, counter: u64, head: &FrameHead, sealed: &[u8]) -> Result<Vec<u8>, Unsealable> {
-        let (body, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(Unsealable)?;
-        let mut buffer = body.to_vec();
-        let associated = self.associated(counter, head);
-        self.cipher
-            .decrypt_inout_detached(
-                &nonce(counter),
-                &associated,
-                buffer.as_mut_slice().into(),
-                &Tag::from(*tag),
-            )
-            .map_err(|_| Unsealable)?;
+        let mut buffer = Vec::new();
+        self.open_frame_into(counter, head, sealed, &mut buffer)?;
         Ok(buffer)
+    }
+
+    /// Opens frame `counter` into `buffer`, whose content is replaced; it is empty after an error.
+    pub fn open_frame_into(
+        &self,
+        counter: u64,
+        head: &FrameHead,
+        sealed: &[u8],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Unsealable> {
+        buffer.clear();
+        let (body, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(Unsealable)?;
+        buffer.extend_from_slice(body);
+        let associated = self.associated(counter, head);
+        let opened = self.cipher.decrypt_inout_detached(
+            &nonce(counter),
+            &associated,
+            buffer.as_mut_slice().into(),
+            &Tag::from(*tag),
+        );
+        opened.map_err(|_| {
+            buffer.clear();
+            Unsealable
+        })
     }
 
     fn associated(&self, counter: u64, head: &FrameHead) -> [u8; HEADER_BYTES + 20] {
@@ -116,12 +132,24 @@ impl ObjectKeys {
     }
 }
 
-fn derive(secret: &EpochSecret, header: &ObjectHeader) -> ([u8; 32], [u8; 32]) {
-    let mut hasher = blake3::Hasher::new_derive_key(OBJECT_KEY_CONTEXT);
-    hasher.update(&secret.0);
-    hasher.update(&header.derivation_bytes());
-    let key = *hasher.finalize().as_bytes();
-    (key, blake3::derive_key(COMMITMENT_CONTEXT, &key))
+/// An object's key and the commitment to it.
+fn object_key(secret: &EpochSecret, header: &ObjectHeader) -> (Zeroizing<[u8; 32]>, [u8; 32]) {
+    let key = derive(OBJECT_KEY_CONTEXT, &[&secret.0, &header.derivation_bytes()]);
+    let commitment = *derive(COMMITMENT_CONTEXT, &[key.as_slice()]);
+    (key, commitment)
+}
+
+fn cipher(key: &[u8; 32]) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new(key.into())
+}
+
+/// BLAKE3's key derivation over `parts`, whose lengths but the last one's are fixed.
+pub(super) fn derive(context: &str, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+    let mut hasher = Zeroizing::new(blake3::Hasher::new_derive_key(context));
+    parts.iter().for_each(|part| {
+        hasher.update(part);
+    });
+    Zeroizing::new(*hasher.finalize().as_bytes())
 }
 
 fn nonce(counter: u64) -> XNonce {

@@ -21,6 +21,11 @@ impl FormatError {
     pub fn new(what: &'static str, at: usize, found: impl ToString, expected: impl ToString) -> Self {
         FormatError { what, at, found: found.to_string(), expected: expected.to_string() }
     }
+
+    /// The same error, told from the start of what contains the bytes, `offset` bytes before them.
+    pub fn shifted(self, offset: usize) -> Self {
+        FormatError { at: self.at.saturating_add(offset), ..self }
+    }
 }
 
 /// A cursor over foreign bytes.

@@ -4,16 +4,17 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::bytes::{FormatError, Reader, Writer};
+use super::header::HEADER_BYTES;
 use super::record::{Field, code};
 
 /// A frame head's length in bytes.
 pub const FRAME_HEAD_BYTES: usize = 16;
 /// The trailer's length in bytes.
 pub const TRAILER_BYTES: usize = 32;
-/// The most plaintext a frame may hold.
+/// The most plaintext a chunk may hold.
 pub const FRAME_PLAIN_BYTES_MAX: usize = 16 << 20;
-/// The most a sealed frame may take: plaintext that did not compress, and slack.
-pub const FRAME_SEALED_BYTES_MAX: usize = FRAME_PLAIN_BYTES_MAX + (1 << 20);
+/// The most plaintext a directory may hold: a segment of WAL that is nothing but commits that drop something.
+pub const DIRECTORY_PLAIN_BYTES_MAX: usize = 64 << 20;
 /// The tag that Poly1305 adds.
 pub const TAG_BYTES: usize = 16;
 const TRAILER_MAGIC: [u8; 4] = *b"\x1aEND";
@@ -51,18 +52,22 @@ pub struct FrameHead {
     pub codec: Codec,
 }
 
+impl FrameKind {
+    /// The most plaintext a frame of this kind may hold.
+    pub const fn plain_bytes_max(self) -> usize {
+        match self {
+            FrameKind::Data => FRAME_PLAIN_BYTES_MAX,
+            FrameKind::Directory => DIRECTORY_PLAIN_BYTES_MAX,
+        }
+    }
+}
+
 impl FrameHead {
     /// The head without its CRC: what the CRC and the associated data cover.
     pub fn bound_bytes(&self) -> [u8; 12] {
-        let mut to = Writer::new();
-        self.sealed_len.put(&mut to);
-        self.plain_len.put(&mut to);
-        self.kind.put(&mut to);
-        self.codec.put(&mut to);
-        0u16.put(&mut to);
-        let mut bytes = [0; 12];
-        bytes.copy_from_slice(&to.into_bytes());
-        bytes
+        let [s0, s1, s2, s3] = self.sealed_len.to_le_bytes();
+        let [p0, p1, p2, p3] = self.plain_len.to_le_bytes();
+        [s0, s1, s2, s3, p0, p1, p2, p3, self.kind as u8, self.codec as u8, 0, 0]
     }
 
     /// The CRC of this head and `sealed`.
@@ -86,15 +91,21 @@ impl FrameHead {
     pub fn decode(bytes: &[u8]) -> Result<(FrameHead, u32), FormatError> {
         let mut from = Reader::new("frame head", bytes);
         let sealed_len = u32::get(&mut from)?;
-        if !(TAG_BYTES..=FRAME_SEALED_BYTES_MAX).contains(&(sealed_len as usize)) {
-            return Err(FormatError::new("frame head", 0, sealed_len, "a possible frame length"));
-        }
         let plain_len = u32::get(&mut from)?;
-        if plain_len as usize > FRAME_PLAIN_BYTES_MAX {
-            return Err(FormatError::new("frame head", 4, plain_len, "a possible chunk length"));
-        }
         let kind = FrameKind::get(&mut from)?;
         let codec = Codec::get(&mut from)?;
+        if plain_len as usize > kind.plain_bytes_max() {
+            return Err(FormatError::new("frame head", 4, plain_len, "a possible chunk length"));
+        }
+        // What does not get smaller is stored raw, so nothing is longer than its plaintext and a tag.
+        let body_len = u64::from(sealed_len).checked_sub(TAG_BYTES as u64);
+        let possible = match codec {
+            Codec::Raw => body_len == Some(u64::from(plain_len)),
+            Codec::Zstd => body_len.is_some_and(|len| (1..u64::from(plain_len)).contains(&len)),
+        };
+        if !possible {
+            return Err(FormatError::new("frame head", 0, sealed_len, "a possible frame length"));
+        }
         let before = from.clone();
         if u16::get(&mut from)? != 0 {
             return Err(before.error("reserved bytes that are not zero", "zeros"));
@@ -168,10 +179,23 @@ impl Trailer {
             return Err(before.error("reserved bytes that are not zero", "zeros"));
         }
         from.finish()?;
-        let room = (TRAILER_BYTES + FRAME_HEAD_BYTES) as u64;
-        if stored_len != object_len || directory_offset > object_len.saturating_sub(room) {
-            let found = format!("{object_len} bytes");
+        if stored_len != object_len {
+            let found = format!("an object of {object_len} bytes");
             return Err(FormatError::new("object trailer", 8, found, format!("{stored_len} bytes")));
+        }
+        let room = (TRAILER_BYTES + FRAME_HEAD_BYTES) as u64;
+        let directory = HEADER_BYTES as u64..=object_len.saturating_sub(room);
+        if !directory.contains(&directory_offset) {
+            let expected = format!("{} to {}", directory.start(), directory.end());
+            return Err(FormatError::new(
+                "object trailer",
+                0,
+                format!("directory at {directory_offset}"),
+                expected,
+            ));
+        }
+        if frame_count == 0 {
+            return Err(FormatError::new("object trailer", 16, "no frames", "a directory at least"));
         }
         Ok(Trailer { directory_offset, frame_count, object_len })
     }
