@@ -1,0 +1,258 @@
+//! What a command works with: option over environment over file. Pure: the environment is a function, the file is parsed.
+
+use super::config::{
+    Ack, ClusterTable, ConfigError, ConfigFile, Place, RepositoryTable, nearest, one_secret,
+};
+use crate::base::ClusterName;
+use crate::disk::SecretSource;
+use std::path::{Path, PathBuf};
+
+/// Where journals lie when nobody says: a directory for each cluster.
+pub const JOURNAL_HOME: &str = "/var/lib/walden";
+
+/// What was given on the command line, or in the environment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Given {
+    /// `--repo`: a URL, a path, or the name of a `[repository.NAME]`.
+    pub repo: Option<String>,
+    /// `--cluster`.
+    pub cluster: Option<String>,
+    /// `--connection`.
+    pub connection: Option<String>,
+    /// `--passphrase-file`.
+    pub passphrase_file: Option<PathBuf>,
+    /// `--passphrase-command`.
+    pub passphrase_command: Option<String>,
+    /// `--key-file`.
+    pub key_file: Option<PathBuf>,
+    /// `--key-command`.
+    pub key_command: Option<String>,
+}
+
+impl Given {
+    /// What `WALDEN_…` variables say; empty ones say nothing.
+    pub fn from_env(env: &dyn Fn(&str) -> Option<String>) -> Given {
+        let text = |name| env(name).filter(|value| !value.is_empty());
+        let path = |name| text(name).map(PathBuf::from);
+        Given {
+            repo: text("WALDEN_REPO"),
+            cluster: text("WALDEN_CLUSTER"),
+            connection: text("WALDEN_CONNECTION"),
+            passphrase_file: path("WALDEN_PASSPHRASE_FILE"),
+            passphrase_command: text("WALDEN_PASSPHRASE_COMMAND"),
+            key_file: path("WALDEN_KEY_FILE"),
+            key_command: text("WALDEN_KEY_COMMAND"),
+        }
+    }
+
+    fn secret(&self, names: [&'static str; 4], place: Place) -> Result<Option<SecretSource>, ConfigError> {
+        let [passphrase_file, passphrase_command, key_file, key_command] = names;
+        let sources = [
+            (passphrase_file, self.passphrase_file.clone().map(SecretSource::PassphraseFile)),
+            (passphrase_command, self.passphrase_command.clone().map(SecretSource::PassphraseCommand)),
+            (key_file, self.key_file.clone().map(SecretSource::KeyFile)),
+            (key_command, self.key_command.clone().map(SecretSource::KeyCommand)),
+        ];
+        one_secret(sources, &place)
+    }
+}
+
+/// Everything that was configured, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    repository: Option<RepositoryTable>,
+    cluster_name: Option<ClusterName>,
+    cluster: ClusterTable,
+}
+
+impl Settings {
+    /// Resolves `flags` over `env` over `file`.
+    pub fn resolve(flags: &Given, env: &Given, file: &ConfigFile) -> Result<Settings, ConfigError> {
+        if flags.connection.as_deref().is_some_and(holds_password) {
+            return Err(ConfigError::Secret {
+                place: Place::Flag("--connection"),
+                key: "its password".into(),
+            });
+        }
+        let cluster_name = cluster_name(flags, env, file)?;
+        let mut cluster =
+            cluster_name.as_ref().and_then(|name| file.clusters.get(name)).cloned().unwrap_or_default();
+        let repository = repository(flags, env, file, &cluster)?;
+        if let Some(connection) = flags.connection.clone().or_else(|| env.connection.clone()) {
+            cluster.connection = Some(connection);
+        }
+        Ok(Settings { repository, cluster_name, cluster })
+    }
+
+    /// The repository. An error when none was given.
+    pub fn repository(&self) -> Result<&RepositoryTable, ConfigError> {
+        self.repository.as_ref().ok_or_else(|| ConfigError::Missing {
+            what: "the repository (--repo URL-or-path, WALDEN_REPO, or [repository.NAME] in the configuration file)".into(),
+        })
+    }
+
+    /// The cluster's name, where one was given or the file defines exactly one.
+    pub fn cluster_name(&self) -> Option<&ClusterName> {
+        self.cluster_name.as_ref()
+    }
+
+    /// The cluster's name. An error when none was given.
+    pub fn require_cluster(&self) -> Result<&ClusterName, ConfigError> {
+        self.cluster_name.as_ref().ok_or_else(|| ConfigError::Missing {
+            what: "the cluster's name (--cluster NAME, WALDEN_CLUSTER, or [cluster.NAME] in the configuration file)".into(),
+        })
+    }
+
+    /// The connection string; empty (libpq's defaults and `PG*` variables) when none was given.
+    pub fn connection(&self) -> &str {
+        self.cluster.connection.as_deref().unwrap_or("")
+    }
+
+    /// What the file says of the cluster.
+    pub fn cluster(&self) -> &ClusterTable {
+        &self.cluster
+    }
+
+    /// The acknowledgement mode: `flag`, else the file's, else `object`.
+    pub fn ack(&self, flag: Option<Ack>) -> Ack {
+        flag.or(self.cluster.ack).unwrap_or_default()
+    }
+
+    /// The journal's directory: `flag`, else the file's, else one under [`JOURNAL_HOME`].
+    pub fn journal_dir(&self, flag: Option<&Path>, cluster: &ClusterName) -> PathBuf {
+        let given = flag.or(self.cluster.journal_dir.as_deref()).map(Path::to_owned);
+        given.unwrap_or_else(|| Path::new(JOURNAL_HOME).join(cluster.as_str()))
+    }
+
+    /// The slot's name: `flag`, else the file's, else `walden_<cluster>`.
+    pub fn slot(&self, flag: Option<&str>, cluster: &ClusterName) -> String {
+        let given = flag.or(self.cluster.slot.as_deref()).map(str::to_owned);
+        given.unwrap_or_else(|| cluster.slot_name())
+    }
+}
+
+fn cluster_name(flags: &Given, env: &Given, file: &ConfigFile) -> Result<Option<ClusterName>, ConfigError> {
+    let given =
+        [(&flags.cluster, Place::Flag("--cluster")), (&env.cluster, Place::Variable("WALDEN_CLUSTER"))];
+    for (name, place) in given {
+        if let Some(name) = name {
+            let bad =
+                |error: crate::base::ids::IdError| ConfigError::Name { place, reason: error.to_string() };
+            return name.parse().map(Some).map_err(bad);
+        }
+    }
+    let mut names = file.clusters.keys();
+    match (names.next(), names.next()) {
+        (Some(only), None) => Ok(Some(only.clone())),
+        _ => Ok(None),
+    }
+}
+
+fn repository(
+    flags: &Given,
+    env: &Given,
+    file: &ConfigFile,
+    cluster: &ClusterTable,
+) -> Result<Option<RepositoryTable>, ConfigError> {
+    let given = [(&flags.repo, Place::Flag("--repo")), (&env.repo, Place::Variable("WALDEN_REPO"))];
+    let chosen = given.into_iter().find_map(|(repo, place)| repo.as_ref().map(|repo| (repo.as_str(), place)));
+    let mut table = match (chosen, cluster.repositories.as_slice()) {
+        (Some((repo, place)), _) => Some(named_or_url(repo, place, file)?),
+        (None, [name]) => Some(named(name, file)?),
+        (None, []) => {
+            let mut tables = file.repositories.values();
+            match (tables.next(), tables.next()) {
+                (Some(only), None) => Some(only.clone()),
+                _ => None,
+            }
+        }
+        (None, several) => {
+            return Err(ConfigError::Missing {
+                what: format!("--repo: the cluster has {} repositories, and one of them", several.len()),
+            });
+        }
+    };
+    let of_flags = flags.secret(
+        ["--passphrase-file", "--passphrase-command", "--key-file", "--key-command"],
+        Place::Flag("command line"),
+    )?;
+    let of_env = env.secret(
+        ["WALDEN_PASSPHRASE_FILE", "WALDEN_PASSPHRASE_COMMAND", "WALDEN_KEY_FILE", "WALDEN_KEY_COMMAND"],
+        Place::Variable("environment"),
+    )?;
+    if let (Some(table), Some(secret)) = (&mut table, of_flags.or(of_env)) {
+        table.secret = Some(secret);
+    }
+    Ok(table)
+}
+
+fn named(name: &str, file: &ConfigFile) -> Result<RepositoryTable, ConfigError> {
+    file.repositories.get(name).cloned().ok_or_else(|| {
+        let known = nearest(name, file.repositories.keys().map(String::as_str));
+        let known = known.map(|name| format!(", did you mean {name:?}?")).unwrap_or_default();
+        ConfigError::Missing {
+            what: format!("[repository.{name}], which a cluster names in the configuration file,{known}"),
+        }
+    })
+}
+
+/// A name of the file's, or else a URL or path. A lone word that is no name of the file's is taken for a path only if it
+/// looks like one, so that a mistyped name does not become a new directory.
+fn named_or_url(repo: &str, place: Place, file: &ConfigFile) -> Result<RepositoryTable, ConfigError> {
+    if let Some(table) = file.repositories.get(repo) {
+        return Ok(table.clone());
+    }
+    if repo.contains('/') || repo == "." || repo == ".." {
+        return Ok(RepositoryTable { url: repo.to_owned(), ..RepositoryTable::default() });
+    }
+    let near = nearest(repo, file.repositories.keys().map(String::as_str));
+    let near = near.map(|name| format!(", did you mean {name}?")).unwrap_or_default();
+    let reason = format!(
+        "{repo:?} is neither a URL, a path (write ./{repo}), nor a [repository.NAME] of the configuration file{near}"
+    );
+    Err(ConfigError::Name { place, reason })
+}
+
+/// Whether a connection string holds a password, which would then be in process lists, shell histories and files.
+pub fn holds_password(connection: &str) -> bool {
+    let connection = connection.trim();
+    if let Some((_, rest)) = connection.split_once("://") {
+        let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let userinfo = authority.rsplit_once('@').map(|(userinfo, _)| userinfo);
+        let query = tail.split_once('?').map_or("", |(_, query)| query);
+        let in_query = query.split('&').any(|pair| is_password_key(pair.split('=').next().unwrap_or("")));
+        return in_query || userinfo.is_some_and(|userinfo| userinfo.contains(':'));
+    }
+    let mut rest = connection;
+    while let Some((key, value)) = rest.split_once('=') {
+        if is_password_key(key.trim()) {
+            return true;
+        }
+        rest = after_value(value.trim_start());
+    }
+    false
+}
+
+fn is_password_key(key: &str) -> bool {
+    matches!(key, "password" | "sslpassword")
+}
+
+/// What follows a value of a connection string, quoted or not.
+fn after_value(text: &str) -> &str {
+    let quoted = text.starts_with('\'');
+    let mut chars = text.char_indices().skip(usize::from(quoted));
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' => {
+                chars.next();
+            }
+            '\'' if quoted => return text.get(at + 1..).unwrap_or(""),
+            c if !quoted && c.is_whitespace() => return text.get(at..).unwrap_or(""),
+            _ => {}
+        }
+    }
+    ""
+}
+
+#[cfg(test)]
+mod tests;
