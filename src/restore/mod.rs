@@ -1,1 +1,13 @@
-//! restore
+//! Giving back a moment: which backup and which record to stop at, writing the data directory, and serving WAL to the
+//! PostgreSQL that recovers it. Spec: engine.md, "Restore".
+//!
+//! The pure part: a [`target::Request`] is resolved against an [`resolve::Archive`] before a byte is written.
+
+pub mod error;
+pub mod lineage;
+pub mod resolve;
+pub mod scan;
+pub mod target;
+
+pub use error::RestoreError;
+pub use target::{Boundary, Request, Target, TargetAction, TimelineChoice};

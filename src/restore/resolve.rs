@@ -1,0 +1,573 @@
+//! From a request to a backup and the record to stop at. Decides, writes nothing. Spec: engine.md, "Restore".
+//!
+//! Rules: never another target than the one asked for; the newest restorable backup whose consistency point is not
+//! past it; a time means what it means to PostgreSQL, the first commit or abort in LSN order past it, from that
+//! backup's redo on; whatever is ambiguous is refused and shown; whatever lies in a gap or outside is refused, and the
+//! window shown.
+
+mod window;
+
+pub use window::{Ambiguity, Candidate, Occurrence, Window, WindowPart};
+
+use super::error::RestoreError;
+use super::lineage::{Coverage, Lineage, Piece, Run, TimelinePath};
+use super::scan::{Meaning, Seen, WalScan};
+use super::target::{Boundary, Request, Target, TimelineChoice};
+use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId, Timestamp};
+use crate::format::index::{BackupEntry, BackupState, GapEntry};
+use std::ops::ControlFlow;
+
+/// How far commit times may be out of order before the clock is said to have stepped back: they are taken before the
+/// record is written, so neighbours swap by milliseconds all the time.
+pub const CLOCK_DISORDER_MAX_MICROS: i64 = 1_000_000;
+/// The most commits an [`Ambiguity`] lists.
+pub const LISTED_MAX: usize = 20;
+
+/// What a generation of a cluster has to restore from.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    /// The generation.
+    pub generation: Generation,
+    /// Its WAL segment size.
+    pub segment_size: SegmentSize,
+    /// Its backups, whatever became of them.
+    pub backups: Vec<BackupEntry>,
+    /// Its recorded gaps.
+    pub gaps: Vec<GapEntry>,
+    /// Its timelines.
+    pub lineage: Lineage,
+    /// Its WAL.
+    pub pieces: Vec<Piece>,
+    /// The timeline the cluster is on.
+    pub current: TimelineId,
+}
+
+/// Where PostgreSQL is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// As soon as it is consistent.
+    Consistency,
+    /// Right before this record.
+    Before(Seen),
+    /// Right after this record.
+    After(Seen),
+}
+
+/// A request, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolution {
+    /// The backup to start from.
+    pub backup: BackupEntry,
+    /// The line of history to follow.
+    pub path: TimelinePath,
+    /// Where to stop.
+    pub stop: Stop,
+    /// The WAL that recovery reads, from the start of a WAL segment.
+    pub wal: LsnRange,
+    /// Where the archive ends on this path, without a hole since the backup.
+    pub durable_end: Lsn,
+    /// Every other choice that was there.
+    pub window: Window,
+    /// What a person should know beside it.
+    pub notes: Vec<String>,
+}
+
+impl Archive {
+    /// Understands `request`, looking into WAL through `scan`, which decodes along the path it is asked to make.
+    pub async fn resolve<S: WalScan>(
+        &self,
+        request: &Request,
+        scan: impl FnOnce(&TimelinePath) -> S,
+    ) -> Result<Resolution, RestoreError> {
+        if request.boundary == Boundary::Exclusive
+            && matches!(request.target, Target::Latest | Target::Immediate | Target::Name(_))
+        {
+            return Err(RestoreError::usage(format!(
+                "exclusive has no meaning for target {}: only a time, an LSN or a transaction can be left out",
+                request.target
+            )));
+        }
+        let chosen = request.backup.as_deref().map(|prefix| self.backup(prefix)).transpose()?;
+        let path = self.path_for(request.timeline, chosen)?;
+        let coverage = Coverage::of(&path, &self.pieces, self.segment_size);
+        let scan = scan(&path);
+        let resolver =
+            Resolver { archive: self, request, path: &path, coverage: &coverage, scan: &scan, chosen };
+        resolver.resolve().await
+    }
+
+    /// The window of the timeline that is restored by default.
+    pub fn window(&self) -> Result<Window, RestoreError> {
+        let path = self.path_for(TimelineChoice::Newest, None)?;
+        let coverage = Coverage::of(&path, &self.pieces, self.segment_size);
+        Ok(window::window(self, &path, &coverage))
+    }
+
+    /// The one backup whose id begins with `prefix`.
+    pub fn backup(&self, prefix: &str) -> Result<&BackupEntry, RestoreError> {
+        let mut fits = self.backups.iter().filter(|backup| backup.id.as_str().starts_with(prefix));
+        let list = |of: &mut dyn Iterator<Item = &BackupEntry>| {
+            of.map(|backup| backup.id.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        match (fits.next(), fits.next()) {
+            (Some(backup), None) if backup.state == BackupState::Pending => Err(RestoreError::NotFound {
+                what: format!("restorable backup {}", backup.id),
+                reason: "its WAL is not durable yet".into(),
+            }),
+            (Some(backup), None) => Ok(backup),
+            (Some(first), Some(second)) => {
+                let all = list(&mut [first, second].into_iter().chain(fits));
+                Err(RestoreError::usage(format!("backup {prefix} is ambiguous: {all}")))
+            }
+            (None, _) => Err(RestoreError::NotFound {
+                what: format!("backup {prefix}"),
+                reason: match list(&mut self.backups.iter()) {
+                    all if all.is_empty() => "there is no backup".into(),
+                    all => format!("there are {all}"),
+                },
+            }),
+        }
+    }
+
+    /// The path to follow: what was asked for, the cluster's own, or the newest line that `chosen` lies on.
+    fn path_for(
+        &self,
+        choice: TimelineChoice,
+        chosen: Option<&BackupEntry>,
+    ) -> Result<TimelinePath, RestoreError> {
+        let no_history = |timeline: TimelineId| RestoreError::NotFound {
+            what: format!("timeline {timeline}"),
+            reason: format!("the archive has no {} that leads to it", timeline.history_file_name()),
+        };
+        if let TimelineChoice::Number(timeline) = choice {
+            let known =
+                self.current == timeline || self.pieces.iter().any(|piece| piece.timeline == timeline);
+            let path = self.lineage.path(timeline).filter(|_| known || timeline != TimelineId::FIRST);
+            return path.ok_or_else(|| no_history(timeline));
+        }
+        let on = |path: &TimelinePath, backup: &BackupEntry| {
+            path.holds(backup.timeline, LsnRange::new(backup.redo.min(backup.stop), backup.stop))
+        };
+        let current = self.lineage.path(self.current);
+        match (current, chosen) {
+            (Some(path), None) => Ok(path),
+            (Some(path), Some(backup)) if on(&path, backup) => Ok(path),
+            (None, None) => Err(no_history(self.current)),
+            (_, Some(backup)) => {
+                let lines = self.lineage.timelines().filter_map(|timeline| self.lineage.path(timeline));
+                lines
+                    .filter(|path| on(path, backup))
+                    .max_by_key(|path| self.newest_time(path.timeline()))
+                    .ok_or_else(|| no_history(backup.timeline))
+            }
+        }
+    }
+
+    fn newest_time(&self, timeline: TimelineId) -> Timestamp {
+        let own = self.pieces.iter().filter(|piece| piece.timeline == timeline);
+        own.map(|piece| piece.server_time).max().unwrap_or(Timestamp::MIN)
+    }
+}
+
+/// One resolution under way.
+struct Resolver<'a, S> {
+    archive: &'a Archive,
+    request: &'a Request,
+    path: &'a TimelinePath,
+    coverage: &'a Coverage<'a>,
+    scan: &'a S,
+    chosen: Option<&'a BackupEntry>,
+}
+
+impl<'a, S: WalScan> Resolver<'a, S> {
+    async fn resolve(&self) -> Result<Resolution, RestoreError> {
+        let candidates = self.candidates()?;
+        let (candidate, stop) = match &self.request.target {
+            Target::Latest => self.latest(&candidates).await?,
+            Target::Immediate => self.immediate(&candidates)?,
+            Target::Time(time) => self.time(&candidates, *time).await?,
+            Target::Lsn(lsn) => self.lsn(&candidates, *lsn).await?,
+            Target::Xid(xid) => self.xid(&candidates, *xid).await?,
+            Target::Name(name) => self.name(&candidates, name)?,
+        };
+        let backup = candidate.backup;
+        let last = match stop {
+            Stop::Consistency => backup.stop,
+            Stop::Before(record) | Stop::After(record) => record.end,
+        };
+        // What PostgreSQL itself would refuse as "before consistent recovery point" never leaves here.
+        assert!(match stop {
+            Stop::Consistency => true,
+            Stop::Before(record) => record.start >= backup.stop,
+            Stop::After(record) => record.end >= backup.stop,
+        });
+        Ok(Resolution {
+            backup: backup.clone(),
+            path: self.path.clone(),
+            stop,
+            wal: LsnRange::new(self.archive.segment_size.segment_start(backup.redo), last.max(backup.stop)),
+            durable_end: candidate.run.range.end,
+            window: self.window(),
+            notes: self.notes(candidate).await?,
+        })
+    }
+
+    /// Backups that can be restored on this path, newest first.
+    fn candidates(&self) -> Result<Vec<Candidate<'_>>, RestoreError> {
+        let mut all = window::candidates(self.archive, self.path, self.coverage);
+        if let Some(chosen) = self.chosen {
+            all.retain(|candidate| candidate.backup.id == chosen.id);
+            if all.is_empty() {
+                let from = self.archive.segment_size.segment_start(chosen.redo);
+                let reason = format!(
+                    "the WAL of timeline {} from {from} to {} that backup {} needs is not whole on the way to timeline {}",
+                    chosen.timeline,
+                    chosen.stop,
+                    chosen.id,
+                    self.path.timeline()
+                );
+                return Err(self.outside(reason));
+            }
+        }
+        if all.is_empty() {
+            let reason = format!("no backup is restorable on the way to timeline {}", self.path.timeline());
+            return Err(self.outside(reason));
+        }
+        Ok(all)
+    }
+
+    async fn latest<'c>(&self, all: &'c [Candidate<'c>]) -> Result<(&'c Candidate<'c>, Stop), RestoreError> {
+        let end = self.coverage.end().unwrap_or(Lsn::ZERO);
+        let Some(candidate) = all.iter().find(|candidate| candidate.run.range.end == end) else {
+            let reach = all.iter().map(|candidate| candidate.run.range.end).max().unwrap_or(Lsn::ZERO);
+            return Err(self.outside(format!(
+                "WAL is missing after {reach} and begins again before {end}, and no backup was completed since; \
+                 {reach} can be restored with an LSN target"
+            )));
+        };
+        Ok((candidate, Stop::After(self.last_record(candidate.run).await?)))
+    }
+
+    fn immediate<'c>(&self, all: &'c [Candidate<'c>]) -> Result<(&'c Candidate<'c>, Stop), RestoreError> {
+        let candidate = all.first().ok_or_else(|| self.outside("there is no backup".into()))?;
+        Ok((candidate, Stop::Consistency))
+    }
+
+    async fn time<'c>(
+        &self,
+        all: &'c [Candidate<'c>],
+        time: Timestamp,
+    ) -> Result<(&'c Candidate<'c>, Stop), RestoreError> {
+        for candidate in all.iter().filter(|candidate| candidate.backup.stopped_at <= time) {
+            let run = candidate.run;
+            let Some(stop) = self.first_past(candidate, time).await? else {
+                if time > run.server_time {
+                    return Err(self.outside(self.beyond(run, &format!("server time {}", run.server_time))));
+                }
+                return Ok((candidate, Stop::After(self.last_record(run).await?)));
+            };
+            if stop.start < candidate.backup.stop {
+                continue;
+            }
+            self.refuse_stepped_clock(run, &stop, time).await?;
+            return Ok((candidate, Stop::Before(stop)));
+        }
+        let point = "the consistency point of every backup it could start from lies past it";
+        Err(self.outside(point.into()))
+    }
+
+    async fn lsn<'c>(
+        &self,
+        all: &'c [Candidate<'c>],
+        lsn: Lsn,
+    ) -> Result<(&'c Candidate<'c>, Stop), RestoreError> {
+        let end = self.coverage.end().unwrap_or(Lsn::ZERO);
+        if lsn > end {
+            return Err(self.outside(format!("WAL is durable up to {end}")));
+        }
+        for candidate in all.iter().filter(|candidate| candidate.backup.stop <= lsn) {
+            let run = candidate.run;
+            if lsn > run.range.end {
+                return Err(self.outside(self.beyond(run, &format!("{}", run.range.end))));
+            }
+            // The first record that ends past the target is the first that does not belong to it.
+            let from = match self.request.boundary {
+                Boundary::Inclusive => lsn,
+                Boundary::Exclusive => lsn.saturating_sub(1),
+            };
+            let stop = match self.first_ending_after(run, from).await? {
+                Some(record) => Stop::Before(record),
+                None => Stop::After(self.last_record(run).await?),
+            };
+            if let Stop::Before(record) = stop
+                && record.start < candidate.backup.stop
+            {
+                continue;
+            }
+            return Ok((candidate, stop));
+        }
+        Err(self.outside("it is before the consistency point of every backup".into()))
+    }
+
+    async fn xid<'c>(
+        &self,
+        all: &'c [Candidate<'c>],
+        xid: u32,
+    ) -> Result<(&'c Candidate<'c>, Stop), RestoreError> {
+        let mut found: Vec<Occurrence> = Vec::new();
+        for run in &self.coverage.runs {
+            for span in &run.spans {
+                let summary = &span.piece.summary;
+                let within = summary.xid_min.is_some_and(|min| min <= xid)
+                    && summary.xid_max.is_some_and(|max| xid <= max);
+                if !within {
+                    continue;
+                }
+                let visit = &mut |seen: &Seen| {
+                    if let Meaning::Commit { xid: x, time } | Meaning::Abort { xid: x, time } = seen.meaning
+                        && x == xid
+                    {
+                        found.push(Occurrence { seen: *seen, time });
+                    }
+                    ControlFlow::Continue(())
+                };
+                self.scan.scan(span.range, visit).await?;
+            }
+        }
+        self.occurrence(all, found)
+    }
+
+    fn name<'c>(
+        &self,
+        all: &'c [Candidate<'c>],
+        name: &str,
+    ) -> Result<(&'c Candidate<'c>, Stop), RestoreError> {
+        self.occurrence(all, window::restore_points(self.coverage, name))
+    }
+
+    /// The one of `found` that can be restored, with the newest backup for it.
+    fn occurrence<'c>(
+        &self,
+        all: &'c [Candidate<'c>],
+        found: Vec<Occurrence>,
+    ) -> Result<(&'c Candidate<'c>, Stop), RestoreError> {
+        let exclusive = self.request.boundary == Boundary::Exclusive;
+        let fits = |candidate: &&Candidate<'_>, seen: &Seen| {
+            let reached = if exclusive { seen.start } else { seen.end };
+            candidate.run.range.start <= seen.start
+                && seen.end <= candidate.run.range.end
+                && candidate.backup.redo <= seen.start
+                && candidate.backup.stop <= reached
+        };
+        let mut restorable = found.iter().filter_map(|occurrence| {
+            all.iter().find(|candidate| fits(candidate, &occurrence.seen)).map(|by| (by, occurrence.seen))
+        });
+        match (restorable.next(), restorable.next()) {
+            (Some((candidate, seen)), None) => {
+                Ok((candidate, if exclusive { Stop::Before(seen) } else { Stop::After(seen) }))
+            }
+            (Some(_), Some(_)) => {
+                let target = self.request.target.clone();
+                Err(RestoreError::Ambiguous(Box::new(Ambiguity::Repeated { target, found })))
+            }
+            (None, _) => Err(self.outside(match found.first() {
+                Some(Occurrence { seen, time }) => {
+                    format!("it is at {} ({time}), which no backup reaches", seen.start)
+                }
+                None => {
+                    let elsewhere = window::elsewhere(self.archive, self.path, &self.request.target);
+                    format!(
+                        "the WAL on the way to timeline {} does not have it{elsewhere}",
+                        self.path.timeline()
+                    )
+                }
+            })),
+        }
+    }
+
+    /// The first commit or abort past `time` that begins at or after the candidate's redo.
+    async fn first_past(
+        &self,
+        candidate: &Candidate<'_>,
+        time: Timestamp,
+    ) -> Result<Option<Seen>, RestoreError> {
+        let boundary = self.request.boundary;
+        let redo = candidate.backup.redo;
+        for span in candidate.run.spans_after(redo) {
+            if !span.piece.summary.time_max.is_some_and(|max| is_past(max, time, boundary)) {
+                continue;
+            }
+            let mut first = None;
+            let visit = &mut |seen: &Seen| match seen.meaning {
+                Meaning::Commit { time: at, .. } | Meaning::Abort { time: at, .. }
+                    if seen.start >= redo && is_past(at, time, boundary) =>
+                {
+                    first = Some(*seen);
+                    ControlFlow::Break(())
+                }
+                _ => ControlFlow::Continue(()),
+            };
+            self.scan.scan(LsnRange::new(span.range.start.max(redo), span.range.end), visit).await?;
+            if first.is_some() {
+                return Ok(first);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first record that ends past `from`.
+    async fn first_ending_after(&self, run: &Run<'_>, from: Lsn) -> Result<Option<Seen>, RestoreError> {
+        let mut first = None;
+        for span in run.spans_after(from) {
+            let visit = &mut |seen: &Seen| {
+                first = Some(*seen);
+                ControlFlow::Break(())
+            };
+            self.scan.scan(LsnRange::new(span.range.start.max(from), span.range.end), visit).await?;
+            if first.is_some() {
+                break;
+            }
+        }
+        Ok(first)
+    }
+
+    /// The last complete record of a run.
+    async fn last_record(&self, run: &Run<'_>) -> Result<Seen, RestoreError> {
+        for span in run.spans.iter().rev() {
+            let mut last = None;
+            let visit = &mut |seen: &Seen| {
+                last = Some(*seen);
+                ControlFlow::Continue(())
+            };
+            self.scan.scan(span.range, visit).await?;
+            if let Some(last) = last {
+                return Ok(last);
+            }
+        }
+        Err(RestoreError::Damage {
+            what: format!("WAL {}", run.range),
+            reason: "no complete record in it, expected those of a backup at least".into(),
+        })
+    }
+
+    /// Refuses a time that was passed more than once: commits that belong to it lie past the record to stop at.
+    async fn refuse_stepped_clock(
+        &self,
+        run: &Run<'_>,
+        stop: &Seen,
+        time: Timestamp,
+    ) -> Result<(), RestoreError> {
+        let boundary = self.request.boundary;
+        let mut running_max = Timestamp::MIN;
+        let mut stepped = window::Stepped::new(*stop, time);
+        for span in run.spans_after(stop.start) {
+            let summary = &span.piece.summary;
+            if summary.time_min.is_some_and(|min| !is_past(min, time, boundary)) {
+                let visit = &mut |seen: &Seen| {
+                    if let Meaning::Commit { time: at, .. } | Meaning::Abort { time: at, .. } = seen.meaning
+                        && seen.start >= stop.start
+                    {
+                        running_max = running_max.max(at);
+                        let belongs = matches!(seen.meaning, Meaning::Commit { .. })
+                            && !is_past(at, time, boundary)
+                            && running_max.micros_since(at) > CLOCK_DISORDER_MAX_MICROS;
+                        stepped.add(seen, at, belongs);
+                    }
+                    ControlFlow::Continue(())
+                };
+                self.scan
+                    .scan(LsnRange::new(span.range.start.max(stop.start), span.range.end), visit)
+                    .await?;
+            } else {
+                stepped.skip(summary.commit_count);
+            }
+            running_max = running_max.max(summary.time_max.unwrap_or(Timestamp::MIN));
+        }
+        match stepped.finish() {
+            Some(ambiguity) => Err(RestoreError::Ambiguous(Box::new(ambiguity))),
+            None => Ok(()),
+        }
+    }
+
+    fn window(&self) -> Window {
+        window::window(self.archive, self.path, self.coverage)
+    }
+
+    fn outside(&self, reason: String) -> RestoreError {
+        RestoreError::Outside {
+            target: self.request.target.to_string(),
+            reason,
+            window: Box::new(self.window()),
+        }
+    }
+
+    /// Why nothing can be restored past `at`, the end of `run`.
+    fn beyond(&self, run: &Run<'_>, at: &str) -> String {
+        let end = run.range.end;
+        if self.coverage.end() == Some(end) {
+            return format!("everything is durable up to {at}");
+        }
+        let recorded = self.archive.gaps.iter().find(|gap| gap.start <= end && end < gap.end);
+        match recorded {
+            Some(gap) => format!("it lies in the gap {}..{} ({})", gap.start, gap.end, gap.reason),
+            None => format!("it lies in a gap: WAL ends at {end} and begins again later"),
+        }
+    }
+
+    async fn notes(&self, candidate: &Candidate<'_>) -> Result<Vec<String>, RestoreError> {
+        let mut notes = Vec::new();
+        let backup = candidate.backup;
+        if backup.state == BackupState::Damaged {
+            notes.push(format!(
+                "backup {} has {} blocks whose checksum was wrong on the server",
+                backup.id, backup.damaged_blocks
+            ));
+        }
+        if let Target::Time(time) = self.request.target
+            && let Some(newest) = self.newest_commit_before(candidate, time).await?
+        {
+            notes.push(format!(
+                "the clock was set back before backup {}: it holds a commit of {newest}, past the target",
+                backup.id
+            ));
+        }
+        Ok(notes)
+    }
+
+    /// The newest commit time before the candidate's redo, if that is past `time` by more than disorder explains.
+    async fn newest_commit_before(
+        &self,
+        candidate: &Candidate<'_>,
+        time: Timestamp,
+    ) -> Result<Option<Timestamp>, RestoreError> {
+        let redo = candidate.backup.redo;
+        let suspicious = |newest: &Timestamp| newest.micros_since(time) > CLOCK_DISORDER_MAX_MICROS;
+        let mut newest: Option<Timestamp> = None;
+        for span in candidate.run.spans.iter().take_while(|span| span.range.start < redo) {
+            let Some(max) = span.piece.summary.time_max.filter(suspicious) else { continue };
+            if span.range.end <= redo {
+                newest = newest.max(Some(max));
+                continue;
+            }
+            let visit = &mut |seen: &Seen| {
+                if let Meaning::Commit { time, .. } = seen.meaning {
+                    newest = newest.max(Some(time));
+                }
+                ControlFlow::Continue(())
+            };
+            self.scan.scan(LsnRange::new(span.range.start, redo), visit).await?;
+        }
+        Ok(newest.filter(suspicious))
+    }
+}
+
+/// Whether PostgreSQL would stop at a commit of `time` when asked for `target` (`recoveryStopsBefore`).
+fn is_past(time: Timestamp, target: Timestamp, boundary: Boundary) -> bool {
+    match boundary {
+        Boundary::Inclusive => time > target,
+        Boundary::Exclusive => time >= target,
+    }
+}
+
+#[cfg(test)]
+mod tests;
