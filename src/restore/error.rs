@@ -90,7 +90,6 @@ impl RestoreError {
     }
 
     /// The local disk's answer to `action` at `path`, a full disk told apart.
-    #[allow(dead_code)]
     pub(crate) fn io(path: &Path, action: &str, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
