@@ -251,4 +251,5 @@ fn running_xacts(main: &MainData<'_>) -> Option<Fact> {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests;

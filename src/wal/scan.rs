@@ -460,4 +460,5 @@ fn padding(at: Lsn) -> Mode {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests;

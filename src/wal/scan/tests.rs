@@ -156,7 +156,9 @@ fn goes_on_behind_damage() {
 fn a_record_of_another_record_is_damage() {
     // Valid by itself, but linked to nothing that stands before it.
     let (mut one, mut other) = (synth(WalVersion::V16, MIB), synth(WalVersion::V16, MIB));
-    (0..4).for_each(|_| drop(one.noise(64)));
+    for _ in 0..4 {
+        one.noise(64);
+    }
     other.noise(128);
     let at = other.next_record_start().bytes_since(Lsn::new(MIB)) as usize;
     let mut bytes = one.take();
