@@ -106,6 +106,11 @@ pub fn segments_prefix(cluster: &ClusterName) -> String {
     format!("{CLUSTERS_PREFIX}/{cluster}/segments")
 }
 
+/// Where all segments are, for errors about what is in none of them.
+pub fn segments(cluster: &ClusterName) -> ObjectKey {
+    key(segments_prefix(cluster))
+}
+
 /// A backup's manifest.
 pub fn manifest(cluster: &ClusterName, id: &BackupId) -> ObjectKey {
     key(format!("{CLUSTERS_PREFIX}/{cluster}/backups/{id}"))
