@@ -43,6 +43,8 @@ pub struct Connection {
     pub(super) facts: ServerFacts,
     /// A command was sent and its ReadyForQuery has not been read.
     pub(super) busy: bool,
+    /// IDENTIFY_SYSTEM was run, which a standby demands before START_REPLICATION.
+    pub(super) identified: bool,
 }
 
 /// What the server said of itself, kept in every state of a connection.
@@ -144,6 +146,7 @@ impl Connection {
     /// Asks a replication connection who the server is.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity, PgError> {
         let row = self.query_one("IDENTIFY_SYSTEM").await?;
+        self.identified = true;
         let read = || {
             Ok(SystemIdentity {
                 system_id: SystemId(row.parse("systemid")?),

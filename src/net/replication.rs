@@ -111,6 +111,9 @@ impl Connection {
         start: Lsn,
         timeline: TimelineId,
     ) -> Result<StartReplication, PgError> {
+        if !self.identified {
+            self.identify_system().await?;
+        }
         self.send_command(&command::start_physical(slot, start, timeline)).await?;
         let (mut rows, mut next) = (RowGatherer::default(), None);
         loop {
@@ -181,7 +184,7 @@ impl ReplicationStream {
         match Arc::try_unwrap(shared) {
             Ok(shared) => {
                 let writer = shared.sending.into_inner().frames;
-                Ok(Connection { reader: frames, writer, facts, busy: false })
+                Ok(Connection { reader: frames, writer, facts, busy: false, identified: true })
             }
             Err(_) => Err(PgError::closed(&facts.host, "another task still holds its writer")),
         }

@@ -45,6 +45,7 @@ pub(super) async fn start(socket: Socket, route: Route, login: &Login<'_>) -> Re
         writer: FrameWriter::new(write_half, host.clone()),
         facts: ServerFacts { host, parameters: BTreeMap::new(), version: 0, cancel: None },
         busy: true,
+        identified: false,
     };
     frontend::startup_message(parameters(login), connection.writer.out())
         .map_err(|error| PgError::Request { what: "startup parameter", reason: error.to_string() })?;
