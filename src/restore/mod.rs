@@ -7,6 +7,7 @@ pub mod backup_manifest;
 pub mod config_files;
 pub mod error;
 pub mod lineage;
+pub mod place;
 pub mod recovery_file;
 pub mod resolve;
 pub mod scan;
