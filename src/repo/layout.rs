@@ -138,3 +138,9 @@ pub fn parse_flush(key: &ObjectKey) -> Option<(StreamId, u64)> {
     let stream = parts.next()?.parse().ok()?;
     (parts.next()? == "wal").then_some((stream, number))
 }
+
+/// A throw-away object: the probe of conditional creates, and the store's clock.
+pub fn probe(name: &str) -> ObjectKey {
+    assert!(!name.contains('/'), "a probe is one part");
+    key(format!("probe/{name}"))
+}
