@@ -6,6 +6,7 @@ pub mod compact;
 pub mod machine;
 pub mod overlap;
 pub mod pipeline;
+pub mod postgres;
 pub mod seal;
 pub mod session;
 pub mod start;
