@@ -2,7 +2,6 @@
 //! what was not synced.
 
 mod host;
-pub mod journal;
 mod os;
 pub mod secret;
 

@@ -10,8 +10,12 @@ use crate::base::{
 
 /// A value with one stored form.
 pub trait Field: Sized {
-    /// The type's name in formats/records.md.
+    /// The type's name in formats/records.md, without its parameters.
     const TYPE: &'static str;
+    /// The type's name in formats/records.md: `list<StreamEntry>`.
+    fn type_name() -> String {
+        Self::TYPE.to_owned()
+    }
     /// Appends the stored form.
     fn put(&self, to: &mut Writer);
     /// Reads it back.
@@ -21,7 +25,10 @@ pub trait Field: Sized {
 /// A struct of fields, stored in order.
 pub trait Record: Field {
     /// Name and type of each field, in stored order.
-    fn fields() -> Vec<(&'static str, &'static str)>;
+    fn fields() -> Vec<(&'static str, String)>;
+
+    /// The stored form of each field, in the same order.
+    fn parts(&self) -> Vec<Vec<u8>>;
 
     /// The stored form.
     fn encode(&self) -> Vec<u8> {
@@ -37,6 +44,13 @@ pub trait Record: Field {
         reader.finish()?;
         Ok(record)
     }
+}
+
+/// The stored form of one value.
+pub fn stored(value: &impl Field) -> Vec<u8> {
+    let mut writer = Writer::new();
+    value.put(&mut writer);
+    writer.into_bytes()
 }
 
 /// Declares a struct and its stored form: the fields in the order written.
@@ -57,8 +71,11 @@ macro_rules! record {
         }
 
         impl $crate::format::record::Record for $name {
-            fn fields() -> Vec<(&'static str, &'static str)> {
-                vec![$((stringify!($field), <$type as $crate::format::record::Field>::TYPE),)*]
+            fn fields() -> Vec<(&'static str, String)> {
+                vec![$((stringify!($field), <$type as $crate::format::record::Field>::type_name()),)*]
+            }
+            fn parts(&self) -> Vec<Vec<u8>> {
+                vec![$($crate::format::record::stored(&self.$field),)*]
             }
         }
     };
@@ -234,6 +251,9 @@ parsed_text!(ClusterName BackupId SlotName);
 /// A count in 32 bits, then the items.
 impl<T: Field> Field for Vec<T> {
     const TYPE: &'static str = "list";
+    fn type_name() -> String {
+        format!("list<{}>", T::type_name())
+    }
     fn put(&self, to: &mut Writer) {
         length(self.len()).put(to);
         self.iter().for_each(|item| item.put(to));
@@ -255,6 +275,9 @@ impl<T: Field> Field for Vec<T> {
 /// A byte 0 for nothing, or 1 and the value.
 impl<T: Field> Field for Option<T> {
     const TYPE: &'static str = "option";
+    fn type_name() -> String {
+        format!("option<{}>", T::type_name())
+    }
     fn put(&self, to: &mut Writer) {
         self.is_some().put(to);
         if let Some(value) = self {

@@ -2,7 +2,6 @@
 //! Everything that decides is here or in pure code below; every commit goes through [`Cluster::commit`].
 
 pub mod chain;
-pub mod chunks;
 pub mod cluster;
 pub mod error;
 pub mod index;

@@ -1,3 +1,1 @@
-//! What is kept and what is removed.
-
-pub mod gc;
+//! retain

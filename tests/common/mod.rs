@@ -2,4 +2,3 @@
 #![allow(dead_code, missing_docs)]
 
 pub mod pg;
-pub mod walden;
