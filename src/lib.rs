@@ -15,6 +15,8 @@
 //!   base            LSN, timeline, WAL file names, ids, clock
 //! ```
 
+#![deny(clippy::unwrap_used, clippy::expect_used)]
+
 pub mod base;
 pub mod format;
 

@@ -10,6 +10,10 @@ pub const FLUSH_BYTES_MAX: usize = 8 << 20;
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// Flush objects being stored at once.
 pub const FLUSHES_IN_FLIGHT_MAX: usize = 4;
+/// Time between two heartbeats of an idle stream.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
+/// Received WAL held in memory at once, waiting or being stored.
+pub const RECEIVE_BUFFER_BYTES_MAX: usize = 64 << 20;
 /// Raw WAL in one frame of a flush object or compacted segment.
 pub const WAL_FRAME_BYTES: usize = 1 << 20;
 /// Raw WAL in one compacted segment.
@@ -21,7 +25,7 @@ pub const COMPACT_INTERVAL: Duration = Duration::from_secs(600);
 /// Overlap with what is stored that a resume reads again and compares.
 pub const RESUME_OVERLAP_BYTES: u64 = 1 << 20;
 /// Gets in flight while a chain is read.
-pub const CHAIN_GETS_IN_FLIGHT: usize = 32;
+pub const CHAIN_GETS_IN_FLIGHT: usize = 16;
 /// The least time between two roots of one process.
 pub const ROOT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a replaced object stays before it is removed.
@@ -32,4 +36,5 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 pub const PAGES_SEGMENT_BYTES: usize = 32 << 20;
 
 const _: () = assert!(FLUSH_BYTES_MAX >= WAL_FRAME_BYTES && WAL_FRAME_BYTES.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(RECEIVE_BUFFER_BYTES_MAX > FLUSH_BYTES_MAX * FLUSHES_IN_FLIGHT_MAX);
 const _: () = assert!(WAL_SEGMENT_BYTES_MAX >= FLUSH_BYTES_MAX as u64);

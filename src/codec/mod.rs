@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod compress;
+pub mod journal;
 pub mod keyring;
 pub mod keyslot;
 pub mod object;

@@ -2,6 +2,7 @@
 //! what was not synced.
 
 mod host;
+pub mod journal;
 mod os;
 pub mod secret;
 

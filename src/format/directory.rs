@@ -7,7 +7,7 @@ use crate::base::ChunkId;
 record! {
     /// Everything about an object but the chunks themselves.
     pub struct Directory {
-        /// A record that depends on the object's kind: `WalMeta`, `FenceMeta`, `PagesMeta`; empty for others.
+        /// A record that depends on the object's kind: `WalMeta`, `FenceMeta`, `ManifestMeta`; empty for segments of chunks.
         pub meta: Blob,
         /// The frames before the directory, in order.
         pub frames: Vec<FrameEntry>,

@@ -8,6 +8,7 @@ pub mod envelope;
 pub mod frame;
 pub mod header;
 pub mod index;
+pub mod journal;
 pub mod keyslot;
 pub mod manifest;
 pub mod marker;

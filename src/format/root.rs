@@ -53,8 +53,6 @@ record! {
         pub low_water_lsn: Option<Lsn>,
         /// The BLAKE3 of the object before it, zero when there is none.
         pub low_water_link: [u8; 32],
-        /// The number its fence won, once a successor closed it.
-        pub fence_number: Option<u64>,
     }
 }
 

@@ -59,7 +59,8 @@ record! {
     pub struct WalSummary {
         /// Start of the first record that begins in the range.
         pub first_record: Option<Lsn>,
-        /// End of the last record that ends in the range.
+        /// End of the last record that ends in the range: where the next could start, before any page header. Up to 7
+        /// bytes past the range's end, and after a WAL switch the end of the WAL segment.
         pub last_record_end: Option<Lsn>,
         /// Commits and aborts, prepared ones included.
         pub finished_count: u64,
@@ -77,6 +78,10 @@ record! {
         pub xid_min: Option<u32>,
         /// The greatest.
         pub xid_max: Option<u32>,
+        /// Stretches that could not be read: damage, or the end of a record whose beginning was not seen. A commit may hide there.
+        pub unread_count: u64,
+        /// Where the first was noticed.
+        pub unread_first: Option<Lsn>,
         /// Checkpoints, restore points and events, in LSN order.
         pub events: Vec<Event>,
     }
@@ -93,7 +98,7 @@ record! {
         pub kind: EventKind,
         /// The transaction, or 0.
         pub xid: u32,
-        /// Commit time, or the record's own; the newest commit's where it has none.
+        /// Commit time, or the record's own; the newest commit's where it has none, `-infinity` before the first.
         pub time: Timestamp,
         /// The database's oid, or 0.
         pub database: u32,
@@ -110,6 +115,7 @@ record! {
 
 record! {
     /// A relation's file: tablespace, database, filenumber.
+    #[derive(Copy, PartialOrd, Ord, Hash)]
     pub struct RelationRef {
         /// Tablespace oid.
         pub tablespace: u32,
@@ -143,6 +149,8 @@ code! {
         EndOfRecovery = 9,
         /// Changed parameters (wal_level, max_connections and so on).
         ParameterChange = 10,
+        /// The redo point of an online checkpoint, from PostgreSQL 17.
+        CheckpointRedo = 11,
     }
 }
 
@@ -160,6 +168,8 @@ impl WalSummary {
             time_max: None,
             xid_min: None,
             xid_max: None,
+            unread_count: 0,
+            unread_first: None,
             events: Vec::new(),
         }
     }
@@ -176,6 +186,8 @@ impl WalSummary {
         self.time_max = self.time_max.max(next.time_max);
         self.xid_min = [self.xid_min, next.xid_min].into_iter().flatten().min();
         self.xid_max = self.xid_max.max(next.xid_max);
+        self.unread_count += next.unread_count;
+        self.unread_first = self.unread_first.or(next.unread_first);
         self.events.extend(next.events.iter().cloned());
     }
 }

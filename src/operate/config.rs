@@ -265,9 +265,9 @@ pub fn parse(text: &str, path: &Path) -> Result<ConfigFile, ConfigError> {
 
 /// The known name nearest to `name`, if one is near at all.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let near = known.into_iter().map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
-    let best = near.max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 >= 0.8).then(|| best.1.to_owned())
+    let distances = known.into_iter().map(|candidate| (strsim::osa_distance(name, candidate), candidate));
+    let (distance, best) = distances.min()?;
+    (distance <= name.len().max(best.len()).div_ceil(3)).then(|| best.to_owned())
 }
 
 struct Source<'a> {

@@ -1,6 +1,11 @@
-//! What stands between a person and the workflows: configuration, times as people write them, exit codes.
+//! What stands between a person and the workflows: configuration, times as people write them, errors and exit codes.
 
 pub mod config;
+pub mod exit;
+pub mod failure;
 pub mod settings;
 pub mod units;
 pub mod when;
+
+pub use exit::Exit;
+pub use failure::Failure;

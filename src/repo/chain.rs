@@ -79,7 +79,7 @@ impl Chain {
 #[derive(Debug)]
 pub enum Numbered {
     /// A flush object.
-    Flush(OpenObject),
+    Flush(Box<OpenObject>),
     /// The fence.
     Fence(FenceMeta),
 }
@@ -107,7 +107,7 @@ pub fn open_numbered(
         ObjectKind::Fence => {
             Ok(Numbered::Fence(object.meta().map_err(|error| RepoError::open(&key, error))?))
         }
-        _ => Ok(Numbered::Flush(object)),
+        _ => Ok(Numbered::Flush(Box::new(object))),
     }
 }
 

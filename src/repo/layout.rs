@@ -106,6 +106,11 @@ pub fn segments_prefix(cluster: &ClusterName) -> String {
     format!("{CLUSTERS_PREFIX}/{cluster}/segments")
 }
 
+/// Where all segments are, for errors about what is in none of them.
+pub fn segments(cluster: &ClusterName) -> ObjectKey {
+    key(segments_prefix(cluster))
+}
+
 /// A backup's manifest.
 pub fn manifest(cluster: &ClusterName, id: &BackupId) -> ObjectKey {
     key(format!("{CLUSTERS_PREFIX}/{cluster}/backups/{id}"))
@@ -132,4 +137,10 @@ pub fn parse_flush(key: &ObjectKey) -> Option<(StreamId, u64)> {
     let number = parts.next()?.parse().ok()?;
     let stream = parts.next()?.parse().ok()?;
     (parts.next()? == "wal").then_some((stream, number))
+}
+
+/// A throw-away object: the probe of conditional creates, and the store's clock.
+pub fn probe(name: &str) -> ObjectKey {
+    assert!(!name.contains('/'), "a probe is one part");
+    key(format!("probe/{name}"))
 }

@@ -2,6 +2,7 @@
 //! Everything that decides is here or in pure code below; every commit goes through [`Cluster::commit`].
 
 pub mod chain;
+pub mod chunks;
 pub mod cluster;
 pub mod error;
 pub mod index;

@@ -14,6 +14,7 @@ use crate::format::header::{ObjectHeader, ObjectKind};
 use crate::format::marker::{REPOSITORY_VERSION, RepositoryMarker};
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -194,32 +195,37 @@ impl Repository {
     pub async fn read(&self, key: &ObjectKey) -> Result<Bytes, RepoError> {
         read_retrying(&*self.store, key).await
     }
+
+    /// The bytes of `range` of an object, tried again while the outcome is unknown.
+    pub async fn read_range(&self, key: &ObjectKey, range: Range<u64>) -> Result<Bytes, RepoError> {
+        retrying(|| self.store.get_range(key, range.clone())).await
+    }
 }
 
 /// Whether the object is there, tried again while the outcome is unknown.
 pub async fn exists(store: &dyn Store, key: &ObjectKey) -> Result<bool, RepoError> {
-    let mut wait = RETRY_WAIT_MIN;
-    let mut tries = 1;
-    loop {
-        match store.head(key).await {
-            Ok(_) => return Ok(true),
-            Err(StoreError::NotFound { .. }) => return Ok(false),
-            Err(StoreError::Unknown { .. }) if tries < READ_TRIES => tries += 1,
-            Err(error) => return Err(error.into()),
-        }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(RETRY_WAIT_MAX);
+    match retrying(|| store.head(key)).await {
+        Ok(_) => Ok(true),
+        Err(RepoError::Store(StoreError::NotFound { .. })) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
 async fn read_retrying(store: &dyn Store, key: &ObjectKey) -> Result<Bytes, RepoError> {
+    retrying(|| store.get(key)).await
+}
+
+/// Asks again, ever later, while nobody knows the outcome.
+async fn retrying<T, F>(ask: impl Fn() -> F) -> Result<T, RepoError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
     let mut wait = RETRY_WAIT_MIN;
     let mut tries = 1;
     loop {
-        match store.get(key).await {
-            Ok(bytes) => return Ok(bytes),
+        match ask().await {
             Err(StoreError::Unknown { .. }) if tries < READ_TRIES => tries += 1,
-            Err(error) => return Err(error.into()),
+            other => return Ok(other?),
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(RETRY_WAIT_MAX);

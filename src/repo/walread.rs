@@ -120,11 +120,11 @@ pub async fn open_segment(
     if directory_offset < HEADER_BYTES as u64 || object_len < directory_offset + TRAILER_BYTES as u64 {
         return Err(RepoError::damage(key, "the index gives it an impossible directory offset"));
     }
-    let head = repo.store().get_range(key, 0..HEADER_BYTES as u64).await?;
+    let head = repo.read_range(key, 0..HEADER_BYTES as u64).await?;
     let expect = Expect { repository: Some(repo.id()), key: Some(key), kind: Some(kind) };
     let wrong = |error: OpenError| RepoError::open(key, error);
     let reader = ObjectReader::open(&head, repo.keys(), &expect).map_err(wrong)?;
-    let tail = repo.store().get_range(key, directory_offset..object_len).await?;
+    let tail = repo.read_range(key, directory_offset..object_len).await?;
     let (frame, trailer) = tail.split_at(tail.len().saturating_sub(TRAILER_BYTES));
     let trailer = crate::format::frame::Trailer::decode(trailer, object_len).map_err(|e| wrong(e.into()))?;
     let directory = reader.directory(trailer.frame_count, frame).map_err(wrong)?;
@@ -153,7 +153,7 @@ impl OpenPiece {
             OpenPiece::Segment { key, reader, directory, .. } => {
                 let (first, entry) = frame_at(key, &directory.frames, range.start)?;
                 let span = span(&directory.frames, first, range.end);
-                let stored = cluster.repo().store().get_range(key, span.clone()).await?;
+                let stored = cluster.repo().read_range(key, span.clone()).await?;
                 let mut bytes = Vec::new();
                 for (number, entry) in directory.frames.iter().enumerate().skip(first) {
                     let end = entry.offset + stored_frame_len(entry.sealed_len);

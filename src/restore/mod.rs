@@ -3,10 +3,15 @@
 //!
 //! The pure part: a [`target::Request`] is resolved against an [`resolve::Archive`] before a byte is written.
 
+pub mod backup_manifest;
+pub mod config_files;
 pub mod error;
 pub mod lineage;
+pub mod place;
+pub mod recovery_file;
 pub mod resolve;
 pub mod scan;
+pub mod settings;
 pub mod target;
 
 pub use error::RestoreError;

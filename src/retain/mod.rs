@@ -1,1 +1,3 @@
-//! retain
+//! What is kept and what is removed.
+
+pub mod gc;

@@ -144,3 +144,21 @@ fn a_secret_has_one_source() {
 fn a_missing_file_is_an_error_only_when_it_was_named() {
     assert!(matches!(load(Some(Path::new("/nonexistent/walden.toml"))), Err(ConfigError::Unreadable { .. })));
 }
+
+#[test]
+fn the_example_is_understood() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/walden.toml");
+    let example = std::fs::read_to_string(&path).unwrap();
+    let config = parse(&example, &path).unwrap();
+    assert!(config.repositories.contains_key("main") && config.clusters.len() == 1);
+    // What is commented out would be understood too, one key at a time.
+    for line in example.lines().filter_map(|line| line.strip_prefix("# ")) {
+        let Some((key, value)) = line.split_once(" = ") else { continue };
+        let value = value.split('#').next().unwrap().trim();
+        let (table, known) =
+            if REPOSITORY_KEYS.contains(&key) { ("repository.r", key) } else { ("cluster.c", key) };
+        let url = if table.starts_with("rep") { "url = \"/r\"\n" } else { "" };
+        let read = read(&format!("[{table}]\n{url}{known} = {value}"));
+        assert!(read.is_ok(), "{line}: {read:?}");
+    }
+}

@@ -1,0 +1,252 @@
+//! An error as a person or a script is told it: what happened, where, what was found and expected, what to do next, and
+//! the exit code. Every error of the library that reaches a command is mapped here, variant by variant.
+
+use super::config::ConfigError;
+use super::exit::Exit;
+use super::when::WhenError;
+use crate::base::ids::IdError;
+use crate::base::lsn::LsnParseError;
+use crate::codec::keyslot::KeySlotError;
+use crate::disk::SecretError;
+use crate::repo::RepoError;
+use crate::store::StoreError;
+use std::fmt;
+use std::io;
+
+/// An error on its way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What happened, in a sentence.
+    pub what: String,
+    /// `where`, `found`, `expected` and the like, where the sentence does not say them.
+    pub facts: Vec<(&'static str, String)>,
+    /// What to do next.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure with its sentence.
+    pub fn new(exit: Exit, what: impl fmt::Display) -> Failure {
+        Failure { exit, what: what.to_string(), facts: Vec::new(), hint: None }
+    }
+
+    /// Adds a fact.
+    pub fn fact(mut self, name: &'static str, value: impl fmt::Display) -> Failure {
+        self.facts.push((name, value.to_string()));
+        self
+    }
+
+    /// Adds what to do next.
+    pub fn hint(mut self, hint: impl fmt::Display) -> Failure {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// The `--json` document.
+    pub fn json(&self) -> serde_json::Value {
+        let mut error = serde_json::Map::new();
+        error.insert("code".into(), self.exit.code().into());
+        error.insert("kind".into(), self.exit.name().into());
+        error.insert("message".into(), self.what.clone().into());
+        for (name, value) in &self.facts {
+            error.insert((*name).into(), value.clone().into());
+        }
+        if let Some(hint) = &self.hint {
+            error.insert("hint".into(), hint.clone().into());
+        }
+        serde_json::json!({ "version": 1, "error": error })
+    }
+}
+
+/// For a terminal: `error: …`, the facts, `hint: …`, without a newline at the end.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.what)?;
+        let width = self.facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
+        for (name, value) in &self.facts {
+            write!(f, "\n  {:width$} {value}", format!("{name}:"))?;
+        }
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Whether the system said that a file system or a quota is full.
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        let failure = Failure::new(Exit::Usage, &error);
+        match error {
+            ConfigError::Secret { .. } => failure.hint(
+                "keep the password in ~/.pgpass or $PGPASSFILE, keys in a file that only you can read (passphrase_file, \
+                 key_file), and store credentials in the environment",
+            ),
+            ConfigError::Unreadable { .. }
+            | ConfigError::Syntax { .. }
+            | ConfigError::UnknownKey { .. }
+            | ConfigError::Value { .. }
+            | ConfigError::TwoSecrets { .. }
+            | ConfigError::Missing { .. }
+            | ConfigError::Name { .. } => failure,
+        }
+    }
+}
+
+impl From<WhenError> for Failure {
+    fn from(error: WhenError) -> Failure {
+        Failure::new(Exit::Usage, error)
+    }
+}
+
+impl From<IdError> for Failure {
+    fn from(error: IdError) -> Failure {
+        Failure::new(Exit::Usage, error)
+    }
+}
+
+impl From<LsnParseError> for Failure {
+    fn from(error: LsnParseError) -> Failure {
+        Failure::new(Exit::Usage, error)
+    }
+}
+
+impl From<SecretError> for Failure {
+    fn from(error: SecretError) -> Failure {
+        let failure = Failure::new(Exit::Key, &error);
+        match &error {
+            SecretError::Exposed { origin, .. } => {
+                let path = match origin {
+                    crate::disk::SecretSource::PassphraseFile(path)
+                    | crate::disk::SecretSource::KeyFile(path) => path,
+                    crate::disk::SecretSource::PassphraseCommand(_)
+                    | crate::disk::SecretSource::KeyCommand(_) => {
+                        return failure;
+                    }
+                };
+                failure.hint(format!("chmod 600 {}", path.display()))
+            }
+            SecretError::Unreadable { .. } | SecretError::Failed { .. } | SecretError::Shape { .. } => {
+                failure
+            }
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        match &error {
+            StoreError::NotFound { .. } => Failure::new(Exit::NotFound, error),
+            StoreError::AlreadyExists { .. } => Failure::new(Exit::Conflict, error),
+            StoreError::Unknown { .. } => Failure::new(Exit::Store, error),
+            StoreError::Short { .. } => Failure::new(Exit::Damage, error),
+            StoreError::NoSpace { .. } => Failure::new(Exit::NoSpace, error),
+            StoreError::Denied { .. } => {
+                Failure::new(Exit::Store, error).hint("check the credentials and what they may do in the bucket or directory")
+            }
+            StoreError::Url { .. } => Failure::new(Exit::Usage, error),
+            StoreError::Unfit { .. } => Failure::new(Exit::Store, error).hint(
+                "walden rests on conditional creation of objects; use another store, or declare single_writer = true \
+                 in [repository.NAME] if no two processes will ever write to it at once",
+            ),
+        }
+    }
+}
+
+fn key_slot_exit(error: &KeySlotError) -> Exit {
+    match error {
+        KeySlotError::Damaged(_)
+        | KeySlotError::Misplaced { .. }
+        | KeySlotError::Forged { .. }
+        | KeySlotError::Unlinked { .. } => Exit::Damage,
+        KeySlotError::WrongSecret { .. }
+        | KeySlotError::WrongKind { .. }
+        | KeySlotError::EmptyPassphrase { .. } => Exit::Key,
+        KeySlotError::NoMemory { .. } => Exit::Internal,
+    }
+}
+
+impl From<RepoError> for Failure {
+    fn from(error: RepoError) -> Failure {
+        match error {
+            RepoError::Store(error) => error.into(),
+            RepoError::Damage { key, reason } => Failure::new(Exit::Damage, "something stored is damaged")
+                .fact("where", format!("object {key}"))
+                .fact("found", reason)
+                .hint("run `walden verify` to see everything that is damaged, and what each costs"),
+            RepoError::NoKey { .. } => Failure::new(Exit::Key, error),
+            RepoError::Key { .. } => Failure::new(Exit::Key, error)
+                .hint("give the passphrase or key of one of the repository's key slots"),
+            RepoError::KeySlot { ref source, .. } => Failure::new(key_slot_exit(source), error),
+            RepoError::NotFound { .. } => Failure::new(Exit::NotFound, error),
+            RepoError::Conflict { .. } => Failure::new(Exit::Conflict, error),
+            RepoError::Fenced { .. } => Failure::new(Exit::Conflict, error)
+                .hint("another `walden receive` took this cluster over; stop one of the two"),
+            RepoError::WrongSystem { ref cluster, found, expected } => {
+                let what = format!("the server is not the one stored as cluster {cluster}");
+                Failure::new(Exit::WrongSystem, what)
+                    .fact("found", format!("system identifier {found}"))
+                    .fact("expected", format!("system identifier {expected}"))
+                    .hint("check --connection, or store the server under another --cluster")
+            }
+            RepoError::Configuration { .. } => Failure::new(Exit::Usage, error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{ObjectKey, SystemId};
+
+    #[test]
+    fn is_told_to_people_and_to_scripts() {
+        let failure: Failure =
+            RepoError::WrongSystem { cluster: "shop".into(), found: SystemId(7), expected: SystemId(8) }
+                .into();
+        assert_eq!(
+            failure.to_string(),
+            "error: the server is not the one stored as cluster shop\n  \
+             found:    system identifier 7\n  \
+             expected: system identifier 8\n\
+             hint: check --connection, or store the server under another --cluster"
+        );
+        let json = failure.json();
+        assert_eq!((&json["version"], &json["error"]["code"]), (&1.into(), &11.into()));
+        assert_eq!(json["error"]["kind"], "wrong_system");
+        assert_eq!(json["error"]["expected"], "system identifier 8");
+    }
+
+    #[test]
+    fn every_error_has_its_exit_code() {
+        let key = || ObjectKey::new("walden").unwrap();
+        let reason = || "because".to_owned();
+        let store = |error: StoreError| Failure::from(RepoError::Store(error)).exit;
+        assert_eq!(store(StoreError::NotFound { key: key() }), Exit::NotFound);
+        assert_eq!(store(StoreError::AlreadyExists { key: key() }), Exit::Conflict);
+        assert_eq!(store(StoreError::Unknown { key: key(), reason: reason() }), Exit::Store);
+        assert_eq!(store(StoreError::NoSpace { key: key(), reason: reason() }), Exit::NoSpace);
+        assert_eq!(store(StoreError::Denied { key: key(), reason: reason() }), Exit::Store);
+        assert_eq!(store(StoreError::Url { url: reason(), reason: reason() }), Exit::Usage);
+        assert_eq!(store(StoreError::Unfit { url: reason(), reason: reason() }), Exit::Store);
+
+        let repo = |error: RepoError| Failure::from(error).exit;
+        assert_eq!(repo(RepoError::Damage { key: key(), reason: reason() }), Exit::Damage);
+        assert_eq!(repo(RepoError::NoKey { key: key(), reason: reason() }), Exit::Key);
+        assert_eq!(repo(RepoError::Key { reason: reason() }), Exit::Key);
+        assert_eq!(repo(RepoError::NotFound { what: reason(), url: reason() }), Exit::NotFound);
+        assert_eq!(repo(RepoError::Conflict { reason: reason() }), Exit::Conflict);
+        assert_eq!(repo(RepoError::Fenced { stream: reason(), number: 1, epoch: 2 }), Exit::Conflict);
+        assert_eq!(repo(RepoError::Configuration { reason: reason() }), Exit::Usage);
+        assert_eq!(Failure::from(ConfigError::Missing { what: reason() }).exit, Exit::Usage);
+        assert_eq!(Failure::from(WhenError::Shape { found: reason() }).exit, Exit::Usage);
+    }
+}

@@ -1,0 +1,262 @@
+//! The driver of the machine: seals what it cuts, stores it, tells it what became durable.
+//! One object is sealed at a time, on a blocking thread; several are stored at once.
+
+use super::machine::{AckMode, Acknowledged, Cut, Hole, Machine};
+use super::overlap::{Divergence, Overlap};
+use super::seal::{Sealed, Sealer};
+use super::takeover::{Won, fenced};
+use super::upstream::UpstreamError;
+use crate::base::{Lsn, StreamId, TimelineId, Timestamp};
+use crate::repo::chain::{self, Numbered};
+use crate::repo::{Cluster, Created, RepoError};
+use crate::wal::Summarizer;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// Why receiving stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The repository.
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    /// The server.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// The server left WAL out.
+    #[error(transparent)]
+    Hole(#[from] Hole),
+    /// The server's WAL is not the continuation of what is stored.
+    #[error(transparent)]
+    Divergence(#[from] Divergence),
+    /// The server's timeline is not one that follows what is stored.
+    #[error("timeline: {0}")]
+    Timeline(String),
+    /// Things moved while we looked: start again.
+    #[error("starting again: {0}")]
+    Again(String),
+    /// A thread of ours died.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl ReceiveError {
+    /// Whether connecting again may help without anybody mending anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ReceiveError::Upstream(error) => {
+                matches!(error, UpstreamError::Lost(_) | UpstreamError::SlotInUse { .. })
+            }
+            ReceiveError::Repo(error) => error.is_transient(),
+            ReceiveError::Hole(_) | ReceiveError::Again(_) => true,
+            ReceiveError::Divergence(_) | ReceiveError::Timeline(_) | ReceiveError::Internal(_) => false,
+        }
+    }
+}
+
+/// What was stored since the stream began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// Flush objects.
+    pub objects: u64,
+    /// WAL in them.
+    pub wal_bytes: u64,
+    /// Bytes of the objects.
+    pub stored_bytes: u64,
+    /// How far everything is durable.
+    pub durable: Lsn,
+}
+
+/// One stream being written.
+pub struct Pipeline {
+    cluster: Cluster,
+    won: Won,
+    machine: Machine,
+    overlap: Overlap,
+    began: Instant,
+    sealer: Option<Sealer>,
+    sealing: Option<JoinHandle<(Sealer, Sealed)>>,
+    uploads: FuturesUnordered<BoxFuture<'static, Result<Uploaded, RepoError>>>,
+    stored: watch::Sender<Stored>,
+}
+
+struct Uploaded {
+    number: u64,
+    stored_bytes: u64,
+}
+
+impl Pipeline {
+    /// A pipeline for the stream `won`, from `start` on. `overlap` is what is stored before it.
+    pub fn new(
+        cluster: Cluster,
+        won: Won,
+        start: Lsn,
+        overlap: Overlap,
+        (cut, mode): (Cut, AckMode),
+        summarizer: Summarizer,
+        stored: watch::Sender<Stored>,
+    ) -> Pipeline {
+        let before = won.before.as_ref();
+        let continues = before.is_some_and(|before| before.end() == start && before.timeline == won.timeline);
+        let server_time = before.map_or(Timestamp::MIN, |before| before.server_time);
+        let machine = Machine::new(cut, mode, start, 0, server_time, Duration::ZERO);
+        let sealer = Some(Sealer::new(cluster.clone(), won.clone(), continues, summarizer));
+        Pipeline {
+            cluster,
+            won,
+            machine,
+            overlap,
+            began: Instant::now(),
+            sealer,
+            sealing: None,
+            uploads: FuturesUnordered::new(),
+            stored,
+        }
+    }
+
+    /// The stream's timeline.
+    pub fn timeline(&self) -> TimelineId {
+        self.won.timeline
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> StreamId {
+        self.won.stream
+    }
+
+    /// One past the last byte received.
+    pub fn received(&self) -> Lsn {
+        self.machine.received()
+    }
+
+    /// One past the last byte durable in the repository.
+    pub fn durable(&self) -> Lsn {
+        self.machine.durable()
+    }
+
+    /// Whether everything received is durable in the repository.
+    pub fn is_drained(&self) -> bool {
+        self.machine.is_drained()
+    }
+
+    /// Whether more WAL may be taken in.
+    pub fn has_room(&self) -> bool {
+        self.machine.has_room()
+    }
+
+    /// The first byte that a resumed stream should send again, to be compared.
+    pub fn overlap_start(&self) -> Lsn {
+        self.overlap.start()
+    }
+
+    /// What may be told to the server.
+    pub fn acknowledged(&self) -> Acknowledged {
+        self.machine.acknowledged()
+    }
+
+    /// Takes in WAL from the server: compares what is stored already, keeps what is new.
+    pub fn on_wal(&mut self, at: Lsn, bytes: Bytes) -> Result<(), ReceiveError> {
+        if at > self.machine.received() {
+            return Err(Hole { expected: self.machine.received(), found: at }.into());
+        }
+        self.overlap.take(at, &bytes)?;
+        self.machine.on_wal(at, bytes, self.began.elapsed())?;
+        Ok(())
+    }
+
+    /// What a message said of the server.
+    pub fn on_server_position(&mut self, server_end: Lsn, server_time: Timestamp) {
+        self.machine.on_server_position(server_end, server_time);
+    }
+
+    /// The server wants to hear of the tail.
+    pub fn on_reply_requested(&mut self) {
+        self.machine.on_reply_requested();
+    }
+
+    /// Starts sealing the next object if one is due.
+    pub fn pump(&mut self, finishing: bool) {
+        if self.sealing.is_some() {
+            return;
+        }
+        let Some(flush) = self.machine.take_flush(self.began.elapsed(), finishing) else { return };
+        let Some(mut sealer) = self.sealer.take() else { unreachable!("a sealer is idle or at work") };
+        self.sealing = Some(tokio::task::spawn_blocking(move || {
+            let sealed = sealer.seal(&flush);
+            (sealer, sealed)
+        }));
+    }
+
+    /// When [`Pipeline::pump`] has something to do again, if nothing else happens.
+    pub fn deadline(&self) -> Instant {
+        // While an object is being sealed, its end wakes us.
+        let wait = if self.sealing.is_some() { Duration::from_secs(60) } else { Duration::ZERO };
+        self.began + self.machine.deadline().max(self.began.elapsed() + wait)
+    }
+
+    /// Waits until an object was sealed or stored. Never returns while nothing is under way. Cancel-safe.
+    pub async fn progress(&mut self) -> Result<(), ReceiveError> {
+        let sealing = async {
+            match &mut self.sealing {
+                Some(task) => task.await,
+                None => std::future::pending().await,
+            }
+        };
+        let uploading = async {
+            match self.uploads.next().await {
+                Some(done) => done,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            uploaded = uploading => self.on_uploaded(uploaded?),
+            sealed = sealing => {
+                self.sealing = None;
+                let (sealer, sealed) = sealed.map_err(|error| ReceiveError::Internal(error.to_string()))?;
+                self.sealer = Some(sealer);
+                self.uploads.push(Box::pin(upload(self.cluster.clone(), self.won.clone(), sealed)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores everything received. Durable on `Ok`.
+    pub async fn drain(&mut self) -> Result<(), ReceiveError> {
+        self.pump(true);
+        while !self.machine.is_drained() {
+            self.progress().await?;
+            self.pump(true);
+        }
+        Ok(())
+    }
+
+    fn on_uploaded(&mut self, uploaded: Uploaded) {
+        let before = self.machine.durable();
+        self.machine.on_durable(uploaded.number);
+        let durable = self.machine.durable();
+        self.stored.send_modify(|stored| {
+            stored.objects += 1;
+            stored.wal_bytes += durable.bytes_since(before);
+            stored.stored_bytes += uploaded.stored_bytes;
+            stored.durable = durable;
+        });
+    }
+}
+
+/// Stores one object; finds out who won when its number is taken.
+async fn upload(cluster: Cluster, won: Won, sealed: Sealed) -> Result<Uploaded, RepoError> {
+    let stored_bytes = sealed.bytes.len() as u64;
+    match cluster.repo().create(&sealed.key, &sealed.bytes).await? {
+        Created::Ours => Ok(Uploaded { number: sealed.number, stored_bytes }),
+        Created::Taken(bytes) => match chain::open_numbered(&cluster, won.stream, sealed.number, bytes)? {
+            Numbered::Fence(fence) => Err(fenced(won.stream, sealed.number, fence.writer_epoch)),
+            Numbered::Flush(_) => Err(RepoError::damage(&sealed.key, "another writer uses our stream's id")),
+        },
+    }
+}

@@ -1,0 +1,220 @@
+use super::*;
+use crate::base::{Env, Generation, ObjectKey, SystemId};
+use crate::codec::keyslot::{SlotCost, Unlock};
+use crate::disk::{OsEntropy, SystemClock};
+use crate::format::index::PagesEntry;
+use crate::format::root::GenerationRecord;
+use crate::repo::{Cluster, RepoError, Repository};
+use crate::store::{ObjectMeta, Store, StoreError, StoreOptions, open};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+struct Bed {
+    dir: tempfile::TempDir,
+    cluster: Cluster,
+}
+
+async fn bed() -> Bed {
+    bed_on(|store| store).await
+}
+
+async fn bed_on(wrap: impl Fn(Arc<dyn Store>) -> Arc<dyn Store>) -> Bed {
+    let dir = tempfile::tempdir().unwrap();
+    let store = wrap(open(dir.path().to_str().unwrap(), &StoreOptions::default()).unwrap());
+    let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
+    let unlock = Unlock::Key([7; 32].into());
+    let (repo, _) = Repository::init(store, &unlock, SlotCost::LEAST, env).await.unwrap();
+    let record = GenerationRecord {
+        cluster: "shop".parse().unwrap(),
+        generation: Generation(1),
+        system_id: SystemId(1),
+        major_version: 15,
+        segment_size: 16 << 20,
+        block_size: 8192,
+    };
+    let cluster = Cluster::create(Arc::new(repo), record).await.unwrap();
+    Bed { dir, cluster }
+}
+
+impl Bed {
+    async fn index(&self, pages: &[PagesEntry]) -> Arc<ChunkIndex> {
+        Arc::new(ChunkIndex::load(&self.cluster, pages).await.unwrap())
+    }
+
+    async fn store(
+        &self,
+        pages: &[PagesEntry],
+        chunks: &[Bytes],
+    ) -> (Vec<PagesEntry>, ChunkStats, Vec<ChunkId>) {
+        let mut writer = ChunkWriter::create(self.cluster.clone(), self.index(pages).await, 3);
+        let mut ids = Vec::new();
+        for chunk in chunks {
+            ids.push(writer.put(chunk.clone()).await.unwrap());
+        }
+        let (entries, stats) = writer.finish().await.unwrap();
+        (entries, stats, ids)
+    }
+
+    async fn fetch(
+        &self,
+        pages: &[PagesEntry],
+        ids: &[ChunkId],
+    ) -> Result<HashMap<usize, Vec<u8>>, RepoError> {
+        let reader = ChunkReader::new(self.cluster.clone(), self.index(pages).await, 2);
+        let got = Arc::new(Mutex::new(HashMap::new()));
+        let to = got.clone();
+        let deliver = Arc::new(move |number: usize, chunk: &[u8]| {
+            assert!(to.lock().unwrap().insert(number, chunk.to_vec()).is_none(), "delivered twice");
+            Ok::<(), RepoError>(())
+        });
+        reader.fetch(ids.iter().copied().zip(0..).collect(), deliver).await?;
+        Ok(std::mem::take(&mut *got.lock().unwrap()))
+    }
+
+    fn path(&self, entry: &PagesEntry) -> PathBuf {
+        self.dir.path().join(crate::repo::layout::segment(self.cluster.name(), entry.id).as_str())
+    }
+}
+
+/// Chunks of odd sizes, hard to compress, the first ones easy.
+fn chunks(seed: u64, count: usize, bytes_max: usize) -> Vec<Bytes> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut chunk = |easy: bool| {
+        let mut bytes = vec![0; rng.usize(1..bytes_max)];
+        if !easy {
+            rng.fill(&mut bytes);
+        }
+        bytes[0] = rng.u8(..);
+        Bytes::from(bytes)
+    };
+    (0..count).map(|i| chunk(i < count / 4)).collect()
+}
+
+fn flip(path: &Path, at: usize) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn gives_back_what_was_put_and_stores_it_once() {
+    let bed = bed().await;
+    let some = chunks(1, 200, 300_000);
+    let twice: Vec<Bytes> = some.iter().chain(&some).cloned().collect();
+    let (pages, stats, ids) = bed.store(&[], &twice).await;
+    assert_eq!(
+        (stats.chunks, stats.chunks_new),
+        (400, ids[..200].iter().collect::<std::collections::HashSet<_>>().len() as u64)
+    );
+    assert_eq!(stats.bytes_new, pages.iter().map(|p| p.object_len).sum::<u64>());
+    assert!(stats.bytes_stored < stats.bytes_new);
+    let got = bed.fetch(&pages, &ids).await.unwrap();
+    assert_eq!(got.len(), 400);
+    assert!(twice.iter().enumerate().all(|(i, chunk)| got[&i] == chunk[..]));
+
+    // Another process, knowing what the index knows, adds only what is new.
+    let more: Vec<Bytes> = some.iter().cloned().chain(chunks(2, 10, 50_000)).collect();
+    let (added, again, _) = bed.store(&pages, &more).await;
+    assert_eq!((again.chunks_new, added.len()), (10, 1));
+    assert!(again.bytes_stored > stats.bytes_stored && again.bytes_new < 600_000);
+}
+
+#[tokio::test]
+async fn fills_segments_to_their_size() {
+    let bed = bed().await;
+    let (pages, stats, ids) = bed.store(&[], &chunks(3, 350, 256 << 10)).await;
+    assert!(pages.len() >= 2, "{stats:?}");
+    assert!(pages.iter().all(|p| p.object_len <= crate::base::limits::PAGES_SEGMENT_BYTES as u64));
+    assert_eq!(bed.fetch(&pages, &ids).await.unwrap().len(), 350);
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_is_taken_from_another_segment() {
+    let bed = bed().await;
+    let some = chunks(4, 40, 20_000);
+    let (first, _, ids) = bed.store(&[], &some).await;
+    let (second, _, _) = bed.store(&[], &some).await;
+    let both: Vec<PagesEntry> = first.iter().chain(&second).cloned().collect();
+    flip(&bed.path(&first[0]), 1000);
+    flip(&bed.path(&second[0]), first[0].directory_offset as usize - 100);
+    assert_eq!(bed.fetch(&both, &ids).await.unwrap().len(), 40);
+    let alone = bed.fetch(&first, &ids).await;
+    assert!(matches!(alone, Err(RepoError::Damage { .. })), "{alone:?}");
+}
+
+#[tokio::test]
+async fn chunks_of_a_lost_segment_are_stored_again() {
+    let bed = bed().await;
+    let some = chunks(5, 20, 20_000);
+    for damage in ["gone", "directory", "header"] {
+        let (pages, _, ids) = bed.store(&[], &some).await;
+        let path = bed.path(&pages[0]);
+        match damage {
+            "gone" => std::fs::remove_file(&path).unwrap(),
+            "header" => flip(&path, 40),
+            _ => flip(&path, pages[0].object_len as usize - 60),
+        }
+        let index = bed.index(&pages).await;
+        assert_eq!((index.lost().len(), index.len()), (1, 0), "{damage}");
+        let error = bed.fetch(&pages, &ids).await.unwrap_err().to_string();
+        assert!(error.contains("1 segments cannot be read"), "{error}");
+        let (again, stats, _) = bed.store(&pages, &some).await;
+        assert_eq!((again.len(), stats.chunks_new), (1, 20), "{damage}");
+    }
+}
+
+/// A store that has no room for segments.
+#[derive(Debug)]
+struct Full(Arc<dyn Store>);
+
+#[async_trait::async_trait]
+impl Store for Full {
+    async fn create(&self, key: &ObjectKey, body: Bytes) -> Result<(), StoreError> {
+        if key.as_str().contains("/segments/") {
+            return Err(StoreError::NoSpace { key: key.clone(), reason: "full".into() });
+        }
+        self.0.create(key, body).await
+    }
+    async fn get(&self, key: &ObjectKey) -> Result<Bytes, StoreError> {
+        self.0.get(key).await
+    }
+    async fn get_range(&self, key: &ObjectKey, range: std::ops::Range<u64>) -> Result<Bytes, StoreError> {
+        self.0.get_range(key, range).await
+    }
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        self.0.head(key).await
+    }
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+        self.0.list(prefix).await
+    }
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.0.delete(key).await
+    }
+    fn url(&self) -> String {
+        self.0.url()
+    }
+}
+
+#[tokio::test]
+async fn a_store_without_room_fails_the_writer() {
+    let bed = bed_on(|store| Arc::new(Full(store))).await;
+    for (count, bytes_max) in [(3, 100), (300, 256 << 10)] {
+        let mut writer = ChunkWriter::create(bed.cluster.clone(), bed.index(&[]).await, 2);
+        let mut failed = None;
+        for chunk in chunks(6, count, bytes_max) {
+            failed = writer.put(chunk).await.err();
+            if failed.is_some() {
+                break;
+            }
+        }
+        let failed = match failed {
+            Some(error) => error,
+            None => writer.finish().await.unwrap_err(),
+        };
+        assert!(matches!(failed, RepoError::Store(StoreError::NoSpace { .. })), "{failed:?}");
+    }
+}

@@ -1,0 +1,271 @@
+//! Garbage collection: removes what no root refers to any more, a grace period after the root that let it go.
+//! Order: out of the root, grace, the floor, then the objects. Ages are the store's Last-Modified, never a host's clock.
+//! Fences and floors are never removed. Spec: formats/layout.md.
+
+use crate::base::{ObjectId, ObjectKey};
+use crate::format::header::ObjectKind;
+use crate::format::index::{RemovedEntry, RemovedKind};
+use crate::format::record::Record;
+use crate::format::root::{Floor, RetiredFlush, Root};
+use crate::repo::cluster::RootChange;
+use crate::repo::index::{Index, IndexEdit};
+use crate::repo::roots::{self, NONE};
+use crate::repo::{Cluster, Created, RepoError, layout};
+use crate::store::{ObjectMeta, Store, StoreError};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// Objects that nothing refers to may belong to work that has not committed yet: they stay this long at least,
+/// whatever grace is asked for.
+pub const ORPHAN_GRACE_MIN: Duration = Duration::from_secs(3600);
+/// Deletes in flight.
+const DELETES_IN_FLIGHT: usize = 16;
+
+/// What a collection removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Collected {
+    /// Flush objects replaced by segments.
+    pub flushes: u64,
+    /// Segments and manifests that an index let go.
+    pub removed: u64,
+    /// Index objects that were merged away.
+    pub indexes: u64,
+    /// Roots below the floor.
+    pub roots: u64,
+    /// Leftovers of work that never committed.
+    pub orphans: u64,
+    /// Pending work that expired.
+    pub expired: u64,
+}
+
+/// Removes what has been unreferenced for `grace`. Safe beside everything else; a second run does what the first did not.
+pub async fn collect(cluster: &Cluster, grace: Duration) -> Result<Collected, RepoError> {
+    let mut done = Collected::default();
+    let now = store_now(&**cluster.repo().store(), cluster).await?;
+    let grace_micros = i64::try_from(grace.as_micros()).unwrap_or(i64::MAX);
+    let cutoff = now.saturating_sub(grace_micros);
+    done.expired = expire_pending(cluster, cutoff).await?;
+    let root = cluster.newest_root().await?;
+    let keep_from = oldest_root_kept(cluster, &root, cutoff).await?;
+    let floor_root = raise_floor(cluster, &root, keep_from).await?;
+    done.roots = delete_roots(cluster, floor_root).await?;
+    // What a root at or below the floor's let go, no root that can still be read refers to.
+    done.flushes = delete_retired(cluster, floor_root).await?;
+    done.removed = delete_removed(cluster, floor_root).await?;
+    done.indexes = delete_indexes(cluster, floor_root).await?;
+    let orphan_micros = i64::try_from(grace.max(ORPHAN_GRACE_MIN).as_micros()).unwrap_or(i64::MAX);
+    done.orphans = delete_orphans(cluster, now.saturating_sub(orphan_micros)).await?;
+    Ok(done)
+}
+
+/// The store's clock: the Last-Modified of an object made now.
+async fn store_now(store: &dyn Store, cluster: &Cluster) -> Result<i64, RepoError> {
+    let id = ObjectId::random(&*cluster.repo().env().entropy);
+    let key = layout::probe(&id.to_string());
+    cluster.repo().create_own(&key, &Bytes::from_static(b"walden clock")).await?;
+    let meta = store.head(&key).await;
+    store.delete(&key).await?;
+    Ok(meta?.modified_unix_micros)
+}
+
+/// Takes pending work out of the root whose object is older than the cutoff, or gone: it cannot commit any more.
+async fn expire_pending(cluster: &Cluster, cutoff: i64) -> Result<u64, RepoError> {
+    let root = cluster.newest_root().await?;
+    let mut expired = HashSet::new();
+    for entry in &root.pending {
+        let key = layout::pending(cluster.name(), entry.id);
+        match cluster.repo().store().head(&key).await {
+            Ok(meta) if meta.modified_unix_micros > cutoff => {}
+            Ok(_) | Err(StoreError::NotFound { .. }) => {
+                expired.insert(entry.id);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if expired.is_empty() {
+        return Ok(0);
+    }
+    cluster
+        .commit::<RepoError>(|root| {
+            let mut next = root.clone();
+            next.pending.retain(|entry| !expired.contains(&entry.id));
+            Ok((next.pending.len() < root.pending.len()).then(|| RootChange::of(next)))
+        })
+        .await?;
+    for id in &expired {
+        cluster.repo().store().delete(&layout::pending(cluster.name(), *id)).await?;
+    }
+    Ok(expired.len() as u64)
+}
+
+/// The least root that stays: the newest one made before the cutoff, since it was current at the cutoff.
+async fn oldest_root_kept(cluster: &Cluster, newest: &Root, cutoff: i64) -> Result<u64, RepoError> {
+    let floor = roots::newest_floor(cluster.repo(), cluster.name(), newest.floor).await?;
+    let (mut low, mut high) = (floor.map_or(NONE + 1, |floor| floor.root), newest.number + 1);
+    // Last-Modified ascends with the number: each root is created after the one before it.
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        match cluster.repo().store().head(&layout::root(cluster.name(), middle)).await {
+            Ok(meta) if meta.modified_unix_micros <= cutoff => low = middle,
+            Ok(_) => high = middle,
+            // Another collection raised the floor meanwhile.
+            Err(StoreError::NotFound { .. }) => low = middle,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(low)
+}
+
+/// Creates the next floor when `keep_from` is above the newest; returns the newest floor's root.
+async fn raise_floor(cluster: &Cluster, root: &Root, keep_from: u64) -> Result<u64, RepoError> {
+    loop {
+        let floor = roots::newest_floor(cluster.repo(), cluster.name(), root.floor).await?;
+        let (number, floor_root) = floor.map_or((NONE, NONE + 1), |floor| (floor.number, floor.root));
+        if floor_root >= keep_from {
+            return Ok(floor_root);
+        }
+        let next = Floor { cluster: cluster.name().clone(), number: number + 1, root: keep_from };
+        let key = layout::floor(cluster.name(), next.number);
+        let writer = cluster.repo().writer(ObjectKind::Floor, &key, [0; 16], next.number, 0);
+        match cluster.repo().create(&key, &writer.finish(next.encode()).bytes).await? {
+            Created::Ours => return Ok(next.root),
+            Created::Taken(_) => {}
+        }
+    }
+}
+
+async fn delete_roots(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoError> {
+    let listed = cluster.repo().store().list(&layout::roots_prefix(cluster.name())).await?;
+    let below =
+        |meta: &ObjectMeta| meta.key.file_name().parse::<u64>().is_ok_and(|number| number < floor_root);
+    let keys = listed.into_iter().filter(below).map(|meta| meta.key).collect();
+    delete_all(cluster, keys).await
+}
+
+/// Removes flush objects, then their entries: a crash between leaves entries of what is gone, which is no harm.
+async fn delete_retired(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoError> {
+    let root = cluster.newest_root().await?;
+    let due: Vec<RetiredFlush> = root.retired.iter().filter(|run| run.root <= floor_root).cloned().collect();
+    let mut deleted = 0;
+    for run in &due {
+        let keys =
+            (run.from..run.to).map(|number| layout::flush(cluster.name(), run.stream, number)).collect();
+        deleted += delete_all(cluster, keys).await?;
+    }
+    if !due.is_empty() {
+        cluster
+            .commit::<RepoError>(|root| {
+                let mut next = root.clone();
+                next.retired.retain(|run| !due.contains(run));
+                Ok((next.retired.len() < root.retired.len()).then(|| RootChange::of(next)))
+            })
+            .await?;
+    }
+    Ok(deleted)
+}
+
+async fn delete_removed(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoError> {
+    let root = cluster.newest_root().await?;
+    let index = cluster.index(&root).await?;
+    let due: Vec<RemovedEntry> =
+        index.removed.iter().filter(|removed| removed.root <= floor_root).cloned().collect();
+    if due.is_empty() {
+        return Ok(0);
+    }
+    let keys = due.iter().filter_map(|removed| removed_key(cluster, removed)).collect();
+    let deleted = delete_all(cluster, keys).await?;
+    cluster
+        .commit_indexed::<RepoError>(|root, index| {
+            let mut index = index.clone();
+            index.removed.retain(|removed| !due.contains(removed));
+            Ok(Some(RootChange { root: root.clone(), index: IndexEdit::Rewrite(index.into_page()) }))
+        })
+        .await?;
+    Ok(deleted)
+}
+
+fn removed_key(cluster: &Cluster, removed: &RemovedEntry) -> Option<ObjectKey> {
+    match removed.kind {
+        RemovedKind::Wal | RemovedKind::Pages => {
+            Some(layout::segment(cluster.name(), removed.name.parse().ok()?))
+        }
+        RemovedKind::Backup => Some(layout::manifest(cluster.name(), &removed.name.parse().ok()?)),
+    }
+}
+
+/// Index objects made up to the floor's root and not part of the index there were merged away before it: no kept root
+/// names them, and none ever will again.
+async fn delete_indexes(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoError> {
+    let newest = cluster.newest_root().await?;
+    let mut named: HashSet<ObjectId> = cluster.index(&newest).await?.objects.into_iter().collect();
+    match roots::read_root(cluster.repo(), cluster.name(), floor_root).await? {
+        Some(root) => named.extend(cluster.index(&root).await?.objects),
+        // Another collection raised the floor further: it sees to the rest.
+        None => return Ok(0),
+    }
+    let mut keys = Vec::new();
+    for meta in cluster.repo().store().list(&layout::index_prefix(cluster.name())).await? {
+        let Ok(id) = meta.key.file_name().parse::<ObjectId>() else { continue };
+        if named.contains(&id) {
+            continue;
+        }
+        match cluster.repo().read_object(&meta.key, ObjectKind::Index).await {
+            Ok(object) if object.header().number <= floor_root => keys.push(meta.key),
+            Ok(_) | Err(RepoError::Store(StoreError::NotFound { .. })) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    delete_all(cluster, keys).await
+}
+
+/// Segments, manifests and pending entries that nothing names, older than the cutoff and than all pending work.
+async fn delete_orphans(cluster: &Cluster, cutoff: i64) -> Result<u64, RepoError> {
+    let store = &**cluster.repo().store();
+    // Listed before the index is read: what is committed in between is named by the index.
+    let mut listed = store.list(&layout::segments_prefix(cluster.name())).await?;
+    listed.extend(store.list(&layout::manifests_prefix(cluster.name())).await?);
+    listed.extend(store.list(&layout::pending_prefix(cluster.name())).await?);
+    let root = cluster.newest_root().await?;
+    let index = cluster.index(&root).await?;
+    let mut oldest_pending = cutoff;
+    for entry in &root.pending {
+        match store.head(&layout::pending(cluster.name(), entry.id)).await {
+            Ok(meta) => oldest_pending = oldest_pending.min(meta.modified_unix_micros),
+            Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let named = named_objects(cluster, &root, &index);
+    let orphans = listed
+        .into_iter()
+        .filter(|meta| meta.modified_unix_micros < oldest_pending && !named.contains(&meta.key))
+        .map(|meta| meta.key)
+        .collect();
+    delete_all(cluster, orphans).await
+}
+
+fn named_objects(cluster: &Cluster, root: &Root, index: &Index) -> HashSet<ObjectKey> {
+    let name = cluster.name();
+    let segments = index.wal.iter().map(|entry| entry.id).chain(index.pages.iter().map(|entry| entry.id));
+    segments
+        .map(|id| layout::segment(name, id))
+        .chain(index.backups.iter().map(|backup| layout::manifest(name, &backup.id)))
+        .chain(index.removed.iter().filter_map(|removed| removed_key(cluster, removed)))
+        .chain(root.pending.iter().map(|entry| layout::pending(name, entry.id)))
+        .collect()
+}
+
+async fn delete_all(cluster: &Cluster, keys: Vec<ObjectKey>) -> Result<u64, RepoError> {
+    let store = cluster.repo().store();
+    let mut deletes = futures_util::stream::iter(keys)
+        .map(|key| async move { store.delete(&key).await })
+        .buffer_unordered(DELETES_IN_FLIGHT);
+    let mut deleted = 0;
+    while let Some(done) = deletes.next().await {
+        done?;
+        deleted += 1;
+    }
+    Ok(deleted)
+}

@@ -1,0 +1,130 @@
+//! The real binary: a repository, a passphrase, and commands run in an environment of their own.
+
+use super::pg::{Pg, temp_dir};
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// The binary under test.
+pub const WALDEN: &str = env!("CARGO_BIN_EXE_walden");
+
+/// A place with a passphrase file and room for a repository, journals and restored directories.
+#[derive(Debug)]
+pub struct Place {
+    dir: TempDir,
+    /// The URL of its repository; a directory of the place unless changed.
+    pub repo: String,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; -1 for a signal.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Place {
+    /// A new place; `init` has not run.
+    pub fn new() -> Place {
+        let dir = temp_dir();
+        let mut options = fs::OpenOptions::new();
+        let file =
+            options.write(true).create_new(true).mode(0o600).open(dir.path().join("passphrase")).unwrap();
+        std::io::Write::write_all(&mut { file }, b"correct horse\n").unwrap();
+        let repo = dir.path().join("repo").display().to_string();
+        Place { dir, repo }
+    }
+
+    /// A new place with a repository in it.
+    pub fn init() -> Place {
+        let place = Place::new();
+        place.ok(&["init"]);
+        place
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A command with the repository, the cluster `shop` and the passphrase in its environment, and nothing else.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(WALDEN);
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.dir.path())
+            .env("TZ", "UTC");
+        command.env("WALDEN_REPO", &self.repo).env("WALDEN_CLUSTER", "shop");
+        command.env("WALDEN_PASSPHRASE_FILE", self.path("passphrase"));
+        command.env("WALDEN_CONFIG", "/dev/null");
+        command.stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// The same with a server to connect to.
+    pub fn command_for(&self, pg: &Pg, args: &[&str]) -> Command {
+        let mut command = self.command(args);
+        command.env("WALDEN_CONNECTION", pg.conninfo());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, args: &[&str]) -> Ended {
+        finish(&mut self.command(args))
+    }
+
+    /// Runs a command that must end with 0; its standard output.
+    pub fn ok(&self, args: &[&str]) -> String {
+        self.run(args).expect(0)
+    }
+
+    /// Runs a command with `--json` that must end with 0; its document.
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        let out = self.ok(&[&["--json"], args].concat());
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?} printed no JSON: {error}\n{out}"))
+    }
+}
+
+/// Runs a command to its end.
+pub fn finish(command: &mut Command) -> Ended {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    Ended {
+        code: status.code().unwrap_or(-1),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+impl Ended {
+    /// Its standard output, if it ended with `code`; panics otherwise.
+    pub fn expect(self, code: i32) -> String {
+        assert_eq!(self.code, code, "standard output:\n{}\nstandard error:\n{}", self.out, self.err);
+        self.out
+    }
+}
+
+/// Every file below `dir` with its bytes, sorted by path.
+pub fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let entry = entry.unwrap();
+            match entry.file_type().unwrap() {
+                kind if kind.is_dir() => dirs.push(entry.path()),
+                kind if kind.is_file() => found.push((entry.path(), fs::read(entry.path()).unwrap())),
+                _ => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}

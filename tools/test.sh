@@ -1,0 +1,66 @@
+#!/bin/bash
+# Installs what the tests need and runs everything, the demo once included.
+#
+#   tools/test.sh                                 what CI runs
+#   tools/test.sh --long [--seed N] [--minutes M] every number the project promises: 10,000 seeds of crash rounds,
+#                                                 50 kills a version, fuzzing, benchmarks; M minutes for each search
+#
+# The seed of this run is printed first; a failure is repeated with --seed. Network: the package registries alone.
+
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$TOP"
+
+LONG= SEED= MINUTES=10
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --long) LONG=1 ;;
+        --seed) SEED=${2:?--seed takes a number}; shift ;;
+        --minutes) MINUTES=${2:?--minutes takes a number}; shift ;;
+        -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) die "unknown option $1" ;;
+    esac
+    shift
+done
+for number in "${SEED:-0}" "$MINUTES"; do
+    case "$number" in *[!0-9]*) die "$number is not a number" ;; esac
+done
+# CI searches from a fixed seed, so that a change is what makes it fail; a long run goes elsewhere each time.
+[ -n "$SEED" ] || { [ -n "$LONG" ] && SEED=$(date +%s) || SEED=1; }
+export WALDEN_SEED=$SEED WALDEN_MINUTES=$MINUTES
+[ -z "$LONG" ] || export WALDEN_LONG=1
+
+STARTED=$SECONDS
+STEP=
+trap '[ $? = 0 ] || warn "tools/test.sh: FAILED in: ${STEP:-start} (seed $SEED)"' EXIT
+step() {
+    STEP=$1
+    say "== $1 ($((SECONDS - STARTED)) s)"
+}
+
+say "seed $SEED${LONG:+, long, $MINUTES minutes for each search}"
+step "setup"
+tools/setup
+
+step "format"
+cargo fmt --check
+step "lints"
+cargo clippy --locked --all-targets -- -D warnings
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib --quiet
+
+step "tests"
+PROFILE=()
+[ -z "$LONG" ] || PROFILE=(--release)
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --locked "${PROFILE[@]}" --no-fail-fast
+else
+    cargo test --locked "${PROFILE[@]}" --no-fail-fast
+fi
+cargo test --locked "${PROFILE[@]}" --doc --quiet
+
+if [ -x tools/demo.sh ]; then
+    step "demo"
+    tools/demo.sh
+fi
+
+say "tools/test.sh: everything passed in $((SECONDS - STARTED)) s (seed $SEED)"

@@ -1,0 +1,86 @@
+//! From arguments to an exit code: logs, the runtime, signals, and how failures are told.
+
+use crate::cli::{Cli, Command};
+use crate::context::Context;
+use crate::output::tell;
+use clap::Parser;
+use clap::error::ErrorKind;
+use std::io::{IsTerminal, stderr};
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use walden::operate::{Exit, Failure};
+
+/// Parses the arguments, runs the command, and tells how it ended.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    start_logs(&cli);
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tell(&failure, json);
+            ExitCode::from(failure.exit.code())
+        }
+    }
+}
+
+/// What clap prints for `--help`, `--version` and wrong usage; under `--json` the latter is a document too.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if !asked && std::env::args_os().any(|arg| arg == "--json") {
+        let text = error.render().to_string();
+        let what = text.lines().next().unwrap_or_default();
+        tell(&Failure::new(Exit::Usage, what.strip_prefix("error: ").unwrap_or(what)), true);
+    } else {
+        error.print().ok();
+    }
+    ExitCode::from(if asked { Exit::Done } else { Exit::Usage }.code())
+}
+
+/// Logs go to standard error; `WALDEN_LOG` (`walden=debug,object_store=info`) wins over `-v` and `-q`.
+fn start_logs(cli: &Cli) {
+    let level = match (cli.global.quiet, cli.global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "warn,walden=debug",
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_env("WALDEN_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_target(false);
+    logs.with_ansi(stderr().is_terminal()).init();
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    if let Command::Completions(completions) = &cli.command {
+        return completions.run();
+    }
+    let context = Context::new(&cli.global)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(Exit::Internal, format!("no runtime: {error}")))?;
+    let ended = runtime.block_on(async {
+        match &cli.command {
+            Command::Init(init) => until_signal(init.run(&context)).await,
+            Command::Key(key) => key.run(&context),
+            Command::Completions(completions) => completions.run(),
+        }
+    });
+    // A prompt or a secret's command may still block a thread; nothing waits for it.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Runs `work` until it ends or a signal says stop; work that is dropped leaves nothing half-done behind.
+async fn until_signal(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let no_signals = |error: std::io::Error| Failure::new(Exit::Internal, format!("no signals: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    tokio::select! {
+        ended = work => ended,
+        _ = interrupt.recv() => Err(Failure::new(Exit::Interrupted, "interrupted")),
+        _ = terminate.recv() => Err(Failure::new(Exit::Terminated, "terminated")),
+    }
+}
