@@ -30,4 +30,6 @@ fn shard_of(prefix: &Prefix) -> usize {
 }
 
 #[cfg(test)]
+pub(in crate::repo) mod bed;
+#[cfg(test)]
 mod tests;

@@ -1,12 +1,14 @@
 //! What the objects of a repository mean: their names, keys, roots, streams, index, and which WAL is covered.
 //! Everything that decides is here or in pure code below; every commit goes through [`Cluster::commit`].
 
+pub mod backups;
 pub mod chain;
 pub mod chunks;
 pub mod cluster;
 pub mod error;
 pub mod index;
 pub mod layout;
+pub mod manifest;
 pub mod repository;
 pub mod roots;
 pub mod walmap;

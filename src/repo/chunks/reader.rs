@@ -44,6 +44,11 @@ impl ChunkReader {
         ChunkReader { cluster, index, reads: Arc::new(Semaphore::new(READS_MAX)), threads }
     }
 
+    /// The cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// The index it reads by.
     pub fn index(&self) -> &Arc<ChunkIndex> {
         &self.index

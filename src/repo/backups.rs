@@ -1,0 +1,94 @@
+//! What a backup needs to be restorable, and whether it is. Pure.
+//! A backup that was committed as pending becomes restorable by itself once its WAL is durable, whoever stored that.
+
+use super::walmap::WalMap;
+use crate::base::{LsnRange, SegmentSize};
+use crate::format::index::{BackupEntry, BackupState};
+
+/// The WAL without which `backup` is worth nothing: from the start of the WAL segment that holds its redo LSN to its stop LSN.
+pub fn needed_wal(backup: &BackupEntry, size: SegmentSize) -> LsnRange {
+    let start = size.segment_start(backup.redo.min(backup.start));
+    LsnRange::new(start, backup.stop.max(start))
+}
+
+/// What `backup` is now that `wal` is durable. `wal` is of its generation.
+pub fn state_now(backup: &BackupEntry, wal: &WalMap, size: SegmentSize) -> BackupState {
+    let needed = needed_wal(backup, size);
+    match backup.state {
+        BackupState::Pending if wal.contiguous_end(backup.timeline, needed.start) < needed.end => {
+            BackupState::Pending
+        }
+        BackupState::Pending if backup.damaged_blocks > 0 => BackupState::Damaged,
+        BackupState::Pending => BackupState::Complete,
+        BackupState::Complete => BackupState::Complete,
+        BackupState::Damaged => BackupState::Damaged,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Generation, Lsn, ObjectId, TimelineId, Timestamp};
+    use crate::format::index::WalEntry;
+    use crate::format::wal::WalSummary;
+    use crate::repo::Index;
+
+    const TIMELINE: TimelineId = TimelineId(1);
+
+    fn backup() -> BackupEntry {
+        BackupEntry {
+            id: "20261122T195501Z".parse().unwrap(),
+            generation: Generation(1),
+            timeline: TIMELINE,
+            redo: Lsn::new(0x250_0000),
+            start: Lsn::new(0x250_0000),
+            stop: Lsn::new(0x310_0000),
+            started_at: Timestamp::from_micros(0),
+            stopped_at: Timestamp::from_micros(1),
+            bytes_raw: 0,
+            bytes_stored: 0,
+            bytes_new: 0,
+            manifest_len: 0,
+            damaged_blocks: 0,
+            state: BackupState::Pending,
+        }
+    }
+
+    fn wal(ranges: &[(u64, u64)]) -> WalMap {
+        let entry = |&(start, end): &(u64, u64)| WalEntry {
+            id: ObjectId([0; 16]),
+            generation: Generation(1),
+            timeline: TIMELINE,
+            start: Lsn::new(start),
+            end: Lsn::new(end),
+            object_len: 0,
+            directory_offset: 0,
+            server_time: Timestamp::from_micros(0),
+            summary: WalSummary::empty(),
+        };
+        let index = Index { wal: ranges.iter().map(entry).collect(), ..Index::default() };
+        WalMap::new(Generation(1), &index, Vec::new())
+    }
+
+    #[test]
+    fn a_backup_is_restorable_when_all_of_its_wal_is_durable() {
+        let size = SegmentSize::DEFAULT;
+        assert_eq!(needed_wal(&backup(), size), LsnRange::new(Lsn::new(0x200_0000), Lsn::new(0x310_0000)));
+        let state = |ranges: &[(u64, u64)]| state_now(&backup(), &wal(ranges), size);
+        assert_eq!(state(&[]), BackupState::Pending);
+        assert_eq!(
+            state(&[(0x250_0000, 0x400_0000)]),
+            BackupState::Pending,
+            "its segment's start is missing"
+        );
+        assert_eq!(state(&[(0x200_0000, 0x30F_FFFF)]), BackupState::Pending, "one byte short");
+        assert_eq!(
+            state(&[(0x200_0000, 0x280_0000), (0x290_0000, 0x400_0000)]),
+            BackupState::Pending,
+            "a hole"
+        );
+        assert_eq!(state(&[(0x100_0000, 0x280_0000), (0x280_0000, 0x310_0000)]), BackupState::Complete);
+        let damaged = BackupEntry { damaged_blocks: 1, ..backup() };
+        assert_eq!(state_now(&damaged, &wal(&[(0x200_0000, 0x310_0000)]), size), BackupState::Damaged);
+    }
+}
