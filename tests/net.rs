@@ -2,5 +2,7 @@
 
 mod common;
 
+#[path = "net/base_backups.rs"]
+mod base_backups;
 #[path = "net/streaming.rs"]
 mod streaming;

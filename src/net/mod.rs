@@ -4,13 +4,15 @@
 //! ConnectOptions::parse   connection string, URL, service file, PG* variables
 //! Connection::connect     hosts in order, TLS, authentication, target_session_attrs
 //!   .query                rows
+//!   .base_backup          -> BaseBackupStream of events, the same on every major
 //!   .start_physical       -> ReplicationStream -> split: reader, writer -> (end of timeline) unite
 //! ```
 //!
 //! Nothing here retries: a [`PgError`] says whether trying again makes sense, and who calls decides when. Passwords never
 //! show in `Debug`, errors or logs.
 
-pub mod cancel;
+mod base_backup;
+mod cancel;
 mod connect;
 mod connection;
 mod error;
@@ -21,6 +23,9 @@ mod socket;
 mod startup;
 mod tls;
 
+pub use base_backup::{
+    BaseBackupEvent, BaseBackupOptions, BaseBackupStream, Checkpoint, ServerManifest, TablespaceRow,
+};
 pub use cancel::CancelToken;
 pub use connection::{Connection, ConnectionKind, SystemIdentity};
 pub use error::{PgError, code};

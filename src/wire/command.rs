@@ -103,7 +103,7 @@ pub struct BaseBackupOptions {
     pub tablespace_map: bool,
     /// The backup_manifest.
     pub manifest: ServerManifest,
-    /// Estimates of tablespace sizes, and from 15 on progress messages.
+    /// Estimates of tablespace sizes (which the server has to add up first).
     pub progress: bool,
     /// Relative to the manifest uploaded before (17 and later).
     pub incremental: bool,

@@ -2,6 +2,9 @@
 
 use super::common::pg::{Pg, Stop, majors};
 use bytes::Bytes;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 use tokio::time::timeout;
 use walden::base::{Lsn, SegmentSize, TimelineId, Timestamp, WalFileName};
@@ -12,7 +15,7 @@ use walden::net::{
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-async fn connect(conninfo: &str, kind: ConnectionKind) -> Connection {
+pub async fn connect(conninfo: &str, kind: ConnectionKind) -> Connection {
     let options = ConnectOptions::parse(conninfo, &|_| None).unwrap();
     Connection::connect(&options, kind, "walden_test").await.unwrap()
 }
@@ -27,7 +30,7 @@ fn status(at: Lsn) -> StatusUpdate {
     }
 }
 
-async fn start(
+pub async fn start(
     conninfo: &str,
     slot: Option<&str>,
     at: Lsn,
@@ -41,7 +44,7 @@ async fn start(
 }
 
 /// Reads WAL from `at` until `end`, in order and without holes.
-async fn read_wal(reader: &mut ReplicationReader, mut at: Lsn, end: Lsn) -> Vec<Bytes> {
+pub async fn read_wal(reader: &mut ReplicationReader, mut at: Lsn, end: Lsn) -> Vec<Bytes> {
     let mut pieces = Vec::new();
     while at < end {
         match timeout(LIMIT, reader.next()).await.expect("WAL in time").unwrap() {
@@ -55,6 +58,21 @@ async fn read_wal(reader: &mut ReplicationReader, mut at: Lsn, end: Lsn) -> Vec<
         }
     }
     pieces
+}
+
+/// Writes WAL into the 1 MiB segments of timeline 1 in `dir`.
+pub fn write_wal(dir: &Path, at: Lsn, bytes: &[u8]) {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let (mut at, mut bytes) = (at, bytes);
+    while !bytes.is_empty() {
+        let segment = size.segment_at(at).range(size);
+        let (piece, rest) = bytes.split_at(bytes.len().min(segment.end.bytes_since(at) as usize));
+        let name = WalFileName::segment(TimelineId(1), size.segment_at(at), size).to_string();
+        let file = OpenOptions::new().create(true).write(true).truncate(false).open(dir.join(name)).unwrap();
+        file.set_len(size.bytes()).unwrap();
+        file.write_all_at(piece, at.bytes_since(segment.start)).unwrap();
+        (at, bytes) = (at.checked_add(piece.len() as u64).unwrap(), rest);
+    }
 }
 
 #[tokio::test]
