@@ -52,7 +52,6 @@ pub fn root() -> Root {
                 low_water: 17,
                 low_water_lsn: Some(lsn(0x1_0000_0000)),
                 low_water_link: [0x52; 32],
-                fence_number: Some(19),
             },
             StreamEntry {
                 id: stream(0x53),
@@ -62,7 +61,6 @@ pub fn root() -> Root {
                 low_water: 0,
                 low_water_lsn: None,
                 low_water_link: [0; 32],
-                fence_number: None,
             },
         ],
         retired: vec![RetiredFlush { stream: stream(0x51), from: 11, to: 17, root: 6 }],
@@ -124,6 +122,8 @@ pub fn summary() -> WalSummary {
         time_max: Some(time(35)),
         xid_min: Some(741),
         xid_max: Some(752),
+        unread_count: 3,
+        unread_first: Some(lsn(0x1_0000_8000)),
         events: EventKind::ALL.iter().copied().map(event).collect(),
     }
 }
