@@ -1,6 +1,7 @@
 //! Why a restore did not happen, one variant for each thing the caller can do about it, which is also one exit code each.
 
 use super::resolve::{Ambiguity, Window};
+use crate::repo::RepoError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -78,6 +79,9 @@ pub enum RestoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// The repository failed; its own variants say what to do.
+    #[error(transparent)]
+    Repo(#[from] RepoError),
     /// It was told to stop. What was written is marked and cannot be started.
     #[error("interrupted")]
     Interrupted,

@@ -3,8 +3,10 @@
 //!
 //! The pure part: a [`target::Request`] is resolved against an [`resolve::Archive`] before a byte is written.
 
+pub mod archive;
 pub mod backup_manifest;
 pub mod config_files;
+pub mod decode;
 pub mod error;
 pub mod lineage;
 pub mod place;

@@ -10,7 +10,7 @@ mod window;
 pub use window::{Ambiguity, Candidate, Occurrence, Window, WindowPart};
 
 use super::error::RestoreError;
-use super::lineage::{Coverage, Lineage, Piece, Run, TimelinePath};
+use super::lineage::{Coverage, Lineage, Piece, Run, Span, TimelinePath};
 use super::scan::{Meaning, Seen, WalScan};
 use super::target::{Boundary, Request, Target, TimelineChoice};
 use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId, Timestamp};
@@ -320,7 +320,7 @@ impl<'a, S: WalScan> Resolver<'a, S> {
                 let summary = &span.piece.summary;
                 let within = summary.xid_min.is_some_and(|min| min <= xid)
                     && summary.xid_max.is_some_and(|max| xid <= max);
-                if !within {
+                if !within && !may_hide_commits(span, all) {
                     continue;
                 }
                 let visit = &mut |seen: &Seen| {
@@ -355,7 +355,7 @@ impl<'a, S: WalScan> Resolver<'a, S> {
         let fits = |candidate: &&Candidate<'_>, seen: &Seen| {
             let reached = if exclusive { seen.start } else { seen.end };
             candidate.run.range.start <= seen.start
-                && seen.end <= candidate.run.range.end
+                && seen.start < candidate.run.range.end
                 && candidate.backup.redo <= seen.start
                 && candidate.backup.stop <= reached
         };
@@ -394,7 +394,9 @@ impl<'a, S: WalScan> Resolver<'a, S> {
         let boundary = self.request.boundary;
         let redo = candidate.backup.redo;
         for span in candidate.run.spans_after(redo) {
-            if !span.piece.summary.time_max.is_some_and(|max| is_past(max, time, boundary)) {
+            let summary = &span.piece.summary;
+            let past = summary.time_max.is_some_and(|max| is_past(max, time, boundary));
+            if !past && summary.unread_count == 0 {
                 continue;
             }
             let mut first = None;
@@ -462,7 +464,8 @@ impl<'a, S: WalScan> Resolver<'a, S> {
         let mut stepped = window::Stepped::new(*stop, time);
         for span in run.spans_after(stop.start) {
             let summary = &span.piece.summary;
-            if summary.time_min.is_some_and(|min| !is_past(min, time, boundary)) {
+            let before = summary.time_min.is_some_and(|min| !is_past(min, time, boundary));
+            if before || summary.unread_count > 0 {
                 let visit = &mut |seen: &Seen| {
                     if let Meaning::Commit { time: at, .. } | Meaning::Abort { time: at, .. } = seen.meaning
                         && seen.start >= stop.start
@@ -559,6 +562,13 @@ impl<'a, S: WalScan> Resolver<'a, S> {
         }
         Ok(newest.filter(suspicious))
     }
+}
+
+/// What a summary could not read may be a commit. Before every backup that does not matter: there a stream may begin
+/// with the end of a record.
+fn may_hide_commits(span: &Span<'_>, candidates: &[Candidate<'_>]) -> bool {
+    let oldest = candidates.iter().map(|candidate| candidate.backup.redo).min();
+    span.piece.summary.unread_count > 0 && oldest.is_some_and(|redo| span.range.end > redo)
 }
 
 /// Whether PostgreSQL would stop at a commit of `time` when asked for `target` (`recoveryStopsBefore`).

@@ -74,7 +74,7 @@ pub type Visit<'a> = dyn FnMut(&Seen) -> ControlFlow<()> + Send + 'a;
 /// Decodes WAL of one path.
 #[async_trait]
 pub trait WalScan: Sync {
-    /// Visits, in LSN order, the records whose end lies past `range.start` and not past `range.end`, however early they
-    /// begin. `range` lies inside one run of the path. Refuses WAL that cannot be decoded.
+    /// Visits, in LSN order, the records whose last byte lies in `range`, however early they begin. `range` lies inside one
+    /// run of the path. Refuses WAL that cannot be decoded.
     async fn scan(&self, range: LsnRange, visit: &mut Visit<'_>) -> Result<(), RestoreError>;
 }

@@ -4,7 +4,7 @@
 use super::{Archive, LISTED_MAX};
 use crate::base::{BackupId, Lsn, LsnRange, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState};
-use crate::format::wal::EventKind;
+use crate::format::wal::{Event, EventKind};
 use crate::restore::lineage::{Coverage, Run, TimelinePath};
 use crate::restore::scan::{Meaning, Seen};
 use crate::restore::target::Target;
@@ -211,9 +211,9 @@ pub(super) fn restore_points(coverage: &Coverage<'_>, name: &str) -> Vec<Occurre
     let spans = coverage.runs.iter().flat_map(|run| &run.spans);
     spans
         .flat_map(|span| {
-            let inside = |end: Lsn| span.range.start < end && end <= span.range.end;
+            let inside = |event: &Event| event.lsn < span.range.end && span.range.start < event.end;
             let events = span.piece.summary.events.iter();
-            events.filter(move |event| event.kind == EventKind::RestorePoint && inside(event.end))
+            events.filter(move |event| event.kind == EventKind::RestorePoint && inside(event))
         })
         .filter(|event| event.name == name)
         .map(|event| Occurrence {

@@ -1,0 +1,194 @@
+//! What a repository holds, in the words of the resolution: backups, timelines and WAL of one generation; and its WAL bytes
+//! along one path.
+
+use super::decode::{Decoding, PathBytes};
+use super::error::RestoreError;
+use super::lineage::{Coverage, Lineage, Piece, TimelinePath};
+use super::resolve::Archive;
+use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId};
+use crate::format::root::GenerationRecord;
+use crate::repo::walmap::Snapshot;
+use crate::repo::{Cluster, RepoError, WalMap, WalReader, chain};
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// A generation as it was at one moment.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its record.
+    pub record: GenerationRecord,
+    /// What can be restored of it.
+    pub archive: Archive,
+    /// Where its WAL is.
+    pub wal: WalMap,
+}
+
+/// Reads what `snapshot` holds of `generation`.
+pub async fn load(
+    cluster: &Cluster,
+    snapshot: &Snapshot,
+    generation: Generation,
+) -> Result<Loaded, RestoreError> {
+    let record = cluster.read_generation(generation).await?;
+    let segment_size = segment_size(&record)?;
+    let wal = if snapshot.wal.generation() == generation {
+        snapshot.wal.clone()
+    } else {
+        let mut chains = Vec::new();
+        for stream in snapshot.root.streams.iter().filter(|stream| stream.generation == generation) {
+            chains.push(chain::read(cluster, stream).await?);
+        }
+        WalMap::new(generation, &snapshot.index, chains)
+    };
+    let mut lineage = Lineage::default();
+    for history in snapshot.index.histories.iter().filter(|history| history.generation == generation) {
+        let parents = parse_history(&history.content.0)
+            .map_err(|reason| RestoreError::Damage { what: history.timeline.history_file_name(), reason })?;
+        lineage.insert(history.timeline, parents);
+    }
+    let own = snapshot.index.backups.iter().filter(|backup| backup.generation == generation);
+    let backups: Vec<_> = own.cloned().collect();
+    let streamed = snapshot.root.streams.iter().rev().find(|stream| stream.generation == generation);
+    let current = streamed
+        .map(|stream| stream.timeline)
+        .or(wal.durable_end().map(|end| end.timeline))
+        .or(backups.iter().max_by_key(|backup| &backup.id).map(|backup| backup.timeline))
+        .unwrap_or(TimelineId::FIRST);
+    let archive = Archive {
+        generation,
+        segment_size,
+        backups,
+        gaps: wal.gaps().to_vec(),
+        lineage,
+        pieces: pieces(&wal),
+        current,
+    };
+    Ok(Loaded { record, archive, wal })
+}
+
+/// The segment size of a generation.
+pub fn segment_size(record: &GenerationRecord) -> Result<SegmentSize, RestoreError> {
+    SegmentSize::new(u64::from(record.segment_size)).map_err(|error| RestoreError::Damage {
+        what: format!("generation {} of cluster {}", record.generation, record.cluster),
+        reason: error.to_string(),
+    })
+}
+
+/// Pieces of WAL, and heartbeats, which move the time alone.
+fn pieces(wal: &WalMap) -> Vec<Piece> {
+    let stored = wal.pieces().iter().map(|piece| Piece {
+        timeline: piece.timeline,
+        range: piece.range,
+        server_time: piece.server_time,
+        summary: piece.summary.clone(),
+    });
+    let objects = wal.chains().iter().flat_map(|chain| &chain.objects);
+    let heartbeats = objects.filter(|object| object.meta.start == object.meta.end).map(|object| Piece {
+        timeline: object.meta.timeline,
+        range: LsnRange::new(object.meta.start, object.meta.end),
+        server_time: object.meta.server_time,
+        summary: object.meta.summary.clone(),
+    });
+    stored.chain(heartbeats).collect()
+}
+
+/// Where a timeline left each of its parents, from its history file: `tli<TAB>X/X<TAB>reason` lines, `#` comments.
+pub fn parse_history(content: &[u8]) -> Result<Vec<(TimelineId, Lsn)>, String> {
+    let text = std::str::from_utf8(content).map_err(|_| "bytes that are not text".to_owned())?;
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
+    lines
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let mut fields = line.split_whitespace();
+            let timeline = fields.next().and_then(|field| field.parse().ok()).map(TimelineId);
+            let switch = fields.next().and_then(|field| field.parse().ok());
+            timeline.zip(switch).ok_or_else(|| format!("{line:?} names no timeline and switch point"))
+        })
+        .collect()
+}
+
+/// The WAL of one path, from whichever timeline holds each part.
+#[derive(Debug)]
+pub struct PathReader {
+    reader: WalReader,
+    spans: Vec<(LsnRange, TimelineId)>,
+}
+
+impl PathReader {
+    /// Reads the WAL of `path` that `loaded` has.
+    pub fn new(cluster: &Cluster, loaded: &Loaded, path: &TimelinePath) -> Self {
+        let coverage = Coverage::of(path, &loaded.archive.pieces, loaded.archive.segment_size);
+        let runs = coverage.runs.iter().flat_map(|run| &run.spans);
+        let spans = runs.map(|span| (span.range, span.piece.timeline)).collect();
+        PathReader { reader: WalReader::new(cluster.clone(), loaded.wal.clone()), spans }
+    }
+
+    /// How far the path is stored without a hole from `from` on; `from` itself when that byte is not.
+    pub fn contiguous_end(&self, from: Lsn) -> Lsn {
+        let first = self.spans.partition_point(|(range, _)| range.end <= from);
+        let mut end = from;
+        for (range, _) in self.spans.get(first..).unwrap_or_default() {
+            if range.start > end {
+                break;
+            }
+            end = range.end;
+        }
+        end
+    }
+
+    fn span_at(&self, at: Lsn) -> Option<usize> {
+        let number = self.spans.partition_point(|(range, _)| range.end <= at);
+        self.spans.get(number).filter(|(range, _)| range.contains(at)).map(|_| number)
+    }
+
+    /// As [`PathBytes::read_some`], in the repository's own words.
+    pub async fn read(&mut self, range: LsnRange) -> Result<Bytes, RepoError> {
+        let found = self.span_at(range.start).and_then(|number| self.spans.get(number));
+        let Some((span, timeline)) = found.copied() else {
+            return Err(RepoError::NotFound { what: format!("WAL at {}", range.start), url: String::new() });
+        };
+        self.reader.read_some(timeline, LsnRange::new(range.start, range.end.min(span.end))).await
+    }
+}
+
+#[async_trait]
+impl PathBytes for PathReader {
+    fn run_start(&self, at: Lsn) -> Option<Lsn> {
+        let mut number = self.span_at(at)?;
+        let mut start = self.spans.get(number)?.0.start;
+        while let Some(before) = number.checked_sub(1).and_then(|before| self.spans.get(before)) {
+            if before.0.end != start {
+                break;
+            }
+            (start, number) = (before.0.start, number - 1);
+        }
+        Some(start)
+    }
+
+    async fn read_some(&mut self, range: LsnRange) -> Result<Bytes, RestoreError> {
+        Ok(self.read(range).await?)
+    }
+}
+
+impl Loaded {
+    /// Decodes the WAL of `path`.
+    pub fn scan(&self, cluster: &Cluster, path: &TimelinePath) -> Decoding<PathReader> {
+        Decoding::new(PathReader::new(cluster, self, path), self.archive.segment_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histories_are_read_as_postgres_writes_them() {
+        let text = b"1\t0/3000140\tno recovery target specified\n\n2\t0/5000000\tbefore 2026-11-22 # x\n";
+        let parents = [(TimelineId(1), Lsn::new(0x300_0140)), (TimelineId(2), Lsn::new(0x500_0000))];
+        assert_eq!(parse_history(text), Ok(parents.to_vec()));
+        assert_eq!(parse_history(b"# nothing\n"), Ok(vec![]));
+        for bad in [b"one\t0/3\tx\n".as_slice(), b"1\tx\n", b"1\n", b"\xff\n"] {
+            assert!(parse_history(bad).is_err());
+        }
+    }
+}
