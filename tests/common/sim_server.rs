@@ -1,0 +1,246 @@
+//! A primary made of synthetic WAL: streams in pieces of any size, drops connections, asks for replies, removes WAL
+//! behind its slot, and remembers everything it was ever told to be flushed.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use walden::base::{Lsn, LsnRange, SegmentSize, SystemId, TimelineId, Timestamp};
+use walden::receive::machine::Acknowledged;
+use walden::receive::upstream::{
+    Connector, Identity, Message, Server, Slot, Started, StatusSink, Upstream, UpstreamError,
+};
+use walden::wal::{Synth, WalVersion};
+
+/// The primary's WAL segments.
+pub const SEGMENT: u64 = 1 << 20;
+const START: u64 = 16 * SEGMENT;
+
+/// A primary; clones are the same one.
+#[derive(Debug, Clone)]
+pub struct SimServer(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    rng: fastrand::Rng,
+    synth: Synth,
+    wal: Vec<u8>,
+    restart: Option<Lsn>,
+    acknowledged: Lsn,
+    xid: u32,
+    clock: i64,
+    wal_max: u64,
+    session: u64,
+    exclusive: bool,
+    unstable: bool,
+}
+
+impl SimServer {
+    /// A primary that writes up to `wal_max` bytes. `unstable`: connections break.
+    pub fn new(seed: u64, wal_max: u64, unstable: bool) -> SimServer {
+        let size = SegmentSize::new(SEGMENT).unwrap();
+        let start = Lsn::new(START);
+        let synth = Synth::new(WalVersion::V15, size, SystemId(77), TimelineId(1), start).with_seed(seed);
+        SimServer(Arc::new(Mutex::new(State {
+            rng: fastrand::Rng::with_seed(seed),
+            synth,
+            wal: Vec::new(),
+            restart: None,
+            acknowledged: Lsn::ZERO,
+            xid: 700,
+            clock: 800_000_000_000_000,
+            wal_max,
+            session: 0,
+            exclusive: true,
+            unstable,
+        })))
+    }
+
+    /// Lets several sessions stream at once, as if each had a slot of its own.
+    pub fn allow_many_sessions(&self) {
+        self.state().exclusive = false;
+    }
+
+    /// The highest position it was ever told to be flushed.
+    pub fn acknowledged(&self) -> Lsn {
+        self.state().acknowledged
+    }
+
+    /// Whether everything it will write was acknowledged.
+    pub fn is_finished(&self) -> bool {
+        let state = self.state();
+        state.wal.len() as u64 >= state.wal_max && state.acknowledged == state.end()
+    }
+
+    /// Its WAL from the start up to `end`.
+    pub fn wal_until(&self, end: Lsn) -> (LsnRange, Vec<u8>) {
+        let state = self.state();
+        let len = end.bytes_since(Lsn::new(START)) as usize;
+        (LsnRange::new(Lsn::new(START), end.max(Lsn::new(START))), state.wal[..len].to_vec())
+    }
+
+    /// Rewrites history from `from` on, as a primary restored to an earlier moment would.
+    pub fn diverge(&self, from: Lsn) {
+        let mut state = self.state();
+        let at = from.bytes_since(Lsn::new(START)) as usize;
+        for byte in &mut state.wal[at..] {
+            *byte ^= 0x55;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl State {
+    fn end(&self) -> Lsn {
+        Lsn::new(START + self.wal.len() as u64)
+    }
+
+    /// Writes some records.
+    fn write(&mut self) {
+        for _ in 0..self.rng.usize(0..12) {
+            if self.wal.len() as u64 >= self.wal_max {
+                return;
+            }
+            self.clock += self.rng.i64(1..200_000);
+            let time = Timestamp::from_micros(self.clock);
+            self.xid += 1;
+            match self.rng.u8(0..10) {
+                0..4 => drop(self.synth.commit(self.xid, time)),
+                4..7 => drop(self.synth.page_image(self.xid, self.xid)),
+                7 => drop(self.synth.checkpoint(time)),
+                8 => drop(self.synth.noise(self.rng.usize(30..60_000))),
+                _ => drop(self.synth.abort(self.xid, time)),
+            }
+        }
+        let bytes = self.synth.take();
+        self.wal.extend(bytes);
+    }
+}
+
+#[async_trait]
+impl Connector for SimServer {
+    async fn connect(&self) -> Result<Box<dyn Server>, UpstreamError> {
+        let pause = self.state().rng.u64(1..50);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        Ok(Box::new(self.clone()))
+    }
+}
+
+#[async_trait]
+impl Server for SimServer {
+    async fn identify(&mut self) -> Result<Identity, UpstreamError> {
+        let state = self.state();
+        Ok(Identity {
+            system_id: SystemId(77),
+            major_version: 15,
+            timeline: TimelineId(1),
+            flushed: state.end(),
+            segment_size: SegmentSize::new(SEGMENT).unwrap(),
+            block_size: 8192,
+        })
+    }
+
+    async fn ensure_slot(&mut self, _slot: &str) -> Result<Slot, UpstreamError> {
+        let mut state = self.state();
+        let created = state.restart.is_none();
+        let restart = *state.restart.get_or_insert(Lsn::new(START));
+        Ok(Slot { restart: Some(restart), created })
+    }
+
+    async fn history(&mut self, timeline: TimelineId) -> Result<Vec<u8>, UpstreamError> {
+        Err(UpstreamError::Refused(format!("no history of timeline {timeline}")))
+    }
+
+    async fn stream(
+        self: Box<Self>,
+        slot: &str,
+        start: Lsn,
+        _timeline: TimelineId,
+    ) -> Result<Started, UpstreamError> {
+        let mut state = self.state();
+        let oldest = state.restart.unwrap_or(Lsn::new(START)).align_down(SEGMENT);
+        if start < oldest {
+            let reason = format!("removed up to {oldest}");
+            return Err(UpstreamError::WalRemoved { at: start, reason });
+        }
+        if start > state.end() {
+            let reason = format!("ends at {}", state.end());
+            return Err(UpstreamError::Ahead { at: start, reason });
+        }
+        let _ = slot;
+        state.session += 1;
+        let session = state.session;
+        drop(state);
+        let stream = SimStream { server: (*self).clone(), at: start, session };
+        let sink = SimSink { server: (*self).clone(), session };
+        Ok(Started::Streaming(Box::new(stream), Box::new(sink)))
+    }
+}
+
+struct SimStream {
+    server: SimServer,
+    at: Lsn,
+    session: u64,
+}
+
+#[async_trait]
+impl Upstream for SimStream {
+    async fn next(&mut self) -> Result<Message, UpstreamError> {
+        loop {
+            let pause = self.server.state().rng.u64(1..40);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let mut state = self.server.state();
+            if state.exclusive && state.session != self.session {
+                return Err(UpstreamError::Lost("another session took the slot".into()));
+            }
+            if state.unstable && state.rng.u32(0..400) == 0 {
+                return Err(UpstreamError::Lost("the network broke".into()));
+            }
+            state.write();
+            let (end, time) = (state.end(), Timestamp::from_micros(state.clock));
+            let left = end.bytes_since(self.at) as usize;
+            if left == 0 {
+                if state.rng.u8(0..4) == 0 {
+                    let reply_requested = state.rng.bool();
+                    return Ok(Message::Keepalive { server_end: end, server_time: time, reply_requested });
+                }
+                continue;
+            }
+            let len = left.min(state.rng.usize(1..=128 << 10));
+            let from = self.at.bytes_since(Lsn::new(START)) as usize;
+            let bytes = Bytes::copy_from_slice(&state.wal[from..from + len]);
+            let start = self.at;
+            self.at = Lsn::new(start.get() + len as u64);
+            return Ok(Message::Wal { start, server_end: end, server_time: time, bytes });
+        }
+    }
+}
+
+struct SimSink {
+    server: SimServer,
+    session: u64,
+}
+
+#[async_trait]
+impl StatusSink for SimSink {
+    async fn report(&mut self, acknowledged: Acknowledged) -> Result<(), UpstreamError> {
+        let mut state = self.server.state();
+        if state.exclusive && state.session != self.session {
+            return Err(UpstreamError::Lost("another session took the slot".into()));
+        }
+        assert!(acknowledged.flush <= state.end(), "acknowledged what was never written");
+        state.acknowledged = state.acknowledged.max(acknowledged.flush);
+        // As PostgreSQL does: the slot follows the newest report, even backwards.
+        if acknowledged.flush > Lsn::ZERO {
+            state.restart = Some(acknowledged.flush);
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<(), UpstreamError> {
+        Ok(())
+    }
+}

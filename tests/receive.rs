@@ -1,0 +1,187 @@
+//! Receiving from real servers: what is acknowledged is stored, byte for byte as in the server's own WAL files.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::pg::{Pg, majors};
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use walden::base::{Env, Lsn, LsnRange, SegmentSize, TimelineId, WalFileName};
+use walden::codec::keyslot::Unlock;
+use walden::disk::{OsEntropy, SystemClock};
+use walden::format::keyslot::SlotCost;
+use walden::net::ConnectOptions;
+use walden::receive::compact::{self, Extent};
+use walden::receive::machine::{AckMode, Cut};
+use walden::receive::pipeline::{ReceiveError, Stored};
+use walden::receive::postgres::PostgresConnector;
+use walden::receive::session::{self, ReceiveOptions};
+use walden::repo::{Cluster, Repository, WalReader, walmap};
+use walden::retain::gc;
+use walden::store::{self, StoreOptions};
+use zeroize::Zeroizing;
+
+const CLUSTER: &str = "shop";
+const SLOT: &str = "walden_shop";
+
+fn env() -> Env {
+    Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) }
+}
+
+async fn repository(dir: &std::path::Path) -> Arc<Repository> {
+    let store = store::open(&dir.display().to_string(), &StoreOptions::default()).unwrap();
+    let unlock = Unlock::Key(Zeroizing::new([7; 32]));
+    let (repository, _) = Repository::init(store, &unlock, SlotCost::DEFAULT, env()).await.unwrap();
+    Arc::new(repository)
+}
+
+/// A `receive` in this process.
+struct Receiving {
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<Result<(), ReceiveError>>,
+}
+
+impl Receiving {
+    fn start(repo: &Arc<Repository>, pg: &Pg) -> Receiving {
+        let options = ConnectOptions::parse(&pg.conninfo(), &|_| None).unwrap();
+        let connector = PostgresConnector {
+            options: Arc::new(options),
+            application_name: SLOT.into(),
+            clock: Arc::new(SystemClock),
+        };
+        let options = ReceiveOptions {
+            slot: SLOT.into(),
+            mode: AckMode::Object,
+            cut: Cut { interval: Duration::from_millis(100), ..Cut::default() },
+            shutdown_grace: Duration::from_secs(10),
+        };
+        let (stop, stopped) = watch::channel(false);
+        let (stored, _) = watch::channel(Stored::default());
+        let repo = repo.clone();
+        let task = tokio::spawn(async move {
+            session::run(repo, CLUSTER.parse().unwrap(), &connector, &options, stored, stopped).await
+        });
+        Receiving { stop, task }
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        self.task.await.unwrap().unwrap();
+    }
+
+    async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+/// Waits until the server says that everything it has is flushed by us.
+fn wait_acknowledged(pg: &Pg) {
+    let sql = "SELECT flush_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication \
+               WHERE application_name = 'walden_shop'";
+    pg.wait_for(sql, "t", Duration::from_secs(60));
+}
+
+/// Every stored byte of `timeline` equals the server's files; returns the range.
+async fn compare_with_server(
+    repo: &Arc<Repository>,
+    pg: &Pg,
+    timeline: TimelineId,
+    size: SegmentSize,
+) -> LsnRange {
+    let cluster = Cluster::open(repo.clone(), CLUSTER.parse().unwrap()).await.unwrap();
+    let snapshot = walmap::load(&cluster).await.unwrap();
+    let ranges = snapshot.wal.ranges(timeline);
+    assert_eq!(ranges.len(), 1, "one range without holes: {ranges:?}");
+    let range = ranges[0];
+    let mut reader = WalReader::new(cluster, snapshot.wal);
+    let mut at = range.start;
+    let mut compared = 0;
+    while at < range.end {
+        let segment = size.segment_at(at);
+        let part = LsnRange::new(at, segment.range(size).end.min(range.end));
+        let stored = reader.read(timeline, part).await.unwrap();
+        let name = WalFileName::segment(timeline, segment, size).to_string();
+        if let Ok(file) = fs::read(pg.data_dir().join("pg_wal").join(&name)) {
+            let from = at.bytes_since(segment.range(size).start) as usize;
+            assert!(stored == file[from..from + stored.len()], "{name} differs");
+            compared += stored.len();
+        }
+        at = part.end;
+    }
+    assert!(compared > 0, "nothing was there to compare");
+    range
+}
+
+fn load(pg: &Pg, rows: u32) {
+    pg.sql(&format!(
+        "CREATE TABLE IF NOT EXISTS t (a int, b text); \
+         INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, {rows}) i; CHECKPOINT; \
+         UPDATE t SET a = a + 1 WHERE a % 7 = 0;"
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_what_the_server_wrote_on_every_version() {
+    for (major, mib) in majors().into_iter().zip([16, 1, 64, 16, 1]) {
+        let pg = Pg::builder(major).wal_segment_mib(mib).option("wal_keep_size", "512MB").start();
+        let size = SegmentSize::new(u64::from(mib) << 20).unwrap();
+        let dir = common::pg::temp_dir();
+        let repo = repository(dir.path()).await;
+        let receiving = Receiving::start(&repo, &pg);
+        load(&pg, 50_000);
+        wait_acknowledged(&pg);
+        receiving.kill().await;
+        load(&pg, 20_000);
+        let receiving = Receiving::start(&repo, &pg);
+        load(&pg, 20_000);
+        pg.sql("SELECT pg_switch_wal()");
+        load(&pg, 100);
+        wait_acknowledged(&pg);
+        receiving.stop().await;
+        let flushed: Lsn = pg.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+        let range = compare_with_server(&repo, &pg, TimelineId(1), size).await;
+        assert!(range.end >= flushed || flushed.bytes_since(range.end) < 8192, "{range} of {flushed}");
+
+        let cluster = Cluster::open(repo.clone(), CLUSTER.parse().unwrap()).await.unwrap();
+        let commits = |wal: &walmap::WalMap| wal.pieces().iter().map(|p| p.summary.commit_count).sum::<u64>();
+        let before = walmap::load(&cluster).await.unwrap();
+        let done = compact::compact(&cluster, Extent::All).await.unwrap();
+        assert!(done.segments > 0, "PostgreSQL {major}");
+        let after = walmap::load(&cluster).await.unwrap();
+        assert_eq!(commits(&before.wal), commits(&after.wal));
+        assert!(after.wal.chains().iter().all(|chain| chain.objects.is_empty()), "all is compacted");
+        assert_eq!(compare_with_server(&repo, &pg, TimelineId(1), size).await, range);
+        gc::collect(&cluster, Duration::ZERO).await.unwrap();
+        assert_eq!(compare_with_server(&repo, &pg, TimelineId(1), size).await, range);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn follows_a_promoted_standby_to_its_timeline() {
+    let pg = Pg::builder(15).wal_segment_mib(1).option("wal_keep_size", "256MB").start();
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let standby = pg.standby();
+    let dir = common::pg::temp_dir();
+    let repo = repository(dir.path()).await;
+    let receiving = Receiving::start(&repo, &pg);
+    load(&pg, 10_000);
+    wait_acknowledged(&pg);
+    receiving.stop().await;
+    load(&pg, 5_000);
+    let end = pg.sql("SELECT pg_current_wal_flush_lsn()");
+    standby.wait_for(&format!("SELECT pg_last_wal_replay_lsn() >= '{end}'"), "t", Duration::from_secs(30));
+    standby.promote();
+    load(&standby, 5_000);
+    let receiving = Receiving::start(&repo, &standby);
+    wait_acknowledged(&standby);
+    receiving.stop().await;
+    let old = compare_with_server(&repo, &standby, TimelineId(1), size).await;
+    let new = compare_with_server(&repo, &standby, TimelineId(2), size).await;
+    assert_eq!(new.start, size.segment_start(old.end), "the new timeline repeats the segment of the switch");
+    let cluster = Cluster::open(repo.clone(), CLUSTER.parse().unwrap()).await.unwrap();
+    let snapshot = walmap::load(&cluster).await.unwrap();
+    assert_eq!(snapshot.index.histories.len(), 1);
+}
