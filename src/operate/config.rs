@@ -4,6 +4,7 @@
 use super::units;
 use crate::base::ClusterName;
 use crate::disk::SecretSource;
+use crate::net::contains_password;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -378,7 +379,7 @@ impl Section<'_, '_, '_> {
             names.map(|name| name.get_ref().as_str().map(str::to_owned)).collect::<Option<Vec<String>>>()
         };
         let connection = self.string("connection")?;
-        if connection.as_deref().is_some_and(super::settings::holds_password) {
+        if connection.as_deref().is_some_and(contains_password) {
             let key = format!("{}.connection", self.path);
             return Err(ConfigError::Secret { place: self.file.place(self.at), key });
         }

@@ -8,6 +8,7 @@ use crate::base::ids::IdError;
 use crate::base::lsn::LsnParseError;
 use crate::codec::keyslot::KeySlotError;
 use crate::disk::SecretError;
+use crate::net::{ConnectionStringError, PgError, code};
 use crate::repo::RepoError;
 use crate::store::StoreError;
 use std::fmt;
@@ -157,6 +158,38 @@ impl From<StoreError> for Failure {
                 "walden rests on conditional creation of objects; use another store, or declare single_writer = true \
                  in [repository.NAME] if no two processes will ever write to it at once",
             ),
+        }
+    }
+}
+
+impl From<ConnectionStringError> for Failure {
+    fn from(error: ConnectionStringError) -> Failure {
+        Failure::new(Exit::Usage, error)
+    }
+}
+
+impl From<PgError> for Failure {
+    fn from(error: PgError) -> Failure {
+        let exit = match &error {
+            PgError::Connect { .. }
+            | PgError::NoSuchHost { .. }
+            | PgError::Auth { .. }
+            | PgError::Tls { .. }
+            | PgError::Unsupported { .. }
+            | PgError::Protocol { .. }
+            | PgError::Timeout { .. }
+            | PgError::Closed { .. } => Exit::Postgres,
+            PgError::Server(message) => match message.code.as_str() {
+                code::OBJECT_IN_USE => Exit::Conflict,
+                code::UNDEFINED_OBJECT => Exit::NotFound,
+                _ => Exit::Postgres,
+            },
+            PgError::Request { .. } => Exit::Usage,
+        };
+        let failure = Failure::new(exit, &error);
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
         }
     }
 }

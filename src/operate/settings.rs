@@ -5,6 +5,7 @@ use super::config::{
 };
 use crate::base::ClusterName;
 use crate::disk::SecretSource;
+use crate::net::contains_password;
 use std::path::{Path, PathBuf};
 
 /// Where journals lie when nobody says: a directory for each cluster.
@@ -68,7 +69,7 @@ pub struct Settings {
 impl Settings {
     /// Resolves `flags` over `env` over `file`.
     pub fn resolve(flags: &Given, env: &Given, file: &ConfigFile) -> Result<Settings, ConfigError> {
-        if flags.connection.as_deref().is_some_and(holds_password) {
+        if flags.connection.as_deref().is_some_and(contains_password) {
             return Err(ConfigError::Secret {
                 place: Place::Flag("--connection"),
                 key: "its password".into(),
@@ -211,47 +212,6 @@ fn named_or_url(repo: &str, place: Place, file: &ConfigFile) -> Result<Repositor
         "{repo:?} is neither a URL, a path (write ./{repo}), nor a [repository.NAME] of the configuration file{near}"
     );
     Err(ConfigError::Name { place, reason })
-}
-
-/// Whether a connection string holds a password, which would then be in process lists, shell histories and files.
-pub fn holds_password(connection: &str) -> bool {
-    let connection = connection.trim();
-    if let Some((_, rest)) = connection.split_once("://") {
-        let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        let userinfo = authority.rsplit_once('@').map(|(userinfo, _)| userinfo);
-        let query = tail.split_once('?').map_or("", |(_, query)| query);
-        let in_query = query.split('&').any(|pair| is_password_key(pair.split('=').next().unwrap_or("")));
-        return in_query || userinfo.is_some_and(|userinfo| userinfo.contains(':'));
-    }
-    let mut rest = connection;
-    while let Some((key, value)) = rest.split_once('=') {
-        if is_password_key(key.trim()) {
-            return true;
-        }
-        rest = after_value(value.trim_start());
-    }
-    false
-}
-
-fn is_password_key(key: &str) -> bool {
-    matches!(key, "password" | "sslpassword")
-}
-
-/// What follows a value of a connection string, quoted or not.
-fn after_value(text: &str) -> &str {
-    let quoted = text.starts_with('\'');
-    let mut chars = text.char_indices().skip(usize::from(quoted));
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '\\' => {
-                chars.next();
-            }
-            '\'' if quoted => return text.get(at + 1..).unwrap_or(""),
-            c if !quoted && c.is_whitespace() => return text.get(at..).unwrap_or(""),
-            _ => {}
-        }
-    }
-    ""
 }
 
 #[cfg(test)]
