@@ -9,6 +9,8 @@ use crate::base::lsn::LsnParseError;
 use crate::codec::keyslot::KeySlotError;
 use crate::disk::SecretError;
 use crate::net::{ConnectionStringError, PgError, code};
+use crate::receive::pipeline::ReceiveError;
+use crate::receive::upstream::UpstreamError;
 use crate::repo::RepoError;
 use crate::store::StoreError;
 use std::fmt;
@@ -190,6 +192,33 @@ impl From<PgError> for Failure {
         match error.hint() {
             Some(hint) => failure.hint(hint),
             None => failure,
+        }
+    }
+}
+
+impl From<UpstreamError> for Failure {
+    fn from(error: UpstreamError) -> Failure {
+        match &error {
+            UpstreamError::Lost(_) | UpstreamError::Refused(_) => Failure::new(Exit::Postgres, error),
+            UpstreamError::SlotInUse { .. } => Failure::new(Exit::Conflict, error)
+                .hint("another receiver is connected; stop it, or choose another slot with --slot"),
+            UpstreamError::WalRemoved { .. } => Failure::new(Exit::Postgres, error),
+            UpstreamError::Ahead { .. } => Failure::new(Exit::Conflict, error).hint(
+                "this server lost WAL that is stored, as after a failover to a standby that was behind",
+            ),
+        }
+    }
+}
+
+impl From<ReceiveError> for Failure {
+    fn from(error: ReceiveError) -> Failure {
+        match error {
+            ReceiveError::Repo(error) => error.into(),
+            ReceiveError::Upstream(error) => error.into(),
+            ReceiveError::Hole(_) => Failure::new(Exit::Postgres, error),
+            ReceiveError::Divergence(_) | ReceiveError::Timeline(_) => Failure::new(Exit::Conflict, error)
+                .hint("this server's WAL does not continue what is stored; nothing was written"),
+            ReceiveError::Again(_) | ReceiveError::Internal(_) => Failure::new(Exit::Internal, error),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod config;
+pub mod daemon;
 pub mod exit;
 pub mod failure;
 pub mod settings;

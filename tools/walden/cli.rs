@@ -82,6 +82,11 @@ impl Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Init(crate::init::Init),
+    Receive(crate::receive::Receive),
+    Compact(crate::compact::Compact),
+    Gc(crate::gc::Gc),
+    #[command(subcommand)]
+    Slot(crate::slot::Slot),
     #[command(subcommand)]
     Key(crate::key::Key),
     Completions(crate::completions::Completions),

@@ -8,10 +8,21 @@ use std::sync::Arc;
 use walden::base::Env;
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, SystemClock};
+use walden::net::ConnectOptions;
 use walden::operate::settings::{Given, Settings};
 use walden::operate::{Exit, Failure, config};
-use walden::store::{self, Store, StoreOptions};
+use walden::repo::{Cluster, Repository};
+use walden::store::{self, Store, StoreOptions, probe_start};
 use zeroize::Zeroizing;
+
+/// Whether a prompt asks once or, for a new passphrase, twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// The passphrase is known.
+    Once,
+    /// It is being chosen.
+    Twice,
+}
 
 /// What a command works with.
 #[derive(Debug)]
@@ -38,18 +49,52 @@ impl Context {
         Ok(store::open(&repository.url, &StoreOptions { single_writer: repository.single_writer })?)
     }
 
-    /// The passphrase or key of a new repository: from its source, else from a person at the terminal.
-    pub async fn unlock_new(&self) -> Result<Unlock, Failure> {
+    /// The passphrase or key: from its source, else from a person at the terminal.
+    pub async fn unlock(&self, ask: Ask) -> Result<Unlock, Failure> {
         let source = self.settings.repository()?.secret.clone();
         let read = move || match source {
             Some(source) => source.unlock().map_err(Failure::from),
-            None => prompt(),
+            None => prompt(ask),
         };
         tokio::task::spawn_blocking(read).await.map_err(|error| Failure::new(Exit::Internal, error))?
     }
+
+    /// The repository, opened.
+    pub async fn repository(&self) -> Result<Arc<Repository>, Failure> {
+        let store = self.store()?;
+        let unlock = self.unlock(Ask::Once).await?;
+        Ok(Arc::new(Repository::open(store, &unlock, self.env.clone()).await?))
+    }
+
+    /// The repository, opened to be written to: its store is proved to keep what exists.
+    pub async fn repository_to_write(&self) -> Result<Arc<Repository>, Failure> {
+        let repository = self.repository().await?;
+        if !self.settings.repository()?.single_writer {
+            probe_start(&**repository.store(), &*self.env.entropy).await?;
+        }
+        Ok(repository)
+    }
+
+    /// The cluster that was named, else all of the repository.
+    pub async fn clusters(&self, repository: &Arc<Repository>) -> Result<Vec<Cluster>, Failure> {
+        let names = match self.settings.cluster_name() {
+            Some(name) => vec![name.clone()],
+            None => repository.clusters().await?,
+        };
+        let mut clusters = Vec::with_capacity(names.len());
+        for name in names {
+            clusters.push(Cluster::open(repository.clone(), name).await?);
+        }
+        Ok(clusters)
+    }
+
+    /// How to reach the server.
+    pub fn connect_options(&self) -> Result<ConnectOptions, Failure> {
+        Ok(ConnectOptions::parse(self.settings.connection(), &|name| std::env::var(name).ok())?)
+    }
 }
 
-fn prompt() -> Result<Unlock, Failure> {
+fn prompt(ask: Ask) -> Result<Unlock, Failure> {
     if !stderr().is_terminal() {
         return Err(Failure::new(
             Exit::Usage,
@@ -63,11 +108,14 @@ fn prompt() -> Result<Unlock, Failure> {
             .map(Zeroizing::new)
             .map_err(|error| Failure::new(Exit::Key, format!("no passphrase was typed: {error}")))
     };
-    let passphrase = read("New passphrase for the repository: ")?;
+    let passphrase = read(match ask {
+        Ask::Once => "Passphrase of the repository: ",
+        Ask::Twice => "New passphrase for the repository: ",
+    })?;
     if passphrase.is_empty() {
         return Err(Failure::new(Exit::Key, "an empty passphrase protects nothing"));
     }
-    if read("The same again: ")? != passphrase {
+    if ask == Ask::Twice && read("The same again: ")? != passphrase {
         return Err(Failure::new(Exit::Key, "the two passphrases differ; nothing was made"));
     }
     Ok(Unlock::Passphrase(passphrase))

@@ -1,6 +1,6 @@
 //! `walden init`: makes a repository, or completes one; needs no server.
 
-use crate::context::Context;
+use crate::context::{Ask, Context};
 use clap::Args;
 use serde::Serialize;
 use walden::base::RepositoryId;
@@ -41,7 +41,7 @@ impl Init {
     /// Runs it.
     pub async fn run(&self, context: &Context) -> Result<(), Failure> {
         let store = context.store()?;
-        let unlock = context.unlock_new().await?;
+        let unlock = context.unlock(Ask::Twice).await?;
         if !context.settings.repository()?.single_writer {
             probe_init(&*store, &*context.env.entropy).await?;
         }

@@ -2,12 +2,16 @@
 //! Results go to standard output, logs and errors to standard error; exit codes are `operate::Exit`.
 
 mod cli;
+mod compact;
 mod completions;
 mod context;
+mod gc;
 mod init;
 mod key;
 mod output;
+mod receive;
 mod run;
+mod slot;
 
 use std::process::ExitCode;
 

@@ -43,8 +43,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 /// Logs go to standard error; `WALDEN_LOG` (`walden=debug,object_store=info`) wins over `-v` and `-q`.
 fn start_logs(cli: &Cli) {
+    let daemon = matches!(cli.command, Command::Receive(_));
     let level = match (cli.global.quiet, cli.global.verbose) {
         (true, _) => "error",
+        (false, 0) if daemon => "warn,walden=info",
         (false, 0) => "warn",
         (false, 1) => "warn,walden=debug",
         (false, _) => "trace",
@@ -64,6 +66,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let ended = runtime.block_on(async {
         match &cli.command {
             Command::Init(init) => until_signal(init.run(&context)).await,
+            Command::Receive(receive) => receive.run(&context).await,
+            Command::Compact(compact) => until_signal(compact.run(&context)).await,
+            Command::Gc(gc) => until_signal(gc.run(&context)).await,
+            Command::Slot(slot) => until_signal(slot.run(&context)).await,
             Command::Key(key) => key.run(&context),
             Command::Completions(completions) => completions.run(),
         }

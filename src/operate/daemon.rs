@@ -1,0 +1,83 @@
+//! One cluster's daemon: receives until it is told to stop, compacts and collects beside that.
+//! What fails beside receiving is logged and tried again: it never stops the stream.
+
+use crate::base::{ClusterName, limits};
+use crate::receive::compact;
+use crate::receive::pipeline::{ReceiveError, Stored};
+use crate::receive::session::{self, ReceiveOptions, Stop};
+use crate::receive::upstream::Connector;
+use crate::repo::{Cluster, RepoError, Repository};
+use crate::retain::gc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Time between two collections.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(3600);
+/// Time before the first: whoever restarts in a loop does not collect in one.
+const COLLECT_FIRST: Duration = Duration::from_secs(300);
+/// Time before work that failed is begun again.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// Receives until `stop`, and says what was stored. Everything received is durable on `Ok`.
+pub async fn run(
+    repo: Arc<Repository>,
+    name: ClusterName,
+    connector: &dyn Connector,
+    options: &ReceiveOptions,
+    stop: Stop,
+) -> Result<Stored, ReceiveError> {
+    let (sender, stored) = watch::channel(Stored::default());
+    let receiving = session::run(repo.clone(), name.clone(), connector, options, sender, stop);
+    let beside = upkeep(repo, name, stored.clone());
+    tokio::select! {
+        ended = receiving => ended?,
+        never = beside => match never {},
+    }
+    Ok(*stored.borrow())
+}
+
+async fn upkeep(
+    repo: Arc<Repository>,
+    name: ClusterName,
+    stored: watch::Receiver<Stored>,
+) -> std::convert::Infallible {
+    let cluster = cluster_once_stored(repo, name, stored.clone()).await;
+    let compacting = async {
+        loop {
+            if let Err(error) = compact::follow(cluster.clone(), stored.clone()).await {
+                tracing::error!(%error, "compaction stopped, and begins again in {AGAIN:?}");
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    let collecting = async {
+        tokio::time::sleep(COLLECT_FIRST).await;
+        loop {
+            match gc::collect(&cluster, limits::GRACE).await {
+                Ok(collected) => tracing::info!(?collected, "collected"),
+                Err(error) => {
+                    tracing::error!(%error, "collection failed; it is tried again in {COLLECT_INTERVAL:?}")
+                }
+            }
+            tokio::time::sleep(COLLECT_INTERVAL).await;
+        }
+    };
+    futures_util::future::join(compacting, collecting).await.0
+}
+
+/// The cluster: a first receiver makes it only when it has seen the server.
+async fn cluster_once_stored(
+    repo: Arc<Repository>,
+    name: ClusterName,
+    mut stored: watch::Receiver<Stored>,
+) -> Cluster {
+    loop {
+        match Cluster::open(repo.clone(), name.clone()).await {
+            Ok(cluster) => return cluster,
+            Err(RepoError::NotFound { .. }) => {}
+            Err(error) => tracing::warn!(%error, "cluster {name} cannot be opened for compaction yet"),
+        }
+        tokio::time::timeout(AGAIN, stored.changed()).await.ok();
+    }
+}

@@ -1,0 +1,118 @@
+//! `walden receive`: streams a server's WAL into the repository until SIGTERM.
+
+use crate::context::Context;
+use clap::Args;
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use walden::base::limits;
+use walden::operate::units::{self, Bytes};
+use walden::operate::{Exit, Failure, daemon};
+use walden::receive::machine::{AckMode, Cut};
+use walden::receive::postgres::PostgresConnector;
+use walden::receive::session::ReceiveOptions;
+
+const HELP: &str = "\
+Runs in the foreground until SIGTERM or ctrl-C, then stores what it has and ends. It creates its replication slot, or \
+takes an existing one; PostgreSQL keeps all WAL from then on until it is stored, so nothing is lost while this does not \
+run, and kill -9 loses nothing either. Lost connections are made again. It compacts and collects what it stored.
+
+PostgreSQL sees it as application_name walden_<cluster>: name that in synchronous_standby_names to make commits wait \
+until they are stored.
+
+Examples:
+  walden receive --repo /srv/walden --cluster shop --connection 'host=db1 user=walden'
+  walden receive --cluster shop        with everything else in /etc/walden/walden.toml";
+
+/// Stream a server's WAL into the repository
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub struct Receive {
+    /// The replication slot [default: walden_<cluster>]
+    #[arg(long, value_name = "NAME")]
+    slot: Option<String>,
+    /// How old WAL may get before it leaves for the repository; 0: as soon as what left before is stored [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    flush_interval: Option<Duration>,
+}
+
+/// A duration on the command line.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    units::duration(text).ok_or_else(|| "expected a duration such as 500ms, 30s or 24h".to_owned())
+}
+
+#[derive(Serialize)]
+struct Stopped {
+    durable_lsn: String,
+    wal_bytes: u64,
+    stored_bytes: u64,
+}
+
+impl Receive {
+    /// Runs it.
+    pub async fn run(&self, context: &Context) -> Result<(), Failure> {
+        let settings = &context.settings;
+        let name = settings.require_cluster()?.clone();
+        let repository = context.repository_to_write().await?;
+        let connector = PostgresConnector {
+            options: Arc::new(context.connect_options()?),
+            application_name: name.slot_name(),
+            clock: context.env.clock.clone(),
+        };
+        let interval =
+            self.flush_interval.or(settings.cluster().flush_interval).unwrap_or(limits::FLUSH_INTERVAL);
+        let options = ReceiveOptions {
+            slot: settings.slot(self.slot.as_deref(), &name),
+            mode: AckMode::Object,
+            cut: Cut { interval, ..Cut::default() },
+            shutdown_grace: settings.cluster().shutdown_grace.unwrap_or(limits::SHUTDOWN_GRACE),
+        };
+        let (stop, stopping) = watch::channel(false);
+        let receiving = daemon::run(repository, name, &connector, &options, stopping);
+        let mut ended_by = None;
+        let stored = stop_on_signal(receiving, stop, &mut ended_by).await?;
+        let stopped = Stopped {
+            durable_lsn: stored.durable.to_string(),
+            wal_bytes: stored.wal_bytes,
+            stored_bytes: stored.stored_bytes,
+        };
+        context.output.result(&stopped, |stopped| {
+            let (wal, stored) = (Bytes(stopped.wal_bytes), Bytes(stopped.stored_bytes));
+            format!("stopped; stored up to {}: {wal} of WAL in {stored}", stopped.durable_lsn)
+        })?;
+        match ended_by {
+            Some(Exit::Interrupted) => {
+                Err(Failure::new(Exit::Interrupted, "interrupted; everything received is stored"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Asks `work` to stop at the first signal, and leaves it at the second. Says which signal came first.
+async fn stop_on_signal<T, E: Into<Failure>>(
+    work: impl Future<Output = Result<T, E>>,
+    stop: watch::Sender<bool>,
+    ended_by: &mut Option<Exit>,
+) -> Result<T, Failure> {
+    let no_signals = |error: std::io::Error| Failure::new(Exit::Internal, format!("no signals: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    tokio::pin!(work);
+    loop {
+        let signal = tokio::select! {
+            ended = &mut work => return ended.map_err(Into::into),
+            _ = interrupt.recv() => Exit::Interrupted,
+            _ = terminate.recv() => Exit::Terminated,
+        };
+        if ended_by.is_some() {
+            let what = "stopped at once; what was acknowledged is stored, the slot holds the rest";
+            return Err(Failure::new(signal, what));
+        }
+        *ended_by = Some(signal);
+        tracing::info!("stopping: storing what was received");
+        stop.send_replace(true);
+    }
+}
