@@ -4,5 +4,7 @@ mod common;
 
 #[path = "net/base_backups.rs"]
 mod base_backups;
+#[path = "net/servers.rs"]
+mod servers;
 #[path = "net/streaming.rs"]
 mod streaming;

@@ -19,6 +19,7 @@ mod error;
 mod frames;
 pub mod options;
 mod replication;
+pub mod server;
 mod socket;
 mod startup;
 mod tls;

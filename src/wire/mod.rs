@@ -7,6 +7,7 @@
 
 pub mod base_backup;
 pub mod command;
+pub mod copy_binary;
 pub mod frame;
 pub mod limits;
 pub mod message;
