@@ -15,6 +15,7 @@ pub mod resolve;
 pub mod scan;
 pub mod settings;
 pub mod target;
+pub mod wal_fetch;
 
 pub use error::RestoreError;
 pub use target::{Boundary, Request, Target, TargetAction, TimelineChoice};

@@ -1,0 +1,251 @@
+//! Putting files into the staging directory: each once at a time, whole or not at all, tried again until patience ends.
+//! A staged segment is synced: PostgreSQL syncs it anyway before it relies on it, and would wait for that.
+
+use super::compose::{Composition, compose, first_choice, next_segments};
+use crate::base::{Lsn, LsnRange, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use crate::restore::lineage::TimelinePath;
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+/// Segments staged ahead.
+pub const AHEAD_SEGMENTS_MAX: usize = 16;
+/// Their bytes, but for a single larger one.
+pub const AHEAD_BYTES_MAX: u64 = 512 << 20;
+/// Segments being fetched ahead at once.
+const AHEAD_FETCHES_MAX: usize = 3;
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+const ZEROS: &[u8] = &[0; 64 << 10];
+
+/// Why a file could not be fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// It may work again.
+    Passing(String),
+    /// It will not.
+    Lasting(String),
+}
+
+/// Where WAL comes from.
+#[async_trait]
+pub trait Archive: Send + Sync + 'static {
+    /// The hole-free WAL of the path around the start of recovery; read anew when `from` is at or past what was known.
+    async fn run(&self, from: Lsn) -> Result<LsnRange, Trouble>;
+
+    /// A history file; none only after the newest index was asked.
+    async fn history(&self, timeline: TimelineId) -> Result<Option<Bytes>, Trouble>;
+
+    /// Timelines whose history files are known.
+    async fn histories(&self) -> Result<Vec<TimelineId>, Trouble>;
+
+    /// Bytes of the path from `range.start` on, at least one and at most up to `range.end`.
+    async fn read_some(&self, range: LsnRange) -> Result<Bytes, Trouble>;
+}
+
+/// What became of a file that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the staging directory.
+    Staged,
+    /// It is not in the archive: that is proved.
+    Absent(String),
+    /// Nobody knows.
+    Failed(String),
+}
+
+/// What to stage, and how patiently.
+#[derive(Debug, Clone)]
+pub struct StageOptions {
+    /// The staging directory.
+    pub dir: PathBuf,
+    /// The line of history.
+    pub path: TimelinePath,
+    /// The WAL segment size.
+    pub segment_size: SegmentSize,
+    /// Nothing from here on is staged before it is asked for.
+    pub needed: Lsn,
+    /// How long trouble may last.
+    pub patience: Duration,
+}
+
+/// Stages files.
+#[derive(Debug)]
+pub struct Stager<A> {
+    archive: Arc<A>,
+    options: StageOptions,
+    under_way: Mutex<HashMap<WalFileName, watch::Receiver<Option<Outcome>>>>,
+    ahead: Semaphore,
+}
+
+impl<A: Archive> Stager<A> {
+    /// Stages what `archive` holds.
+    pub fn new(archive: Arc<A>, options: StageOptions) -> Arc<Self> {
+        let under_way = Mutex::new(HashMap::new());
+        Arc::new(Stager { archive, options, under_way, ahead: Semaphore::new(AHEAD_FETCHES_MAX) })
+    }
+
+    /// Has `name` staged. What is under way already is waited for. If dropped: it goes on.
+    pub async fn want(self: &Arc<Self>, name: WalFileName) -> Outcome {
+        if self.path_of(name).exists() {
+            return Outcome::Staged;
+        }
+        let mut outcome = self.begin(name, self.options.patience);
+        match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or_else(|| Outcome::Failed("no outcome".into())),
+            Err(_) => Outcome::Failed(format!("fetching {name} was given up")),
+        }
+    }
+
+    /// Stages what recovery will ask for after `name`. Returns at once.
+    pub fn stage_after(self: &Arc<Self>, name: WalFileName) {
+        let Some(number) = name.segment_no(self.options.segment_size) else { return };
+        let stager = self.clone();
+        tokio::spawn(async move {
+            let StageOptions { segment_size, needed, .. } = stager.options;
+            for next in next_segments(number, segment_size, needed, AHEAD_SEGMENTS_MAX, AHEAD_BYTES_MAX) {
+                let Ok(_permit) = stager.ahead.acquire().await else { return };
+                if !stager.stage_ahead(next).await {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Whether it may go on.
+    async fn stage_ahead(self: &Arc<Self>, number: SegmentNo) -> bool {
+        let options = &self.options;
+        let Ok(run) = self.archive.run(Lsn::ZERO).await else { return false };
+        let Some(name) = first_choice(number, options.segment_size, &options.path, run) else { return false };
+        if self.path_of(name).exists() {
+            return true;
+        }
+        // Nobody waits for it: one try, and whoever needs it will ask.
+        let mut outcome = self.begin(name, Duration::ZERO);
+        matches!(outcome.wait_for(Option::is_some).await.as_deref(), Ok(Some(Outcome::Staged)))
+    }
+
+    /// Stages every history file there is: PostgreSQL asks for them one after the other.
+    pub async fn stage_histories(self: &Arc<Self>) {
+        for timeline in self.archive.histories().await.unwrap_or_default() {
+            self.want(WalFileName::History(timeline)).await;
+        }
+    }
+
+    fn path_of(&self, name: WalFileName) -> PathBuf {
+        self.options.dir.join(name.to_string())
+    }
+
+    fn begin(self: &Arc<Self>, name: WalFileName, patience: Duration) -> watch::Receiver<Option<Outcome>> {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outcome) = under_way.get(&name) {
+            return outcome.clone();
+        }
+        let (tell, outcome) = watch::channel(None);
+        under_way.insert(name, outcome.clone());
+        let stager = self.clone();
+        tokio::spawn(async move {
+            let result = stager.try_until(name, patience).await;
+            stager.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+            tell.send_replace(Some(result));
+        });
+        outcome
+    }
+
+    async fn try_until(&self, name: WalFileName, patience: Duration) -> Outcome {
+        let deadline = Instant::now() + patience;
+        let mut wait = BACKOFF_MIN;
+        loop {
+            match self.try_once(name).await {
+                Ok(outcome) => return outcome,
+                Err(Trouble::Lasting(reason)) => return Outcome::Failed(reason),
+                Err(Trouble::Passing(reason)) if Instant::now() + wait > deadline => {
+                    return Outcome::Failed(reason);
+                }
+                Err(Trouble::Passing(reason)) => tracing::warn!(%name, reason, "fetching again"),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    async fn try_once(&self, name: WalFileName) -> Result<Outcome, Trouble> {
+        let options = &self.options;
+        match (name, name.segment_no(options.segment_size)) {
+            (WalFileName::History(timeline), _) => match self.archive.history(timeline).await? {
+                Some(content) => {
+                    let mut file = self.create(name)?;
+                    file.write_all(&content).map_err(|error| on_disk(&options.dir, error))?;
+                    self.finish(name, file).await
+                }
+                None => Ok(Outcome::Absent(format!("the cluster has no timeline {timeline}"))),
+            },
+            (WalFileName::Segment { timeline, .. }, Some(number)) => {
+                let run = self.archive.run(number.range(options.segment_size).end).await?;
+                match compose(timeline, number, options.segment_size, &options.path, run) {
+                    Composition::Of(range) => self.write_segment(name, range).await,
+                    Composition::Absent(reason) => Ok(Outcome::Absent(reason)),
+                }
+            }
+            (WalFileName::Segment { .. }, None) => {
+                let size = options.segment_size.bytes();
+                Ok(Outcome::Absent(format!("no segment of {size} bytes has that name")))
+            }
+        }
+    }
+
+    async fn write_segment(&self, name: WalFileName, range: LsnRange) -> Result<Outcome, Trouble> {
+        let mut file = self.create(name)?;
+        let mut at = range.start;
+        while at < range.end {
+            let some = self.archive.read_some(LsnRange::new(at, range.end)).await?;
+            assert!(!some.is_empty(), "an archive read nothing");
+            at = at.saturating_add(some.len() as u64);
+            file.write_all(&some).map_err(|error| on_disk(&self.options.dir, error))?;
+        }
+        // Zeros that are written, not a hole: the server may use the file again for WAL of its own.
+        let mut left = self.options.segment_size.bytes().saturating_sub(range.len());
+        while left > 0 {
+            let some = ZEROS.get(..left.min(ZEROS.len() as u64) as usize).unwrap_or(ZEROS);
+            file.write_all(some).map_err(|error| on_disk(&self.options.dir, error))?;
+            left -= some.len() as u64;
+        }
+        self.finish(name, file).await
+    }
+
+    fn temporary(&self, name: WalFileName) -> PathBuf {
+        self.options.dir.join(format!("{name}.tmp"))
+    }
+
+    fn create(&self, name: WalFileName) -> Result<File, Trouble> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(self.temporary(name)).map_err(|error| on_disk(&self.options.dir, error))
+    }
+
+    async fn finish(&self, name: WalFileName, file: File) -> Result<Outcome, Trouble> {
+        let (from, to) = (self.temporary(name), self.path_of(name));
+        let done = tokio::task::spawn_blocking(move || {
+            file.sync_data()?;
+            std::fs::rename(from, to)
+        });
+        let done = done.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        done.map(|()| Outcome::Staged).map_err(|error| on_disk(&self.options.dir, error))
+    }
+}
+
+/// A full disk may be emptied; anything else of the disk's may pass too.
+fn on_disk(dir: &Path, error: io::Error) -> Trouble {
+    Trouble::Passing(format!("{}: {error}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests;

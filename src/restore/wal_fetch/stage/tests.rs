@@ -1,0 +1,162 @@
+//! Staging, against an archive that fails as told.
+
+use super::*;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+const SIZE: u64 = 1 << 20;
+
+#[derive(Debug)]
+struct Fake {
+    end: AtomicU64,
+    failures: AtomicUsize,
+    lasting: bool,
+    reads: AtomicUsize,
+}
+
+impl Fake {
+    fn new(end: u64) -> Arc<Fake> {
+        Arc::new(Fake { end: end.into(), failures: 0.into(), lasting: false, reads: 0.into() })
+    }
+
+    fn trouble(&self) -> Result<(), Trouble> {
+        let left = self.failures.load(Ordering::SeqCst);
+        if left == 0 {
+            return Ok(());
+        }
+        self.failures.store(left - 1, Ordering::SeqCst);
+        Err(if self.lasting { Trouble::Lasting("bad".into()) } else { Trouble::Passing("away".into()) })
+    }
+}
+
+/// The byte of the path at `at`.
+fn byte(at: u64) -> u8 {
+    (at / 1000 % 250) as u8 + 1
+}
+
+#[async_trait]
+impl Archive for Fake {
+    async fn run(&self, _from: Lsn) -> Result<LsnRange, Trouble> {
+        self.trouble()?;
+        Ok(LsnRange::new(Lsn::ZERO, Lsn::new(self.end.load(Ordering::SeqCst))))
+    }
+
+    async fn history(&self, timeline: TimelineId) -> Result<Option<Bytes>, Trouble> {
+        self.trouble()?;
+        Ok((timeline.0 == 2).then(|| Bytes::from_static(b"1\t0/1\tx\n")))
+    }
+
+    async fn histories(&self) -> Result<Vec<TimelineId>, Trouble> {
+        Ok(vec![TimelineId(2)])
+    }
+
+    async fn read_some(&self, range: LsnRange) -> Result<Bytes, Trouble> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.trouble()?;
+        let end = range.end.get().min(range.start.get() + 300_000);
+        Ok((range.start.get()..end).map(byte).collect())
+    }
+}
+
+fn stager(dir: &Path, archive: &Arc<Fake>, patience: Duration) -> Arc<Stager<Fake>> {
+    let options = StageOptions {
+        dir: dir.to_owned(),
+        path: TimelinePath::new(TimelineId(1), &[]).unwrap(),
+        segment_size: SegmentSize::new(SIZE).unwrap(),
+        needed: Lsn::new(6 * SIZE),
+        patience,
+    };
+    Stager::new(archive.clone(), options)
+}
+
+fn segment(number: u64) -> WalFileName {
+    WalFileName::segment(TimelineId(1), SegmentNo(number), SegmentSize::new(SIZE).unwrap())
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_segment_is_whole_and_its_missing_end_is_zeros() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Fake::new(2 * SIZE + 700_001);
+    let stager = stager(dir.path(), &archive, Duration::ZERO);
+    assert_eq!(stager.want(segment(2)).await, Outcome::Staged);
+    let content = std::fs::read(dir.path().join(segment(2).to_string())).unwrap();
+    let expected: Vec<u8> =
+        (2 * SIZE..3 * SIZE).map(|at| if at < 2 * SIZE + 700_001 { byte(at) } else { 0 }).collect();
+    assert!(content == expected);
+    assert_eq!(names(dir.path()).len(), 1, "no temporary file is left");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_absent_and_history_files_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let stager = stager(dir.path(), &Fake::new(SIZE), Duration::ZERO);
+    assert!(matches!(stager.want(segment(1)).await, Outcome::Absent(_)));
+    assert!(matches!(stager.want(WalFileName::History(TimelineId(3))).await, Outcome::Absent(_)));
+    stager.stage_histories().await;
+    assert_eq!(std::fs::read(dir.path().join("00000002.history")).unwrap(), b"1\t0/1\tx\n");
+    let impossible = WalFileName::Segment { timeline: TimelineId(1), xlog_id: 0, index: u32::MAX };
+    assert!(matches!(stager.want(impossible).await, Outcome::Absent(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_that_passes_is_waited_out_and_trouble_that_stays_is_no_absence() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Fake::new(8 * SIZE);
+    archive.failures.store(5, Ordering::SeqCst);
+    let patient = stager(dir.path(), &archive, Duration::from_secs(60));
+    assert_eq!(patient.want(segment(0)).await, Outcome::Staged);
+    archive.failures.store(usize::MAX, Ordering::SeqCst);
+    let started = Instant::now();
+    assert_eq!(patient.want(segment(1)).await, Outcome::Failed("away".into()));
+    assert!(started.elapsed() >= Duration::from_secs(50), "{:?}", started.elapsed());
+    assert_eq!(patient.want(WalFileName::History(TimelineId(9))).await, Outcome::Failed("away".into()));
+}
+
+#[tokio::test]
+async fn lasting_trouble_is_not_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Arc::new(Fake {
+        end: (8 * SIZE).into(),
+        failures: usize::MAX.into(),
+        lasting: true,
+        reads: 0.into(),
+    });
+    let patient = stager(dir.path(), &archive, Duration::from_secs(3600));
+    assert_eq!(patient.want(segment(1)).await, Outcome::Failed("bad".into()));
+}
+
+#[tokio::test]
+async fn the_same_file_is_fetched_once_for_all_who_ask() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Fake::new(8 * SIZE);
+    let stager = stager(dir.path(), &archive, Duration::ZERO);
+    let (one, two, three) =
+        tokio::join!(stager.want(segment(3)), stager.want(segment(3)), stager.want(segment(3)));
+    assert_eq!((one, two, three), (Outcome::Staged, Outcome::Staged, Outcome::Staged));
+    assert_eq!(archive.reads.load(Ordering::SeqCst), 4, "four pieces of one segment");
+    assert_eq!(stager.want(segment(3)).await, Outcome::Staged);
+    assert_eq!(archive.reads.load(Ordering::SeqCst), 4, "it is there already");
+    // Taken away, it is fetched again: PostgreSQL asks for some segments twice.
+    std::fs::remove_file(dir.path().join(segment(3).to_string())).unwrap();
+    assert_eq!(stager.want(segment(3)).await, Outcome::Staged);
+    assert_eq!(archive.reads.load(Ordering::SeqCst), 8);
+}
+
+#[tokio::test]
+async fn what_comes_next_is_staged_up_to_what_recovery_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let stager = stager(dir.path(), &Fake::new(20 * SIZE), Duration::ZERO);
+    stager.stage_after(segment(2));
+    while names(dir.path()).iter().filter(|name| !name.ends_with(".tmp")).count() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(names(dir.path()), [3, 4, 5].map(|n| segment(n).to_string()));
+}
