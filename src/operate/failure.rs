@@ -12,6 +12,7 @@ use crate::net::{ConnectionStringError, PgError, code};
 use crate::receive::pipeline::ReceiveError;
 use crate::receive::upstream::UpstreamError;
 use crate::repo::RepoError;
+use crate::restore::RestoreError;
 use crate::store::StoreError;
 use std::fmt;
 use std::io;
@@ -188,11 +189,8 @@ impl From<PgError> for Failure {
             },
             PgError::Request { .. } => Exit::Usage,
         };
-        let failure = Failure::new(exit, &error);
-        match error.hint() {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        }
+        let hint = error.hint().map(str::to_owned);
+        with_hint(Failure::new(exit, error), hint)
     }
 }
 
@@ -220,6 +218,43 @@ impl From<ReceiveError> for Failure {
                 .hint("this server's WAL does not continue what is stored; nothing was written"),
             ReceiveError::Again(_) | ReceiveError::Internal(_) => Failure::new(Exit::Internal, error),
         }
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(error: RestoreError) -> Failure {
+        match error {
+            RestoreError::Usage { reason, hint } => with_hint(Failure::new(Exit::Usage, reason), hint),
+            RestoreError::Ambiguous(_) => Failure::new(Exit::Usage, error),
+            RestoreError::Outside { target, reason, window } => {
+                Failure::new(Exit::OutsideWindow, format!("target {target} is outside the recovery window"))
+                    .fact("found", reason)
+                    .fact("expected", window)
+            }
+            RestoreError::Damage { what, reason } => {
+                Failure::new(Exit::Damage, "something stored is damaged")
+                    .fact("where", what)
+                    .fact("found", reason)
+                    .hint("run `walden verify` to see everything that is damaged, and what each costs")
+            }
+            RestoreError::Key { .. } => Failure::new(Exit::Key, error),
+            RestoreError::NotFound { .. } => Failure::new(Exit::NotFound, error),
+            RestoreError::Conflict { path, reason, hint } => {
+                Failure::new(Exit::Conflict, format!("{}: {reason}", path.display())).hint(hint)
+            }
+            RestoreError::NoSpace { .. } => Failure::new(Exit::NoSpace, error)
+                .hint("what was written is marked and cannot be started; make room and restore again"),
+            RestoreError::Io { .. } => Failure::new(Exit::Internal, error),
+            RestoreError::Repo(error) => error.into(),
+            RestoreError::Interrupted => Failure::new(Exit::Interrupted, error),
+        }
+    }
+}
+
+fn with_hint(failure: Failure, hint: Option<String>) -> Failure {
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
     }
 }
 

@@ -5,6 +5,7 @@ pub mod config;
 pub mod daemon;
 pub mod exit;
 pub mod failure;
+pub mod info;
 pub mod settings;
 pub mod units;
 pub mod when;

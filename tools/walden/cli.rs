@@ -85,6 +85,7 @@ pub enum Command {
     Receive(crate::receive::Receive),
     Compact(crate::compact::Compact),
     Gc(crate::gc::Gc),
+    Info(crate::info::Info),
     #[command(subcommand)]
     Slot(crate::slot::Slot),
     #[command(subcommand)]

@@ -6,6 +6,7 @@ mod compact;
 mod completions;
 mod context;
 mod gc;
+mod info;
 mod init;
 mod key;
 mod output;

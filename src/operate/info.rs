@@ -1,0 +1,289 @@
+//! `walden info`: what can be restored, what it takes, and how far the archive is behind. The document's fields are a
+//! promise: they are only ever added.
+
+mod bytes;
+mod show;
+
+use super::failure::Failure;
+use crate::base::{Lsn, Timestamp};
+use crate::format::index::{BackupEntry, BackupState};
+use crate::net::{Connection, PgError};
+use crate::repo::backups::state_now;
+use crate::repo::walmap::{self, Snapshot};
+use crate::repo::{Cluster, WalSource};
+use crate::restore::archive::{self, Loaded};
+use crate::restore::resolve::Window;
+use bytes::Usage;
+use serde::Serialize;
+
+/// The document.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Info {
+    /// The repository's URL.
+    pub repository: String,
+    /// Its clusters.
+    pub clusters: Vec<ClusterInfo>,
+}
+
+/// One cluster.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClusterInfo {
+    /// Its name.
+    pub name: String,
+    /// PostgreSQL's system identifier, as text: it does not fit a JSON number.
+    pub system_identifier: String,
+    /// PostgreSQL's major version.
+    pub major_version: u32,
+    /// How often the cluster was upgraded or made anew, from 1.
+    pub generation: u32,
+    /// The timeline it is on.
+    pub timeline: u32,
+    /// What can be restored.
+    pub window: WindowInfo,
+    /// The newest durable position, if there is any WAL.
+    pub durable_lsn: Option<String>,
+    /// How far that is behind the server.
+    pub lag: Lag,
+    /// Backups, oldest first.
+    pub backups: Vec<BackupInfo>,
+    /// WAL.
+    pub wal: WalInfo,
+    /// Everything stored of the cluster.
+    pub bytes: BytesInfo,
+}
+
+/// The recovery window, in the server's own times.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WindowInfo {
+    /// The earliest moment that can be restored; none without a restorable backup.
+    pub start: Option<String>,
+    /// The newest.
+    pub end: Option<String>,
+    /// What in between cannot.
+    pub gaps: Vec<GapInfo>,
+}
+
+/// A gap.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GapInfo {
+    /// The first byte of WAL that is missing.
+    pub start_lsn: String,
+    /// Where WAL begins again.
+    pub end_lsn: String,
+    /// The newest moment before it that can be restored, if the window reaches it.
+    pub start: Option<String>,
+    /// The earliest after it.
+    pub end: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// How far the archive is behind the server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Lag {
+    /// Bytes of WAL; none when that is not known.
+    pub bytes: Option<u64>,
+    /// Seconds.
+    pub seconds: Option<f64>,
+    /// Who says so: `server` now, or the `repository` when the newest WAL was stored.
+    pub measured_by: &'static str,
+}
+
+/// A backup.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackupInfo {
+    /// Its id.
+    pub id: String,
+    /// Its start LSN.
+    pub start_lsn: String,
+    /// Its stop LSN: the first position it can restore.
+    pub stop_lsn: String,
+    /// When it began, by the server's clock.
+    pub started_at: String,
+    /// When it stopped.
+    pub stopped_at: String,
+    /// Its timeline.
+    pub timeline: u32,
+    /// Bytes of its files.
+    pub bytes_raw: u64,
+    /// Bytes stored that it refers to.
+    pub bytes_stored: u64,
+    /// Bytes it added.
+    pub bytes_new: u64,
+    /// `complete`, `pending` (its WAL is not durable yet) or `damaged` (restorable, with bad blocks from the server).
+    pub state: &'static str,
+    /// Blocks whose checksum was wrong on the server.
+    pub damaged_blocks: u64,
+}
+
+/// WAL of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WalInfo {
+    /// Bytes of WAL.
+    pub bytes_raw: u64,
+    /// Bytes of the objects that hold it.
+    pub bytes_stored: u64,
+    /// Bytes of replaced flush objects that wait for removal.
+    pub bytes_waiting: u64,
+    /// Objects that hold it.
+    pub objects: u64,
+}
+
+/// What is stored, by what it is good for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BytesInfo {
+    /// In use.
+    pub live: u64,
+    /// Not in use any more, kept for the grace period.
+    pub waiting: u64,
+    /// Never committed: leftovers of aborted work, or of work that runs now.
+    pub unreferenced: u64,
+}
+
+/// Where a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerPosition {
+    /// The end of its flushed WAL.
+    pub flushed: Lsn,
+    /// Its clock.
+    pub now: Timestamp,
+}
+
+/// Asks a server where it is.
+pub async fn server_position(connection: &mut Connection) -> Result<ServerPosition, PgError> {
+    let row = connection
+        .query_one(
+            "SELECT CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
+             ELSE pg_current_wal_flush_lsn() END AS flushed, \
+             (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros",
+        )
+        .await?;
+    let number = |name| row.by_name(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let flushed = row.by_name("flushed").and_then(|text| text.parse().ok()).unwrap_or(Lsn::ZERO);
+    Ok(ServerPosition { flushed, now: Timestamp::from_unix_micros(number("micros")) })
+}
+
+/// Looks at a cluster. `server` is where its server is, if it was asked.
+pub async fn cluster(cluster: &Cluster, server: Option<ServerPosition>) -> Result<ClusterInfo, Failure> {
+    let snapshot = walmap::load(cluster).await?;
+    let mut loaded = archive::load(cluster, &snapshot, snapshot.root.generation).await?;
+    let segment_size = loaded.archive.segment_size;
+    for backup in &mut loaded.archive.backups {
+        backup.state = state_now(backup, &snapshot.wal, segment_size);
+    }
+    let usage = bytes::usage(cluster, &snapshot).await?;
+    let now = cluster.repo().env().clock.now();
+    Ok(describe(cluster.name().as_str(), &snapshot, &loaded, &usage, server, now)?)
+}
+
+fn describe(
+    name: &str,
+    snapshot: &Snapshot,
+    loaded: &Loaded,
+    usage: &Usage,
+    server: Option<ServerPosition>,
+    now: Timestamp,
+) -> Result<ClusterInfo, crate::restore::RestoreError> {
+    Ok(ClusterInfo {
+        name: name.to_owned(),
+        system_identifier: loaded.record.system_id.to_string(),
+        major_version: loaded.record.major_version,
+        generation: loaded.record.generation.0,
+        timeline: loaded.archive.current.0,
+        window: window(&loaded.archive.window()?, loaded),
+        durable_lsn: snapshot.wal.durable_end().map(|end| end.lsn.to_string()),
+        lag: lag(snapshot, server, now),
+        backups: loaded.archive.backups.iter().map(backup).collect(),
+        wal: wal(snapshot, usage),
+        bytes: BytesInfo { live: usage.live, waiting: usage.waiting, unreferenced: usage.unreferenced },
+    })
+}
+
+/// Gaps are holes between the parts of the window, and recorded ones that no part follows yet.
+fn window(window: &Window, loaded: &Loaded) -> WindowInfo {
+    let reason = |start: Lsn, end: Lsn| {
+        let mut recorded = loaded.archive.gaps.iter();
+        recorded.find(|gap| gap.start < end && start < gap.end).map(|gap| gap.reason.clone())
+    };
+    let mut gaps: Vec<GapInfo> = Vec::new();
+    for pair in window.parts.windows(2) {
+        let [before, after] = pair else { continue };
+        gaps.push(GapInfo {
+            start_lsn: before.range.end.to_string(),
+            end_lsn: after.range.start.to_string(),
+            start: Some(before.end.to_string()),
+            end: Some(after.start.to_string()),
+            reason: reason(before.range.end, after.range.start),
+        });
+    }
+    let last = window.parts.last();
+    for gap in &loaded.archive.gaps {
+        if last.is_none_or(|last| gap.start >= last.range.end) {
+            gaps.push(GapInfo {
+                start_lsn: gap.start.to_string(),
+                end_lsn: gap.end.to_string(),
+                start: last.filter(|last| gap.start == last.range.end).map(|last| last.end.to_string()),
+                end: None,
+                reason: Some(gap.reason.clone()),
+            });
+        }
+    }
+    WindowInfo {
+        start: window.parts.first().map(|part| part.start.to_string()),
+        end: last.map(|part| part.end.to_string()),
+        gaps,
+    }
+}
+
+/// Nothing is behind when everything the server flushed is durable, however long ago that was.
+fn lag(snapshot: &Snapshot, server: Option<ServerPosition>, now: Timestamp) -> Lag {
+    let measured_by = if server.is_some() { "server" } else { "repository" };
+    let Some(end) = snapshot.wal.durable_end() else {
+        return Lag { bytes: None, seconds: None, measured_by };
+    };
+    let seconds = |since: Timestamp| (since.micros_since(end.server_time).max(0) as f64) / 1e6;
+    let Some(server) = server else {
+        let newest = snapshot.wal.chains().iter().rev().find_map(|chain| chain.objects.last());
+        let bytes = newest.map(|object| object.meta.server_end.bytes_since(object.meta.end));
+        return Lag { bytes, seconds: Some(seconds(now)), measured_by };
+    };
+    let bytes = server.flushed.bytes_since(end.lsn);
+    Lag { bytes: Some(bytes), seconds: Some(if bytes == 0 { 0.0 } else { seconds(server.now) }), measured_by }
+}
+
+fn backup(entry: &BackupEntry) -> BackupInfo {
+    BackupInfo {
+        id: entry.id.to_string(),
+        start_lsn: entry.start.to_string(),
+        stop_lsn: entry.stop.to_string(),
+        started_at: entry.started_at.to_string(),
+        stopped_at: entry.stopped_at.to_string(),
+        timeline: entry.timeline.0,
+        bytes_raw: entry.bytes_raw,
+        bytes_stored: entry.bytes_stored,
+        bytes_new: entry.bytes_new,
+        state: match entry.state {
+            BackupState::Pending => "pending",
+            BackupState::Complete => "complete",
+            BackupState::Damaged => "damaged",
+        },
+        damaged_blocks: entry.damaged_blocks,
+    }
+}
+
+fn wal(snapshot: &Snapshot, usage: &Usage) -> WalInfo {
+    let mut info =
+        WalInfo { bytes_raw: 0, bytes_stored: 0, bytes_waiting: usage.flushes_waiting, objects: 0 };
+    for piece in snapshot.wal.pieces() {
+        info.bytes_raw += piece.range.len();
+        info.objects += 1;
+        info.bytes_stored += match &piece.source {
+            WalSource::Segment(entry) => entry.object_len,
+            WalSource::Flush { object_len, .. } => *object_len,
+        };
+    }
+    info
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! The document as a person reads it.
+
+use super::{BackupInfo, ClusterInfo, GapInfo, Info, Lag};
+use crate::operate::units::{Bytes, Span};
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "repository {}", self.repository)?;
+        if self.clusters.is_empty() {
+            writeln!(f, "no cluster yet: `walden receive` or `walden backup` stores the first")?;
+        }
+        self.clusters.iter().try_for_each(|cluster| write!(f, "\n{cluster}"))
+    }
+}
+
+impl fmt::Display for ClusterInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "cluster {}: PostgreSQL {}, system identifier {}, timeline {}",
+            self.name, self.major_version, self.system_identifier, self.timeline
+        )?;
+        match (&self.window.start, &self.window.end) {
+            (Some(start), Some(end)) => writeln!(f, "  recovery window  {start}  to  {end}")?,
+            _ => writeln!(f, "  recovery window  none: no complete backup yet (`walden backup`)")?,
+        }
+        self.window.gaps.iter().try_for_each(|gap| writeln!(f, "  gap              {gap}"))?;
+        let durable = self.durable_lsn.as_deref().unwrap_or("nothing");
+        writeln!(f, "  durable          {durable}, {}", self.lag)?;
+        writeln!(
+            f,
+            "  WAL              {} in {}, {} objects; {} wait for removal",
+            Bytes(self.wal.bytes_raw),
+            Bytes(self.wal.bytes_stored),
+            self.wal.objects,
+            Bytes(self.wal.bytes_waiting)
+        )?;
+        let bytes = &self.bytes;
+        writeln!(
+            f,
+            "  stored           {} in use, {} waiting, {} unreferenced",
+            Bytes(bytes.live),
+            Bytes(bytes.waiting),
+            Bytes(bytes.unreferenced)
+        )?;
+        if self.backups.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            f,
+            "  {:<17}{:<28}{:>12}{:>12}{:>12}  state",
+            "backup", "restores from", "raw", "stored", "new"
+        )?;
+        self.backups.iter().try_for_each(|backup| writeln!(f, "  {backup}"))
+    }
+}
+
+impl fmt::Display for BackupInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.stopped_at.split('.').next().unwrap_or(&self.stopped_at);
+        let (raw, stored, new) = (Bytes(self.bytes_raw), Bytes(self.bytes_stored), Bytes(self.bytes_new));
+        write!(
+            f,
+            "{:<17}{:<28}{raw:>12}{stored:>12}{new:>12}  {}",
+            self.id,
+            format!("{seconds}+00"),
+            self.state
+        )?;
+        match self.damaged_blocks {
+            0 => Ok(()),
+            blocks => write!(f, " ({blocks} bad blocks on the server)"),
+        }
+    }
+}
+
+impl fmt::Display for GapInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.start_lsn, self.end_lsn)?;
+        match (&self.start, &self.end) {
+            (Some(start), Some(end)) => write!(f, ", {start} to {end}")?,
+            (Some(start), None) => write!(f, ", from {start} until the next backup")?,
+            (None, _) => f.write_str(", until the next backup")?,
+        }
+        self.reason.iter().try_for_each(|reason| write!(f, ": {reason}"))
+    }
+}
+
+impl fmt::Display for Lag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        match self.bytes {
+            Some(bytes) => write!(text, "{} behind the server", Bytes(bytes))?,
+            None => text.push_str("how far behind the server is not known"),
+        }
+        if let Some(seconds) = self.seconds {
+            let span = Span(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+            match self.measured_by {
+                "server" => write!(text, " ({span})")?,
+                _ => write!(text, " when stored {span} ago (give --connection to ask the server)")?,
+            }
+        }
+        f.write_str(&text)
+    }
+}
