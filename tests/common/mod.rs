@@ -2,4 +2,5 @@
 #![allow(dead_code, missing_docs)]
 
 pub mod pg;
+pub mod sim_disk;
 pub mod walden;

@@ -39,7 +39,7 @@ pub const JOURNAL_FILE_BYTES: u64 = 64 << 20;
 /// The most WAL in one frame.
 pub const JOURNAL_FRAME_WAL_BYTES_MAX: usize = 1 << 20;
 /// The least budget: four files of four small frames.
-pub const JOURNAL_BUDGET_BYTES_MIN: u64 = 1 << 20;
+pub const JOURNAL_BUDGET_BYTES_MIN: u64 = 256 << 10;
 /// Files that make up a budget at least, so that trimming frees some while another is written.
 const FILES_PER_BUDGET: u64 = 4;
 /// Frames that make up a file at least.
