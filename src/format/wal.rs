@@ -151,6 +151,8 @@ code! {
         ParameterChange = 10,
         /// The redo point of an online checkpoint, from PostgreSQL 17.
         CheckpointRedo = 11,
+        /// A commit that dropped indexes and nothing else.
+        DropIndex = 12,
     }
 }
 

@@ -8,6 +8,7 @@
 //! reading goes on at the next page that starts a record. Memory is bounded whatever a record's length says:
 //! image bodies are not kept, and of very long main data only the beginning and the end.
 
+mod catalog;
 mod change;
 mod decoder;
 mod error;
@@ -22,6 +23,7 @@ mod summary;
 pub mod synth;
 mod version;
 
+pub use change::EVENT_RELATIONS_MAX;
 pub use decoder::{Decoder, Record};
 pub use error::WalError;
 pub use fact::Fact;
@@ -29,6 +31,6 @@ pub use finish::{Finished, Outcome};
 pub use history::{HistoryError, TimelineHistory};
 pub use page::PageHeader;
 pub use scan::DecodeFrom;
-pub use summary::{EVENT_RELATIONS_MAX, Summarizer};
+pub use summary::Summarizer;
 pub use synth::Synth;
 pub use version::WalVersion;

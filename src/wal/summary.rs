@@ -10,10 +10,7 @@ use super::finish::{Finished, Outcome};
 use super::scan::{DecodeFrom, RawRecord, Scanner, Sink};
 use super::{WalError, WalVersion};
 use crate::base::{Lsn, SegmentSize, SystemId, TimelineId, Timestamp};
-use crate::format::wal::{Event, EventKind, RelationRef, WalSummary};
-
-/// Relations that an event names; it counts all.
-pub const EVENT_RELATIONS_MAX: usize = 32;
+use crate::format::wal::{Event, EventKind, WalSummary};
 
 /// Summarizes a stream of WAL.
 #[derive(Debug)]
@@ -176,15 +173,6 @@ impl Fold {
         summary.xid_min = summary.xid_min.or(xid).min(xid);
         summary.xid_max = summary.xid_max.max(xid);
     }
-}
-
-/// What a commit did to relations, or a record to a database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Change {
-    pub kind: EventKind,
-    pub database: u32,
-    pub relation_count: u32,
-    pub relations: Vec<RelationRef>,
 }
 
 #[cfg(test)]
