@@ -1,9 +1,21 @@
-//! What transactions did to relations and databases: dropped, emptied, or rewrote them. The rule, found by reading the WAL
-//! of real servers of all five versions, and its reasons, are in formats/wal.md.
+//! What transactions did to relations and databases: dropped, emptied, or rewrote them.
 //!
-//! A commit record lists the files that go away with it, and says no more: DROP TABLE, TRUNCATE, VACUUM FULL and REINDEX
-//! look alike there. What tells them apart came before, in the transaction's changes to three catalogs and in the files
-//! that it made. This module follows those, within bounds; what it did not see makes a drop of a rewrite, never the reverse.
+//! A commit record lists the files that go away with it and says no more: DROP TABLE, TRUNCATE, VACUUM FULL and REINDEX
+//! look alike there. What tells them apart came before, in the rows of pg_class, pg_type and pg_index that the transaction
+//! changed, and in the files that it made. Found by reading the WAL of servers of all five versions (tests/wal/changes.rs):
+//!
+//! - A dropped relation loses its pg_class row, and a table its pg_type row too; an index only its pg_index row beside.
+//! - VACUUM FULL, CLUSTER, ALTER TABLE and REFRESH make a new table under a name of its own, fill it, exchange the files, and
+//!   drop it: the pg_class and pg_type rows that go are ones that the same transaction made. (Indexes and TOAST tables may
+//!   be dropped and made anew, but their pg_type row does not exist.)
+//! - TRUNCATE and REINDEX give the row that is there a new file: a file is made, then the pg_class row updated. After
+//!   TRUNCATE the file has no block, or blocks that a table's inserts wrote; an index always has a page at least, from its build.
+//! - REINDEX CONCURRENTLY ends with a transaction like DROP INDEX's, on the row that an earlier one exchanged.
+//! - A file made and dropped in one transaction was never anybody's.
+//! - A database copied onto itself is on its way to another tablespace, and the drop that follows is of the old place.
+//!
+//! Rows are told apart by their place (block and line pointer), since WAL rarely has their contents. All is followed within
+//! bounds, and from where reading began: what was not seen makes a drop of a rewrite, never a rewrite of a drop.
 
 use super::catalog::{Catalog, Catalogs, Row, RowChange, row_change};
 use super::fact::Fact;
@@ -313,17 +325,18 @@ impl Counts {
             file.replaces && (!file.written || file.written_as_table) && same_place(relation)
         };
         let knows_class = self.class_inserts + self.class_updates + self.class_deletes + self.own_deletes > 0;
+        let makes_files = !made.is_empty() || self.unlogged_files > 0;
         Some(if !knows_class || (self.class_deletes > 0 && self.type_deletes > 0) {
             EventKind::Drop
         } else if made.iter().any(emptied) {
             EventKind::Truncate
-        } else if self.class_deletes > 0 && made.is_empty() {
+        } else if self.class_deletes > 0 && !makes_files {
             match self.class_deletes {
                 deletes if deletes == self.retired_deletes => EventKind::Rewrite,
                 deletes if deletes <= self.index_deletes => EventKind::DropIndex,
                 _ => EventKind::Drop,
             }
-        } else if !made.is_empty() || self.class_updates + self.unlogged_files > 0 {
+        } else if makes_files || self.class_updates > 0 {
             EventKind::Rewrite
         } else {
             // Only rows of its own deleted: a table created and dropped, the first by a record without a transaction.
