@@ -270,7 +270,7 @@ pub fn seal_epoch(slot: &SlotPublic, keys: &EpochKeys, entropy: &dyn Entropy) ->
         slot_public: slot.public,
         ephemeral_public: PublicKey::from(&ephemeral).to_bytes(),
         sealed: [0; 112],
-        voucher: voucher(slot, keys),
+        voucher: voucher(slot.repository, &slot.name, &slot.public, keys),
     };
     let shared = ephemeral.diffie_hellman(&PublicKey::from(slot.public));
     assert!(shared.was_contributory(), "a slot's public half is checked when it is read");
@@ -297,7 +297,7 @@ pub fn open_epoch(slot: &SlotPrivate, epoch: u32, bytes: &[u8]) -> Result<EpochK
     if !bool::from(own_anchor.ct_eq(slot.anchor.as_slice())) {
         return Err(forged("its chunk id key is not the one the slot was made with"));
     }
-    if !vouched(&slot.public, &keys, &object) {
+    if !vouched(&object, &keys) {
         return Err(forged("its voucher is wrong"));
     }
     Ok(keys)
@@ -307,7 +307,7 @@ pub fn open_epoch(slot: &SlotPrivate, epoch: u32, bytes: &[u8]) -> Result<EpochK
 /// Rotation seals the next epoch only to slots that pass: a slot planted in the store does not.
 pub fn check_voucher(slot: &SlotPublic, keys: &EpochKeys, bytes: &[u8]) -> Result<(), KeySlotError> {
     let object = read_epoch(slot, keys.epoch, bytes)?;
-    if vouched(slot, keys, &object) {
+    if vouched(&object, keys) {
         return Ok(());
     }
     let reason = "nobody who holds the epoch vouches for this slot";
@@ -390,18 +390,19 @@ fn epoch_key(shared: &[u8; 32], object: &EpochSlot) -> Zeroizing<[u8; 32]> {
     derive(EPOCH_CONTEXT, &[shared, repository, epoch, slot, ephemeral, object.slot.as_str().as_bytes()])
 }
 
-fn voucher(slot: &SlotPublic, keys: &EpochKeys) -> [u8; 32] {
+fn voucher(repository: RepositoryId, slot: &SlotName, public: &[u8; 32], keys: &EpochKeys) -> [u8; 32] {
     let key = derive(VOUCHER_CONTEXT, &[&keys.secret.0]);
     let mut hasher = Zeroizing::new(blake3::Hasher::new_keyed(&key));
-    hasher.update(&slot.repository.0);
+    hasher.update(&repository.0);
     hasher.update(&keys.epoch.to_le_bytes());
-    hasher.update(&slot.public);
-    hasher.update(slot.name.as_str().as_bytes());
+    hasher.update(public);
+    hasher.update(slot.as_str().as_bytes());
     *hasher.finalize().as_bytes()
 }
 
-fn vouched(slot: &SlotPublic, keys: &EpochKeys, object: &EpochSlot) -> bool {
-    voucher(slot, keys).ct_eq(&object.voucher).into()
+/// Whether a holder of `keys` made this sealed epoch for the slot it names.
+pub fn vouched(object: &EpochSlot, keys: &EpochKeys) -> bool {
+    voucher(object.repository, &object.slot, &object.slot_public, keys).ct_eq(&object.voucher).into()
 }
 
 /// A slot object up to `wrapped`: what its seal binds.

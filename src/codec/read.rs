@@ -160,7 +160,7 @@ impl ObjectReader {
         let content = |found, expected| Err(OpenError::Content { frame: number, found, expected });
         let (head, sealed) = split_frame(bytes)?;
         if head != head_of(entry) {
-            return content(format!("{head:?}"), format!("{:?}", head_of(entry)));
+            return content(head.to_string(), head_of(entry).to_string());
         }
         let chunk = self.open_frame(number, &head, sealed)?;
         let found = keys.chunk_id_key().chunk_id(&chunk);

@@ -6,6 +6,7 @@
 use super::bytes::{FormatError, Reader, Writer};
 use super::header::HEADER_BYTES;
 use super::record::{Field, code};
+use std::fmt;
 
 /// A frame head's length in bytes.
 pub const FRAME_HEAD_BYTES: usize = 16;
@@ -50,6 +51,14 @@ pub struct FrameHead {
     pub kind: FrameKind,
     /// How it was compressed.
     pub codec: Codec,
+}
+
+/// For messages: `Data frame, Zstd, 9064 bytes sealed of 32768`.
+impl fmt::Display for FrameHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FrameHead { sealed_len, plain_len, kind, codec } = self;
+        write!(f, "{kind:?} frame, {codec:?}, {sealed_len} bytes sealed of {plain_len}")
+    }
 }
 
 impl FrameKind {

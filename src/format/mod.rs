@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod marker;
 pub mod record;
 pub mod root;
+pub mod show;
 pub mod wal;
 
 pub use bytes::{FormatError, Reader, Writer};

@@ -3,6 +3,7 @@
 //! Spec: formats/records.md.
 
 use super::bytes::{FormatError, Reader, Writer};
+use super::show::Shown;
 use crate::base::{
     BackupId, ChunkId, ClusterName, Generation, Lsn, ObjectId, RepositoryId, SlotName, StreamId, SystemId,
     TimelineId, Timestamp,
@@ -20,6 +21,8 @@ pub trait Field: Sized {
     fn put(&self, to: &mut Writer);
     /// Reads it back.
     fn get(from: &mut Reader<'_>) -> Result<Self, FormatError>;
+    /// The value for people.
+    fn show(&self) -> Shown;
 }
 
 /// A struct of fields, stored in order.
@@ -68,6 +71,11 @@ macro_rules! record {
             fn get(from: &mut $crate::format::Reader<'_>) -> Result<Self, $crate::format::FormatError> {
                 Ok($name { $($field: $crate::format::record::Field::get(from)?,)* })
             }
+            fn show(&self) -> $crate::format::show::Shown {
+                $crate::format::show::Shown::Record(
+                    vec![$((stringify!($field), $crate::format::record::Field::show(&self.$field)),)*]
+                )
+            }
         }
 
         impl $crate::format::record::Record for $name {
@@ -107,6 +115,9 @@ macro_rules! code {
                     other => Err(error.error(other, concat!("a code of ", stringify!($name)))),
                 }
             }
+            fn show(&self) -> $crate::format::show::Shown {
+                $crate::format::show::Shown::Text(format!("{self:?}"))
+            }
         }
     };
 }
@@ -121,6 +132,9 @@ macro_rules! integer {
             }
             fn get(from: &mut Reader<'_>) -> Result<Self, FormatError> {
                 Ok($type::from_le_bytes(from.array()?))
+            }
+            fn show(&self) -> Shown {
+                Shown::number(*self)
             }
         }
     )*};
@@ -138,6 +152,9 @@ macro_rules! wrapped {
             fn get(from: &mut Reader<'_>) -> Result<Self, FormatError> {
                 let get: fn($inner) -> $type = $get;
                 Ok(get($inner::get(from)?))
+            }
+            fn show(&self) -> Shown {
+                Shown::text(self)
             }
         }
     )*};
@@ -160,6 +177,9 @@ macro_rules! id {
             fn get(from: &mut Reader<'_>) -> Result<Self, FormatError> {
                 Ok($type(from.array()?))
             }
+            fn show(&self) -> Shown {
+                Shown::text(self)
+            }
         }
     )*};
 }
@@ -174,6 +194,9 @@ macro_rules! byte_array {
             }
             fn get(from: &mut Reader<'_>) -> Result<Self, FormatError> {
                 from.array()
+            }
+            fn show(&self) -> Shown {
+                Shown::Bytes(self.to_vec())
             }
         }
     )*};
@@ -198,6 +221,9 @@ impl Field for bool {
             other => Err(before.error(other, "0 or 1")),
         }
     }
+    fn show(&self) -> Shown {
+        Shown::Flag(*self)
+    }
 }
 
 /// A length in 32 bits, then UTF-8.
@@ -212,6 +238,9 @@ impl Field for String {
         let before = from.clone();
         let bytes = from.take(count as usize)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| before.error("bytes that are not UTF-8", "text"))
+    }
+    fn show(&self) -> Shown {
+        Shown::Text(self.clone())
     }
 }
 
@@ -229,6 +258,9 @@ impl Field for Blob {
         let count = u32::get(from)?;
         Ok(Blob(from.take(count as usize)?.to_vec()))
     }
+    fn show(&self) -> Shown {
+        Shown::Blob(self.0.clone())
+    }
 }
 
 macro_rules! parsed_text {
@@ -242,6 +274,9 @@ macro_rules! parsed_text {
                 let before = from.clone();
                 let text = String::get(from)?;
                 text.parse().map_err(|error: crate::base::ids::IdError| before.error(&error.found, error.expected))
+            }
+            fn show(&self) -> Shown {
+                Shown::text(self)
             }
         }
     )*};
@@ -270,6 +305,9 @@ impl<T: Field> Field for Vec<T> {
         }
         Ok(items)
     }
+    fn show(&self) -> Shown {
+        Shown::List(self.iter().map(Field::show).collect())
+    }
 }
 
 /// A byte 0 for nothing, or 1 and the value.
@@ -286,6 +324,9 @@ impl<T: Field> Field for Option<T> {
     }
     fn get(from: &mut Reader<'_>) -> Result<Self, FormatError> {
         Ok(if bool::get(from)? { Some(T::get(from)?) } else { None })
+    }
+    fn show(&self) -> Shown {
+        self.as_ref().map_or(Shown::Nothing, Field::show)
     }
 }
 

@@ -274,7 +274,7 @@ fn frames() -> Vec<Made> {
             "frame-codec",
             head_changed(|f| f[4..10].copy_from_slice(&[255, 127, 0, 0, 1, 1])),
             "content",
-            "expected FrameHead",
+            "expected Data frame",
             "a frame's plain length was changed: the directory tells first, the seal would too",
         ),
         no(
@@ -295,7 +295,7 @@ fn frames() -> Vec<Made> {
             "reordered",
             arranged(&[b, a, directory]),
             "content",
-            "expected FrameHead",
+            "expected Data frame",
             "two frames changed places",
         ),
         no(
