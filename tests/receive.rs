@@ -14,7 +14,7 @@ use walden::disk::{OsEntropy, SystemClock};
 use walden::format::keyslot::SlotCost;
 use walden::net::ConnectOptions;
 use walden::receive::compact::{self, Extent};
-use walden::receive::machine::{AckMode, Cut};
+use walden::receive::machine::Cut;
 use walden::receive::pipeline::{ReceiveError, Stored};
 use walden::receive::postgres::PostgresConnector;
 use walden::receive::session::{self, ReceiveOptions};
@@ -53,7 +53,7 @@ impl Receiving {
         };
         let options = ReceiveOptions {
             slot: SLOT.into(),
-            mode: AckMode::Object,
+            journal: None,
             cut: Cut { interval: Duration::from_millis(100), ..Cut::default() },
             shutdown_grace: Duration::from_secs(10),
         };

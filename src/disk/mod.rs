@@ -55,7 +55,7 @@ pub trait DiskLock: Send + Sync + fmt::Debug {}
 
 /// A file being appended to.
 #[async_trait]
-pub trait DiskFile: Send + fmt::Debug {
+pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Reserves room so that appending up to `bytes` finds it; the file's length stays.
     async fn preallocate(&mut self, bytes: u64) -> io::Result<()>;
 

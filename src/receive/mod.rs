@@ -3,6 +3,7 @@
 //! [`pipeline`] stores, [`compact`] replaces flush objects by segments.
 
 pub mod compact;
+pub mod journal;
 pub mod machine;
 pub mod overlap;
 pub mod pipeline;

@@ -1,12 +1,14 @@
 //! The driver of the machine: seals what it cuts, stores it, tells it what became durable.
 //! One object is sealed at a time, on a blocking thread; several are stored at once.
 
+use super::journal::{JournalHandle, Refill, refill};
 use super::machine::{AckMode, Acknowledged, Cut, Hole, Machine};
 use super::overlap::{Divergence, Overlap};
 use super::seal::{Sealed, Sealer};
 use super::takeover::{Won, fenced};
 use super::upstream::UpstreamError;
 use crate::base::{Lsn, StreamId, TimelineId, Timestamp};
+use crate::disk::journal::{JournalError, JournalPosition, JournalRecord};
 use crate::repo::chain::{self, Numbered};
 use crate::repo::{Cluster, Created, RepoError};
 use crate::wal::Summarizer;
@@ -40,6 +42,9 @@ pub enum ReceiveError {
     /// Things moved while we looked: start again.
     #[error("starting again: {0}")]
     Again(String),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A thread of ours died.
     #[error("internal: {0}")]
     Internal(String),
@@ -54,7 +59,8 @@ impl ReceiveError {
             }
             ReceiveError::Repo(error) => error.is_transient(),
             ReceiveError::Hole(_) | ReceiveError::Again(_) => true,
-            ReceiveError::Divergence(_) | ReceiveError::Timeline(_) | ReceiveError::Internal(_) => false,
+            ReceiveError::Divergence(_) | ReceiveError::Timeline(_) => false,
+            ReceiveError::Journal(_) | ReceiveError::Internal(_) => false,
         }
     }
 }
@@ -73,10 +79,16 @@ pub struct Stored {
 }
 
 /// One stream being written.
+///
+/// WAL goes to the machine as it comes. With a journal it goes there first; when the machine has no room, because the
+/// repository is slow or away, WAL goes to the journal alone, and the machine gets it from there later.
 pub struct Pipeline {
     cluster: Cluster,
     won: Won,
     machine: Machine,
+    journal: Option<JournalHandle>,
+    refilling: Option<JoinHandle<Refill>>,
+    /// The newest bytes that arrived, whether or not the machine has them yet.
     overlap: Overlap,
     began: Instant,
     sealer: Option<Sealer>,
@@ -91,16 +103,21 @@ struct Uploaded {
 }
 
 impl Pipeline {
-    /// A pipeline for the stream `won`, from `start` on. `overlap` is what is stored before it.
+    /// A pipeline for the stream `won`, from `start` on. `overlap` ends where the server is to go on: at `start`, or
+    /// further, when the journal has what lies between.
     pub fn new(
         cluster: Cluster,
         won: Won,
         start: Lsn,
         overlap: Overlap,
-        (cut, mode): (Cut, AckMode),
+        (cut, journal): (Cut, Option<JournalHandle>),
         summarizer: Summarizer,
         stored: watch::Sender<Stored>,
     ) -> Pipeline {
+        let mode = if journal.is_some() { AckMode::Journal } else { AckMode::Object };
+        if let Some(journal) = &journal {
+            journal.begin(won.stream, won.writer_epoch);
+        }
         let before = won.before.as_ref();
         let continues = before.is_some_and(|before| before.end() == start && before.timeline == won.timeline);
         let server_time = before.map_or(Timestamp::MIN, |before| before.server_time);
@@ -110,6 +127,8 @@ impl Pipeline {
             cluster,
             won,
             machine,
+            journal,
+            refilling: None,
             overlap,
             began: Instant::now(),
             sealer,
@@ -131,7 +150,7 @@ impl Pipeline {
 
     /// One past the last byte received.
     pub fn received(&self) -> Lsn {
-        self.machine.received()
+        self.overlap.end()
     }
 
     /// One past the last byte durable in the repository.
@@ -141,12 +160,12 @@ impl Pipeline {
 
     /// Whether everything received is durable in the repository.
     pub fn is_drained(&self) -> bool {
-        self.machine.is_drained()
+        self.machine.is_drained() && self.machine.received() == self.received()
     }
 
     /// Whether more WAL may be taken in.
     pub fn has_room(&self) -> bool {
-        self.machine.has_room()
+        self.journal.as_ref().map_or_else(|| self.machine.has_room(), JournalHandle::has_room)
     }
 
     /// The first byte that a resumed stream should send again, to be compared.
@@ -160,12 +179,23 @@ impl Pipeline {
     }
 
     /// Takes in WAL from the server: compares what is stored already, keeps what is new.
-    pub fn on_wal(&mut self, at: Lsn, bytes: Bytes) -> Result<(), ReceiveError> {
-        if at > self.machine.received() {
-            return Err(Hole { expected: self.machine.received(), found: at }.into());
+    pub fn on_wal(&mut self, at: Lsn, bytes: Bytes, server_time: Timestamp) -> Result<(), ReceiveError> {
+        let end = self.overlap.end();
+        if at > end {
+            return Err(Hole { expected: end, found: at }.into());
         }
         self.overlap.take(at, &bytes)?;
-        self.machine.on_wal(at, bytes, self.began.elapsed())?;
+        let new = bytes.slice(usize::try_from(end.bytes_since(at)).unwrap_or(usize::MAX).min(bytes.len())..);
+        if new.is_empty() {
+            return Ok(());
+        }
+        if let Some(journal) = &self.journal {
+            let timeline = self.won.timeline;
+            journal.append(JournalRecord { timeline, start: end, server_time, wal: new.clone() });
+        }
+        if self.machine.received() == end && self.machine.has_room() {
+            self.machine.on_wal(end, new, self.began.elapsed())?;
+        }
         Ok(())
     }
 
@@ -179,8 +209,13 @@ impl Pipeline {
         self.machine.on_reply_requested();
     }
 
-    /// Starts sealing the next object if one is due.
+    /// Starts sealing the next object if one is due, and reading from the journal what the machine lacks.
     pub fn pump(&mut self, finishing: bool) {
+        self.start_refill();
+        if let Some(journal) = &self.journal {
+            let at = JournalPosition { timeline: self.won.timeline, lsn: self.machine.durable() };
+            self.machine.on_journaled(journal.synced_past(at));
+        }
         if self.sealing.is_some() {
             return;
         }
@@ -192,6 +227,35 @@ impl Pipeline {
         }));
     }
 
+    fn start_refill(&mut self) {
+        let behind = self.machine.received() < self.overlap.end();
+        let Some(journal) = self.journal.clone().filter(|_| behind && self.refilling.is_none()) else {
+            return;
+        };
+        if !self.machine.has_room() {
+            return;
+        }
+        let from = JournalPosition { timeline: self.won.timeline, lsn: self.machine.received() };
+        if journal.synced_past(from) == from.lsn {
+            return;
+        }
+        self.refilling = Some(tokio::spawn(async move {
+            match journal.read_from(from).await {
+                Some(reader) => refill(reader).await,
+                None => Ok(Vec::new()),
+            }
+        }));
+    }
+
+    fn on_refilled(&mut self, records: Vec<JournalRecord>) -> Result<(), ReceiveError> {
+        for record in records {
+            if record.timeline == self.won.timeline {
+                self.machine.on_wal(record.start, record.wal, self.began.elapsed())?;
+            }
+        }
+        Ok(())
+    }
+
     /// When [`Pipeline::pump`] has something to do again, if nothing else happens.
     pub fn deadline(&self) -> Instant {
         // While an object is being sealed, its end wakes us.
@@ -199,11 +263,23 @@ impl Pipeline {
         self.began + self.machine.deadline().max(self.began.elapsed() + wait)
     }
 
-    /// Waits until an object was sealed or stored. Never returns while nothing is under way. Cancel-safe.
+    /// Waits until an object was sealed or stored, or the journal went on. Cancel-safe.
     pub async fn progress(&mut self) -> Result<(), ReceiveError> {
         let sealing = async {
             match &mut self.sealing {
                 Some(task) => task.await,
+                None => std::future::pending().await,
+            }
+        };
+        let refilling = async {
+            match &mut self.refilling {
+                Some(task) => task.await,
+                None => std::future::pending().await,
+            }
+        };
+        let journaled = async {
+            match &mut self.journal {
+                Some(journal) => journal.changed().await,
                 None => std::future::pending().await,
             }
         };
@@ -216,6 +292,12 @@ impl Pipeline {
         tokio::select! {
             biased;
             uploaded = uploading => self.on_uploaded(uploaded?),
+            refilled = refilling => {
+                self.refilling = None;
+                let records = refilled.map_err(|error| ReceiveError::Internal(error.to_string()))?;
+                self.on_refilled(records?)?;
+            }
+            () = journaled => {}
             sealed = sealing => {
                 self.sealing = None;
                 let (sealer, sealed) = sealed.map_err(|error| ReceiveError::Internal(error.to_string()))?;
@@ -229,7 +311,7 @@ impl Pipeline {
     /// Stores everything received. Durable on `Ok`.
     pub async fn drain(&mut self) -> Result<(), ReceiveError> {
         self.pump(true);
-        while !self.machine.is_drained() {
+        while !self.is_drained() {
             self.progress().await?;
             self.pump(true);
         }
@@ -240,6 +322,9 @@ impl Pipeline {
         let before = self.machine.durable();
         self.machine.on_durable(uploaded.number);
         let durable = self.machine.durable();
+        if let Some(journal) = self.journal.as_ref().filter(|_| durable > before) {
+            journal.trim(JournalPosition { timeline: self.won.timeline, lsn: durable });
+        }
         self.stored.send_modify(|stored| {
             stored.objects += 1;
             stored.wal_bytes += durable.bytes_since(before);

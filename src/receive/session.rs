@@ -1,7 +1,8 @@
 //! `walden receive`: connects, takes the cluster over, streams, and starts again when the connection is lost.
 //! Spec of what is safe: the machine's and the takeover's headers.
 
-use super::machine::{AckMode, Acknowledged, Cut};
+use super::journal::JournalHandle;
+use super::machine::{Acknowledged, Cut};
 use super::overlap::Overlap;
 use super::pipeline::{Pipeline, ReceiveError, Stored};
 use super::start::{self, Start};
@@ -10,6 +11,8 @@ use super::upstream::{
     Connector, Identity, Message, Server, Slot, Started, StatusSink, Upstream, UpstreamError,
 };
 use crate::base::{ClusterName, Generation, Lsn, LsnRange, ObjectId, TimelineId, limits};
+use crate::disk::Disk;
+use crate::disk::journal::{Journal, JournalOptions, JournalPosition};
 use crate::format::index::{GapEntry, HistoryEntry};
 use crate::format::record::Blob;
 use crate::format::root::GenerationRecord;
@@ -18,6 +21,7 @@ use crate::repo::index::{IndexEdit, empty_page};
 use crate::repo::walmap::{self, Snapshot};
 use crate::repo::{Cluster, RepoError, Repository, WalReader};
 use crate::wal::{DecodeFrom, Summarizer, TimelineHistory};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -35,12 +39,23 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 pub struct ReceiveOptions {
     /// The replication slot.
     pub slot: String,
-    /// What is acknowledged.
-    pub mode: AckMode,
+    /// The journal whose syncs are acknowledged; without one, what is durable in the repository is.
+    pub journal: Option<JournalPlace>,
     /// How flush objects are cut.
     pub cut: Cut,
     /// How long the tail may take to become durable when the server asks for it.
     pub shutdown_grace: Duration,
+}
+
+/// Where the journal is.
+#[derive(Debug, Clone)]
+pub struct JournalPlace {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// The directory, of this cluster alone.
+    pub dir: PathBuf,
+    /// The most bytes that its files may take.
+    pub budget_bytes: u64,
 }
 
 /// How a running `receive` is asked to stop.
@@ -58,7 +73,11 @@ pub async fn run(
     stored: watch::Sender<Stored>,
     mut stop: Stop,
 ) -> Result<(), ReceiveError> {
-    let mut receiver = Receiver { repo, name, options, stored, pipeline: None };
+    let journal = match &options.journal {
+        Some(place) => Some(open_journal(&repo, &name, place).await?),
+        None => None,
+    };
+    let mut receiver = Receiver { repo, name, options, stored, journal, pipeline: None };
     let mut wait = RECONNECT_WAIT_MIN;
     loop {
         let began = Instant::now();
@@ -95,6 +114,7 @@ struct Receiver<'a> {
     name: ClusterName,
     options: &'a ReceiveOptions,
     stored: watch::Sender<Stored>,
+    journal: Option<JournalHandle>,
     pipeline: Option<Pipeline>,
 }
 
@@ -145,6 +165,11 @@ impl Receiver<'_> {
         let at = pipeline.overlap_start().max(slot_segment(&slot, &identity));
         let at = at.min(pipeline.received());
         let (timeline, received) = (pipeline.timeline(), pipeline.received());
+        if switch_passed(&cluster, &identity, timeline, received).await? {
+            // Only the journal held what lies before the switch: it goes to the repository, then the next timeline begins.
+            pipeline.drain().await?;
+            return Ok(Ended::Again);
+        }
         let started = match server.stream(&self.options.slot, at, timeline).await {
             Err(UpstreamError::WalRemoved { reason, .. }) if at < received => {
                 // The overlap is a check; without it the stream can still continue exactly at the end.
@@ -191,26 +216,106 @@ impl Receiver<'_> {
         let snapshot = walmap::load(cluster).await?;
         store_histories(cluster, &snapshot, server.as_mut(), identity.timeline).await?;
         let snapshot = walmap::load(cluster).await?;
-        let planned = plan(&snapshot, identity, slot)?;
-        let won = takeover::take_over(cluster, snapshot.root.generation, planned.timeline).await;
+        let planned = self.begin(&snapshot, identity, slot).await?;
+        let won = takeover::take_over(cluster, snapshot.root.generation, planned.start.timeline).await;
         let won = won.map_err(|error| match error {
             RepoError::Conflict { reason } => ReceiveError::Again(reason),
             other => other.into(),
         })?;
         // The writer before may have gone on until its fence: what was planned may be behind.
         let snapshot = walmap::load(cluster).await?;
-        let start = plan(&snapshot, identity, slot)?;
-        if start.timeline != won.timeline {
+        let begin = self.begin(&snapshot, identity, slot).await?;
+        if begin.start.timeline != won.timeline {
             return Err(ReceiveError::Again("another writer moved to another timeline meanwhile".into()));
         }
-        let overlap = read_overlap(cluster, snapshot, &start).await?;
-        let summarizer = resume_summarizer(identity, &overlap);
-        let parts = (self.options.cut, self.options.mode);
-        tracing::info!(stream = %won.stream, epoch = won.writer_epoch, at = %start.at, "took over");
-        let pipeline =
-            Pipeline::new(cluster.clone(), won, start.at, overlap, parts, summarizer, self.stored.clone());
+        let overlap = match &begin.overlap {
+            Some(overlap) => overlap.clone(),
+            None => read_overlap(cluster, snapshot, &begin.start).await?,
+        };
+        let summarizer = resume_summarizer(identity, begin.stored, &overlap);
+        tracing::info!(stream = %won.stream, epoch = won.writer_epoch, at = %begin.start.at, "took over");
+        let parts = (self.options.cut, self.journal.clone());
+        let stored = self.stored.clone();
+        let pipeline = Pipeline::new(cluster.clone(), won, begin.stored, overlap, parts, summarizer, stored);
         Ok((server, pipeline))
     }
+
+    /// Where to begin: where the repository ends, or the journal, which may be ahead of it.
+    async fn begin(
+        &self,
+        snapshot: &Snapshot,
+        identity: &Identity,
+        slot: &Slot,
+    ) -> Result<Begin, ReceiveError> {
+        let stored = start::stored_end(snapshot);
+        if let Some(journal) = &self.journal
+            && let Some(begin) = journal_ahead(journal, stored).await?
+        {
+            return Ok(begin);
+        }
+        let start = plan(snapshot, identity, slot)?;
+        Ok(Begin { start, stored: start.at, overlap: None })
+    }
+}
+
+/// Where a stream begins, and where what is stored ends.
+struct Begin {
+    /// Where the server is to go on.
+    start: Start,
+    /// Where the repository's WAL ends: before `start.at` when the journal has what lies between.
+    stored: Lsn,
+    /// The bytes before `start.at`, when they come from the journal.
+    overlap: Option<Overlap>,
+}
+
+/// Opens the journal and starts its task.
+async fn open_journal(
+    repo: &Arc<Repository>,
+    cluster: &ClusterName,
+    place: &JournalPlace,
+) -> Result<JournalHandle, ReceiveError> {
+    let options = JournalOptions {
+        repository: repo.id(),
+        cluster: cluster.clone(),
+        key_epoch: repo.keys().newest().epoch,
+        budget_bytes: place.budget_bytes,
+    };
+    let keys = Arc::new(repo.keys().clone());
+    let entropy = repo.env().entropy.clone();
+    let (journal, recovery) = Journal::open(place.disk.clone(), &place.dir, options, keys, entropy).await?;
+    for (file, byte) in &recovery.torn {
+        tracing::info!(file = %file.display(), byte, "journal file ends in the middle of a frame, as a crash leaves it");
+    }
+    if let (Some(first), Some(last)) = (recovery.found.first(), recovery.found.last()) {
+        tracing::info!(start = %first.range.start, end = %last.range.end, timeline = %last.timeline, "journal opened");
+    }
+    Ok(JournalHandle::start(journal))
+}
+
+/// Where to begin when the journal holds WAL that the repository does not. It must continue what is stored.
+async fn journal_ahead(
+    journal: &JournalHandle,
+    stored: Option<(TimelineId, Lsn, bool)>,
+) -> Result<Option<Begin>, ReceiveError> {
+    let Some(end) = journal.state().synced else { return Ok(None) };
+    let stored_end = stored.map(|(timeline, lsn, _)| JournalPosition { timeline, lsn });
+    if stored_end.is_some_and(|stored| stored >= end) {
+        return Ok(None);
+    }
+    let from = stored_end
+        .filter(|stored| stored.timeline == end.timeline)
+        .unwrap_or(JournalPosition { timeline: end.timeline, lsn: Lsn::ZERO });
+    let Some(first) = journal.first_past(from).await? else { return Ok(None) };
+    if from.lsn > Lsn::ZERO && first != from.lsn {
+        return Err(ReceiveError::Timeline(format!(
+            "the journal begins at {first} on timeline {}, the repository ends at {}: WAL between them is missing",
+            end.timeline, from.lsn
+        )));
+    }
+    let tail_start = end.lsn.saturating_sub(limits::RESUME_OVERLAP_BYTES).max(first);
+    let overlap = journal.tail(JournalPosition { lsn: tail_start, ..end }, end.lsn).await?;
+    let start = Start { timeline: end.timeline, at: end.lsn, compare_from: None };
+    Ok(Some(Begin { start, stored: first, overlap: Some(overlap) }))
 }
 
 /// Streams until asked to stop, the timeline ends, or the connection is lost.
@@ -241,7 +346,7 @@ async fn stream(
             done = pipeline.progress() => done?,
             message = upstream.next(), if pipeline.has_room() => match message {
                 Ok(Message::Wal { start, server_end, server_time, bytes }) => {
-                    pipeline.on_wal(start, bytes)?;
+                    pipeline.on_wal(start, bytes, server_time)?;
                     pipeline.on_server_position(server_end, server_time);
                 }
                 Ok(Message::Keepalive { server_end, server_time, reply_requested }) => {
@@ -342,17 +447,37 @@ fn slot_segment(slot: &Slot, identity: &Identity) -> Lsn {
     slot.restart.map_or(Lsn::ZERO, |restart| identity.segment_size.segment_start(restart))
 }
 
+/// Whether the server left `timeline` at or before `received`, so that it has nothing more of it for us.
+async fn switch_passed(
+    cluster: &Cluster,
+    identity: &Identity,
+    timeline: TimelineId,
+    received: Lsn,
+) -> Result<bool, ReceiveError> {
+    if timeline == identity.timeline {
+        return Ok(false);
+    }
+    let snapshot = walmap::load(cluster).await?;
+    let switch =
+        stored_history(&snapshot, identity.timeline)?.and_then(|history| history.switch_after(timeline));
+    Ok(switch.is_some_and(|(_, at)| at <= received))
+}
+
 fn plan(snapshot: &Snapshot, identity: &Identity, slot: &Slot) -> Result<Start, ReceiveError> {
-    let history = snapshot
-        .index
-        .histories
-        .iter()
-        .find(|entry| entry.generation == snapshot.root.generation && entry.timeline == identity.timeline)
-        .map(|entry| TimelineHistory::parse(entry.timeline, &entry.content.0))
-        .transpose()
-        .map_err(|error| ReceiveError::Timeline(error.to_string()))?;
+    let history = stored_history(snapshot, identity.timeline)?;
     let end = start::stored_end(snapshot);
     start::plan(end, identity, history.as_ref(), slot)
+}
+
+fn stored_history(
+    snapshot: &Snapshot,
+    timeline: TimelineId,
+) -> Result<Option<TimelineHistory>, ReceiveError> {
+    let of_timeline =
+        |entry: &&HistoryEntry| entry.generation == snapshot.root.generation && entry.timeline == timeline;
+    let entry = snapshot.index.histories.iter().find(of_timeline);
+    let parsed = entry.map(|entry| TimelineHistory::parse(entry.timeline, &entry.content.0)).transpose();
+    parsed.map_err(|error| ReceiveError::Timeline(error.to_string()))
 }
 
 /// Stores the history files of `newest` and of the timelines before it that are not stored yet, before any of their WAL.
@@ -406,8 +531,11 @@ async fn read_overlap(cluster: &Cluster, snapshot: Snapshot, start: &Start) -> R
     Ok(Overlap::ending_at(start.at, bytes.into()))
 }
 
-/// A summarizer that knows the bytes before the start, so that a record that began there is understood.
-fn resume_summarizer(identity: &Identity, overlap: &Overlap) -> Summarizer {
+/// A summarizer that knows the bytes before the end of what is stored, so that a record that began there is understood.
+fn resume_summarizer(identity: &Identity, stored: Lsn, overlap: &Overlap) -> Summarizer {
+    if overlap.end() != stored {
+        return Summarizer::new(identity.segment_size, stored, DecodeFrom::Anywhere);
+    }
     let mut summarizer = Summarizer::new(identity.segment_size, overlap.start(), DecodeFrom::Anywhere);
     for (at, piece) in overlap.pieces() {
         summarizer.feed(at, piece);
