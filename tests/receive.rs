@@ -10,14 +10,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use walden::base::{Env, Lsn, LsnRange, SegmentSize, TimelineId, WalFileName};
 use walden::codec::keyslot::Unlock;
-use walden::disk::{OsEntropy, SystemClock};
+use walden::disk::{OsDisk, OsEntropy, SystemClock};
 use walden::format::keyslot::SlotCost;
 use walden::net::ConnectOptions;
 use walden::receive::compact::{self, Extent};
 use walden::receive::machine::Cut;
 use walden::receive::pipeline::{ReceiveError, Stored};
 use walden::receive::postgres::PostgresConnector;
-use walden::receive::session::{self, ReceiveOptions};
+use walden::receive::session::{self, JournalPlace, ReceiveOptions};
 use walden::repo::{Cluster, Repository, WalReader, walmap};
 use walden::retain::gc;
 use walden::store::{self, StoreOptions};
@@ -45,6 +45,10 @@ struct Receiving {
 
 impl Receiving {
     fn start(repo: &Arc<Repository>, pg: &Pg) -> Receiving {
+        Receiving::start_with(repo, pg, None)
+    }
+
+    fn start_with(repo: &Arc<Repository>, pg: &Pg, journal: Option<JournalPlace>) -> Receiving {
         let options = ConnectOptions::parse(&pg.conninfo(), &|_| None).unwrap();
         let connector = PostgresConnector {
             options: Arc::new(options),
@@ -53,7 +57,7 @@ impl Receiving {
         };
         let options = ReceiveOptions {
             slot: SLOT.into(),
-            journal: None,
+            journal,
             cut: Cut { interval: Duration::from_millis(100), ..Cut::default() },
             shutdown_grace: Duration::from_secs(10),
         };
@@ -184,4 +188,39 @@ async fn follows_a_promoted_standby_to_its_timeline() {
     let cluster = Cluster::open(repo.clone(), CLUSTER.parse().unwrap()).await.unwrap();
     let snapshot = walmap::load(&cluster).await.unwrap();
     assert_eq!(snapshot.index.histories.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_outlives_a_store_that_is_away() {
+    let pg = Pg::builder(15).wal_segment_mib(1).option("wal_keep_size", "256MB").start();
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let dir = common::pg::temp_dir();
+    let journal =
+        JournalPlace { disk: Arc::new(OsDisk), dir: dir.path().join("journal"), budget_bytes: 1 << 30 };
+    let repo = repository(&dir.path().join("repo")).await;
+    let receiving = Receiving::start_with(&repo, &pg, Some(journal.clone()));
+    load(&pg, 1_000);
+    wait_acknowledged(&pg);
+    let cluster = Cluster::open(repo.clone(), CLUSTER.parse().unwrap()).await.unwrap();
+    // The store is away: nothing can be created under the stream's prefix.
+    let wal_dir = dir.path().join("repo/clusters/shop/wal");
+    let away = dir.path().join("away");
+    fs::rename(&wal_dir, &away).unwrap();
+    fs::write(&wal_dir, b"in the way").unwrap();
+    load(&pg, 50_000);
+    wait_acknowledged(&pg);
+    receiving.kill().await;
+    fs::remove_file(&wal_dir).unwrap();
+    fs::rename(&away, &wal_dir).unwrap();
+    let acknowledged: Lsn = pg
+        .sql("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'walden_shop'")
+        .parse()
+        .unwrap();
+    let stored = walmap::load(&cluster).await.unwrap().wal.durable_end().unwrap().lsn;
+    assert!(stored < acknowledged, "{stored} of {acknowledged}: only the journal has the rest");
+    let receiving = Receiving::start_with(&repo, &pg, Some(journal));
+    load(&pg, 100);
+    wait_acknowledged(&pg);
+    receiving.stop().await;
+    assert!(compare_with_server(&repo, &pg, TimelineId(1), size).await.end > acknowledged);
 }

@@ -30,6 +30,8 @@ pub const CHAIN_GETS_IN_FLIGHT: usize = 16;
 pub const ROOT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a replaced object stays before it is removed.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+/// What the files of a journal may take, when nobody says.
+pub const JOURNAL_BYTES_MAX: u64 = 16 << 30;
 /// How long the tail may take to become durable when the primary shuts down.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Stored bytes of one segment of chunks, about.

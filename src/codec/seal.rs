@@ -40,7 +40,7 @@ impl std::fmt::Debug for ChunkIdKey {
 }
 
 /// Who holds the secrets of key epochs.
-pub trait KeySource {
+pub trait KeySource: Send + Sync {
     /// The secret of `epoch`, if held.
     fn epoch_secret(&self, epoch: u32) -> Option<&EpochSecret>;
     /// The key of chunk ids.

@@ -6,8 +6,10 @@ use super::exit::Exit;
 use super::when::WhenError;
 use crate::base::ids::IdError;
 use crate::base::lsn::LsnParseError;
+use crate::codec::OpenError;
 use crate::codec::keyslot::KeySlotError;
 use crate::disk::SecretError;
+use crate::disk::journal::JournalError;
 use crate::net::{ConnectionStringError, PgError, code};
 use crate::receive::pipeline::ReceiveError;
 use crate::receive::upstream::UpstreamError;
@@ -216,6 +218,7 @@ impl From<ReceiveError> for Failure {
             ReceiveError::Hole(_) => Failure::new(Exit::Postgres, error),
             ReceiveError::Divergence(_) | ReceiveError::Timeline(_) => Failure::new(Exit::Conflict, error)
                 .hint("this server's WAL does not continue what is stored; nothing was written"),
+            ReceiveError::Journal(error) => error.into(),
             ReceiveError::Again(_) | ReceiveError::Internal(_) => Failure::new(Exit::Internal, error),
         }
     }
@@ -247,6 +250,29 @@ impl From<RestoreError> for Failure {
             RestoreError::Io { .. } => Failure::new(Exit::Internal, error),
             RestoreError::Repo(error) => error.into(),
             RestoreError::Interrupted => Failure::new(Exit::Interrupted, error),
+        }
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Failure {
+        match &error {
+            JournalError::Full { .. } | JournalError::NoSpace { .. } => Failure::new(Exit::NoSpace, error),
+            JournalError::Busy { .. } => Failure::new(Exit::Conflict, error)
+                .hint("another receiver of this cluster runs on this host; stop it, or give --journal-dir"),
+            JournalError::Damage { .. } => Failure::new(Exit::Damage, error).hint(
+                "what was acknowledged and not yet in the repository may be lost: keep the file, and take a backup",
+            ),
+            JournalError::Closed { source, .. } => {
+                let exit = match source {
+                    OpenError::NoKey { .. } | OpenError::WrongKey { .. } => Exit::Key,
+                    OpenError::Misplaced { .. } => Exit::Conflict,
+                    _ => Exit::Damage,
+                };
+                Failure::new(exit, error)
+            }
+            JournalError::NoKey { .. } => Failure::new(Exit::Key, error),
+            JournalError::Io { .. } | JournalError::Interrupted { .. } => Failure::new(Exit::Internal, error),
         }
     }
 }

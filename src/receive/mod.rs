@@ -8,6 +8,7 @@ pub mod machine;
 pub mod overlap;
 pub mod pipeline;
 pub mod postgres;
+mod resume;
 pub mod seal;
 pub mod session;
 pub mod start;

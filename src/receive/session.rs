@@ -3,24 +3,16 @@
 
 use super::journal::JournalHandle;
 use super::machine::{Acknowledged, Cut};
-use super::overlap::Overlap;
 use super::pipeline::{Pipeline, ReceiveError, Stored};
-use super::start::{self, Start};
+use super::resume;
 use super::takeover;
 use super::upstream::{
     Connector, Identity, Message, Server, Slot, Started, StatusSink, Upstream, UpstreamError,
 };
-use crate::base::{ClusterName, Generation, Lsn, LsnRange, ObjectId, TimelineId, limits};
+use crate::base::{ClusterName, Lsn};
 use crate::disk::Disk;
-use crate::disk::journal::{Journal, JournalOptions, JournalPosition};
-use crate::format::index::{GapEntry, HistoryEntry};
-use crate::format::record::Blob;
-use crate::format::root::GenerationRecord;
-use crate::repo::cluster::RootChange;
-use crate::repo::index::{IndexEdit, empty_page};
-use crate::repo::walmap::{self, Snapshot};
-use crate::repo::{Cluster, RepoError, Repository, WalReader};
-use crate::wal::{DecodeFrom, Summarizer, TimelineHistory};
+use crate::repo::walmap;
+use crate::repo::{Cluster, RepoError, Repository};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +66,7 @@ pub async fn run(
     mut stop: Stop,
 ) -> Result<(), ReceiveError> {
     let journal = match &options.journal {
-        Some(place) => Some(open_journal(&repo, &name, place).await?),
+        Some(place) => Some(resume::open_journal(&repo, &name, place).await?),
         None => None,
     };
     let mut receiver = Receiver { repo, name, options, stored, journal, pipeline: None };
@@ -156,16 +148,16 @@ impl Receiver<'_> {
             _ = stop.changed() => return Ok(Ended::Again),
         };
         let identity = server.identify().await?;
-        let record = generation_record(&self.name, &identity)?;
+        let record = resume::generation_record(&self.name, &identity)?;
         let cluster = Cluster::create(self.repo.clone(), record).await?;
         let slot = server.ensure_slot(&self.options.slot).await?;
         let (server, pipeline) = self.resume(server, &cluster, &identity, &slot).await?;
         self.pipeline = Some(pipeline);
         let Some(pipeline) = &mut self.pipeline else { unreachable!("set above") };
-        let at = pipeline.overlap_start().max(slot_segment(&slot, &identity));
+        let at = pipeline.overlap_start().max(resume::slot_segment(&slot, &identity));
         let at = at.min(pipeline.received());
         let (timeline, received) = (pipeline.timeline(), pipeline.received());
-        if switch_passed(&cluster, &identity, timeline, received).await? {
+        if resume::switch_passed(&cluster, &identity, timeline, received).await? {
             // Only the journal held what lies before the switch: it goes to the repository, then the next timeline begins.
             pipeline.drain().await?;
             return Ok(Ended::Again);
@@ -189,7 +181,7 @@ impl Receiver<'_> {
             Err(UpstreamError::WalRemoved { at, reason }) => {
                 pipeline.drain().await?;
                 let end = pipeline.received();
-                record_gap(&cluster, timeline, end, &slot, &identity, &reason, at).await?;
+                resume::record_gap(&cluster, timeline, end, &slot, &identity, &reason, at).await?;
                 self.pipeline = None;
                 return Ok(Ended::Again);
             }
@@ -214,9 +206,9 @@ impl Receiver<'_> {
             pipeline.drain().await?;
         }
         let snapshot = walmap::load(cluster).await?;
-        store_histories(cluster, &snapshot, server.as_mut(), identity.timeline).await?;
+        resume::store_histories(cluster, &snapshot, server.as_mut(), identity.timeline).await?;
         let snapshot = walmap::load(cluster).await?;
-        let planned = self.begin(&snapshot, identity, slot).await?;
+        let planned = resume::begin(self.journal.as_ref(), &snapshot, identity, slot).await?;
         let won = takeover::take_over(cluster, snapshot.root.generation, planned.start.timeline).await;
         let won = won.map_err(|error| match error {
             RepoError::Conflict { reason } => ReceiveError::Again(reason),
@@ -224,98 +216,21 @@ impl Receiver<'_> {
         })?;
         // The writer before may have gone on until its fence: what was planned may be behind.
         let snapshot = walmap::load(cluster).await?;
-        let begin = self.begin(&snapshot, identity, slot).await?;
+        let begin = resume::begin(self.journal.as_ref(), &snapshot, identity, slot).await?;
         if begin.start.timeline != won.timeline {
             return Err(ReceiveError::Again("another writer moved to another timeline meanwhile".into()));
         }
         let overlap = match &begin.overlap {
             Some(overlap) => overlap.clone(),
-            None => read_overlap(cluster, snapshot, &begin.start).await?,
+            None => resume::read_overlap(cluster, snapshot, &begin.start).await?,
         };
-        let summarizer = resume_summarizer(identity, begin.stored, &overlap);
+        let summarizer = resume::summarizer(identity, begin.stored, &overlap);
         tracing::info!(stream = %won.stream, epoch = won.writer_epoch, at = %begin.start.at, "took over");
         let parts = (self.options.cut, self.journal.clone());
         let stored = self.stored.clone();
         let pipeline = Pipeline::new(cluster.clone(), won, begin.stored, overlap, parts, summarizer, stored);
         Ok((server, pipeline))
     }
-
-    /// Where to begin: where the repository ends, or the journal, which may be ahead of it.
-    async fn begin(
-        &self,
-        snapshot: &Snapshot,
-        identity: &Identity,
-        slot: &Slot,
-    ) -> Result<Begin, ReceiveError> {
-        let stored = start::stored_end(snapshot);
-        if let Some(journal) = &self.journal
-            && let Some(begin) = journal_ahead(journal, stored).await?
-        {
-            return Ok(begin);
-        }
-        let start = plan(snapshot, identity, slot)?;
-        Ok(Begin { start, stored: start.at, overlap: None })
-    }
-}
-
-/// Where a stream begins, and where what is stored ends.
-struct Begin {
-    /// Where the server is to go on.
-    start: Start,
-    /// Where the repository's WAL ends: before `start.at` when the journal has what lies between.
-    stored: Lsn,
-    /// The bytes before `start.at`, when they come from the journal.
-    overlap: Option<Overlap>,
-}
-
-/// Opens the journal and starts its task.
-async fn open_journal(
-    repo: &Arc<Repository>,
-    cluster: &ClusterName,
-    place: &JournalPlace,
-) -> Result<JournalHandle, ReceiveError> {
-    let options = JournalOptions {
-        repository: repo.id(),
-        cluster: cluster.clone(),
-        key_epoch: repo.keys().newest().epoch,
-        budget_bytes: place.budget_bytes,
-    };
-    let keys = Arc::new(repo.keys().clone());
-    let entropy = repo.env().entropy.clone();
-    let (journal, recovery) = Journal::open(place.disk.clone(), &place.dir, options, keys, entropy).await?;
-    for (file, byte) in &recovery.torn {
-        tracing::info!(file = %file.display(), byte, "journal file ends in the middle of a frame, as a crash leaves it");
-    }
-    if let (Some(first), Some(last)) = (recovery.found.first(), recovery.found.last()) {
-        tracing::info!(start = %first.range.start, end = %last.range.end, timeline = %last.timeline, "journal opened");
-    }
-    Ok(JournalHandle::start(journal))
-}
-
-/// Where to begin when the journal holds WAL that the repository does not. It must continue what is stored.
-async fn journal_ahead(
-    journal: &JournalHandle,
-    stored: Option<(TimelineId, Lsn, bool)>,
-) -> Result<Option<Begin>, ReceiveError> {
-    let Some(end) = journal.state().synced else { return Ok(None) };
-    let stored_end = stored.map(|(timeline, lsn, _)| JournalPosition { timeline, lsn });
-    if stored_end.is_some_and(|stored| stored >= end) {
-        return Ok(None);
-    }
-    let from = stored_end
-        .filter(|stored| stored.timeline == end.timeline)
-        .unwrap_or(JournalPosition { timeline: end.timeline, lsn: Lsn::ZERO });
-    let Some(first) = journal.first_past(from).await? else { return Ok(None) };
-    if from.lsn > Lsn::ZERO && first != from.lsn {
-        return Err(ReceiveError::Timeline(format!(
-            "the journal begins at {first} on timeline {}, the repository ends at {}: WAL between them is missing",
-            end.timeline, from.lsn
-        )));
-    }
-    let tail_start = end.lsn.saturating_sub(limits::RESUME_OVERLAP_BYTES).max(first);
-    let overlap = journal.tail(JournalPosition { lsn: tail_start, ..end }, end.lsn).await?;
-    let start = Start { timeline: end.timeline, at: end.lsn, compare_from: None };
-    Ok(Some(Begin { start, stored: first, overlap: Some(overlap) }))
 }
 
 /// Streams until asked to stop, the timeline ends, or the connection is lost.
@@ -425,157 +340,4 @@ async fn drain_within(pipeline: &mut Pipeline, grace: Duration) -> Result<(), Re
             Ok(())
         }
     }
-}
-
-fn generation_record(name: &ClusterName, identity: &Identity) -> Result<GenerationRecord, ReceiveError> {
-    if identity.block_size as usize != limits::BLOCK_BYTES {
-        let found = identity.block_size;
-        let reason = format!("block size {found}; walden knows {} only", limits::BLOCK_BYTES);
-        return Err(UpstreamError::Refused(reason).into());
-    }
-    Ok(GenerationRecord {
-        cluster: name.clone(),
-        generation: Generation(1),
-        system_id: identity.system_id,
-        major_version: identity.major_version,
-        segment_size: identity.segment_size.get(),
-        block_size: identity.block_size,
-    })
-}
-
-fn slot_segment(slot: &Slot, identity: &Identity) -> Lsn {
-    slot.restart.map_or(Lsn::ZERO, |restart| identity.segment_size.segment_start(restart))
-}
-
-/// Whether the server left `timeline` at or before `received`, so that it has nothing more of it for us.
-async fn switch_passed(
-    cluster: &Cluster,
-    identity: &Identity,
-    timeline: TimelineId,
-    received: Lsn,
-) -> Result<bool, ReceiveError> {
-    if timeline == identity.timeline {
-        return Ok(false);
-    }
-    let snapshot = walmap::load(cluster).await?;
-    let switch =
-        stored_history(&snapshot, identity.timeline)?.and_then(|history| history.switch_after(timeline));
-    Ok(switch.is_some_and(|(_, at)| at <= received))
-}
-
-fn plan(snapshot: &Snapshot, identity: &Identity, slot: &Slot) -> Result<Start, ReceiveError> {
-    let history = stored_history(snapshot, identity.timeline)?;
-    let end = start::stored_end(snapshot);
-    start::plan(end, identity, history.as_ref(), slot)
-}
-
-fn stored_history(
-    snapshot: &Snapshot,
-    timeline: TimelineId,
-) -> Result<Option<TimelineHistory>, ReceiveError> {
-    let of_timeline =
-        |entry: &&HistoryEntry| entry.generation == snapshot.root.generation && entry.timeline == timeline;
-    let entry = snapshot.index.histories.iter().find(of_timeline);
-    let parsed = entry.map(|entry| TimelineHistory::parse(entry.timeline, &entry.content.0)).transpose();
-    parsed.map_err(|error| ReceiveError::Timeline(error.to_string()))
-}
-
-/// Stores the history files of `newest` and of the timelines before it that are not stored yet, before any of their WAL.
-async fn store_histories(
-    cluster: &Cluster,
-    snapshot: &Snapshot,
-    server: &mut dyn Server,
-    newest: TimelineId,
-) -> Result<(), ReceiveError> {
-    let generation = snapshot.root.generation;
-    let stored = |timeline| {
-        snapshot.index.histories.iter().any(|e| e.generation == generation && e.timeline == timeline)
-    };
-    if newest == TimelineId::FIRST || stored(newest) {
-        return Ok(());
-    }
-    let content = server.history(newest).await?;
-    let parsed = TimelineHistory::parse(newest, &content)
-        .map_err(|error| ReceiveError::Timeline(format!("{}: {error}", newest.history_file_name())))?;
-    let mut entries = vec![HistoryEntry { generation, timeline: newest, content: Blob(content) }];
-    for timeline in parsed.ancestors().filter(|t| *t != TimelineId::FIRST && !stored(*t)) {
-        match server.history(timeline).await {
-            Ok(content) => entries.push(HistoryEntry { generation, timeline, content: Blob(content) }),
-            // The newest file names every switch of its ancestors: an old one that is gone costs nothing.
-            Err(UpstreamError::Refused(reason)) => {
-                tracing::warn!(%timeline, reason, "the server has no history file of an older timeline");
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    cluster
-        .commit::<RepoError>(|root| {
-            let mut page = empty_page();
-            page.histories = entries.clone();
-            Ok(Some(RootChange { root: root.clone(), index: IndexEdit::Add(page) }))
-        })
-        .await?;
-    Ok(())
-}
-
-/// The stored bytes right before `start`, to be compared with what the server sends again.
-async fn read_overlap(cluster: &Cluster, snapshot: Snapshot, start: &Start) -> Result<Overlap, ReceiveError> {
-    let Some(from) = start.compare_from else { return Ok(Overlap::empty(start.at)) };
-    let from = from.max(start.at.saturating_sub(limits::RESUME_OVERLAP_BYTES));
-    let stored = snapshot.wal.ranges(start.timeline);
-    let Some(range) = stored.iter().find(|range| range.contains(from) || range.end == start.at) else {
-        return Ok(Overlap::empty(start.at));
-    };
-    let range = LsnRange::new(from.max(range.start), start.at);
-    let bytes = WalReader::new(cluster.clone(), snapshot.wal).read(start.timeline, range).await?;
-    Ok(Overlap::ending_at(start.at, bytes.into()))
-}
-
-/// A summarizer that knows the bytes before the end of what is stored, so that a record that began there is understood.
-fn resume_summarizer(identity: &Identity, stored: Lsn, overlap: &Overlap) -> Summarizer {
-    if overlap.end() != stored {
-        return Summarizer::new(identity.segment_size, stored, DecodeFrom::Anywhere);
-    }
-    let mut summarizer = Summarizer::new(identity.segment_size, overlap.start(), DecodeFrom::Anywhere);
-    for (at, piece) in overlap.pieces() {
-        summarizer.feed(at, piece);
-    }
-    // What was fed belongs to objects stored before.
-    summarizer.take();
-    summarizer
-}
-
-async fn record_gap(
-    cluster: &Cluster,
-    timeline: TimelineId,
-    end: Lsn,
-    slot: &Slot,
-    identity: &Identity,
-    reason: &str,
-    asked: Lsn,
-) -> Result<(), ReceiveError> {
-    let resume = slot.restart.map_or(identity.flushed, |restart| restart);
-    let resume = identity.segment_size.segment_start(resume);
-    if resume <= end {
-        let reason = format!("WAL at {asked} is gone, though the slot holds it from {resume} on: {reason}");
-        return Err(UpstreamError::Refused(reason).into());
-    }
-    tracing::error!(%timeline, start = %end, end = %resume, reason, "WAL is lost: recording a gap; take a backup to close it");
-    let entry = GapEntry {
-        id: ObjectId::random(&*cluster.repo().env().entropy),
-        generation: cluster.newest_root().await?.generation,
-        timeline,
-        start: end,
-        end: resume,
-        recorded_at: cluster.repo().env().clock.now(),
-        reason: format!("the server no longer had WAL from {end} on: {reason}"),
-    };
-    cluster
-        .commit::<RepoError>(|root| {
-            let mut page = empty_page();
-            page.gaps.push(entry.clone());
-            Ok(Some(RootChange { root: root.clone(), index: IndexEdit::Add(page) }))
-        })
-        .await?;
-    Ok(())
 }

@@ -3,16 +3,19 @@
 use crate::context::Context;
 use clap::Args;
 use serde::Serialize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use walden::base::limits;
+use walden::disk::OsDisk;
+use walden::operate::config::Ack;
 use walden::operate::units::{self, Bytes};
 use walden::operate::{Exit, Failure, daemon};
-use walden::receive::machine::{AckMode, Cut};
+use walden::receive::machine::Cut;
 use walden::receive::postgres::PostgresConnector;
-use walden::receive::session::ReceiveOptions;
+use walden::receive::session::{JournalPlace, ReceiveOptions};
 
 const HELP: &str = "\
 Runs in the foreground until SIGTERM or ctrl-C, then stores what it has and ends. It creates its replication slot, or \
@@ -33,6 +36,13 @@ pub struct Receive {
     /// The replication slot [default: walden_<cluster>]
     #[arg(long, value_name = "NAME")]
     slot: Option<String>,
+    /// When WAL is acknowledged: once it is in the repository (object), or in a journal on this host's disk (journal),
+    /// which is faster, and loses what is not yet in the repository together with that disk [default: object]
+    #[arg(long, value_name = "MODE")]
+    ack: Option<Ack>,
+    /// Where the journal lies; only with --ack journal [default: /var/lib/walden/<cluster>]
+    #[arg(long, value_name = "DIR")]
+    journal_dir: Option<PathBuf>,
     /// How old WAL may get before it leaves for the repository; 0: as soon as what left before is stored [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     flush_interval: Option<Duration>,
@@ -63,9 +73,17 @@ impl Receive {
         };
         let interval =
             self.flush_interval.or(settings.cluster().flush_interval).unwrap_or(limits::FLUSH_INTERVAL);
+        let journal = match settings.ack(self.ack) {
+            Ack::Object => None,
+            Ack::Journal => Some(JournalPlace {
+                disk: Arc::new(OsDisk),
+                dir: settings.journal_dir(self.journal_dir.as_deref(), &name),
+                budget_bytes: settings.cluster().journal_bytes_max.unwrap_or(limits::JOURNAL_BYTES_MAX),
+            }),
+        };
         let options = ReceiveOptions {
             slot: settings.slot(self.slot.as_deref(), &name),
-            mode: AckMode::Object,
+            journal,
             cut: Cut { interval, ..Cut::default() },
             shutdown_grace: settings.cluster().shutdown_grace.unwrap_or(limits::SHUTDOWN_GRACE),
         };
