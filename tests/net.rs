@@ -4,7 +4,11 @@ mod common;
 
 #[path = "net/base_backups.rs"]
 mod base_backups;
+#[path = "net/logins.rs"]
+mod logins;
 #[path = "net/servers.rs"]
 mod servers;
 #[path = "net/streaming.rs"]
 mod streaming;
+#[path = "net/tls.rs"]
+mod tls;

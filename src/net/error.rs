@@ -156,6 +156,8 @@ pub mod code {
     pub const ADMIN_SHUTDOWN: &str = "57P01";
     /// `invalid_authorization_specification`: pg_hba.conf has no entry for us, or the role may not.
     pub const INVALID_AUTHORIZATION: &str = "28000";
+    /// `insufficient_privilege`.
+    pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
     /// `invalid_password`.
     pub const INVALID_PASSWORD: &str = "28P01";
 }

@@ -121,7 +121,7 @@ fn version_number(text: &str) -> Option<u32> {
 
 /// The server's own reason not to let us in.
 fn refusal(route: &Route, login: &Login<'_>, error: ServerMessage) -> PgError {
-    if !error.code.starts_with("28") {
+    if !error.code.starts_with("28") && error.code != code::INSUFFICIENT_PRIVILEGE {
         return PgError::Server(Box::new(error));
     }
     let hint = match error.code.as_str() {
@@ -131,8 +131,8 @@ fn refusal(route: &Route, login: &Login<'_>, error: ServerMessage) -> PgError {
             }
             ConnectionKind::Sql => Some("pg_hba.conf needs a line for this database and role"),
         },
-        code::INVALID_AUTHORIZATION if error.message.contains("replication") => {
-            Some("ALTER ROLE ... REPLICATION")
+        code::INSUFFICIENT_PRIVILEGE if login.kind == ConnectionKind::PhysicalReplication => {
+            Some("the role needs the REPLICATION attribute: ALTER ROLE ... REPLICATION")
         }
         _ => None,
     };
