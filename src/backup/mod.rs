@@ -1,5 +1,20 @@
 //! Base backups: BASE_BACKUP's stream in; chunks, a manifest and an index entry out.
-//! A plan and machines without IO (`tar`, `checksum`, `cutter`), and a driver beside them. Spec: formats/manifest.md.
+//! Machines without IO ([`tar`], [`checksum`], [`cutter`], [`label`], [`config`]), and a driver beside them ([`run`]).
+//! Spec: formats/manifest.md.
 
 pub mod checksum;
+pub mod config;
+pub mod cutter;
+mod error;
+mod intake;
+pub mod label;
+mod pending;
+mod run;
+mod source;
 pub mod tar;
+mod wal;
+
+pub use crate::net::Checkpoint;
+pub use error::BackupError;
+pub use run::{BackupJob, BackupOptions, BackupReport, run};
+pub use wal::{EnsureWal, ReceiverElsewhere, WalFailure, is_durable};

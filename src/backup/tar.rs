@@ -307,4 +307,7 @@ fn entry_path(prefix: &[u8], name: &[u8]) -> Result<String, Refusal> {
 
 #[cfg(test)]
 #[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+pub(in crate::backup) mod testing;
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests;

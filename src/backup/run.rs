@@ -1,0 +1,387 @@
+//! The driver of `walden backup`: registers, streams BASE_BACKUP in, stores files, manifest and index entry, waits for the WAL.
+//! Nothing refers to what was stored before the commit; an error, a stop or a kill before it leaves a registration at most,
+//! which collection removes. After the commit the backup exists, and is restorable as soon as its WAL is durable.
+
+use super::cutter::Cutter;
+use super::error::BackupError;
+use super::intake::{Findings, Intake, Taken};
+use super::label::BackupLabel;
+use super::pending::Registration;
+use super::source::{ServerFacts, Source};
+use super::wal::{self, EnsureWal};
+use crate::base::progress::Progress;
+use crate::base::{BackupId, ClusterName, Generation, Lsn, TimelineId, Timestamp};
+use crate::format::index::{BackupEntry, BackupState, PagesEntry};
+use crate::format::manifest::{DamagedBlock, ManifestMeta, Tablespace};
+use crate::format::root::GenerationRecord;
+use crate::net::{BaseBackupEvent, BaseBackupOptions, Checkpoint, ServerManifest};
+use crate::net::{ConnectOptions, Connection, ConnectionKind, SystemIdentity};
+use crate::repo::chunks::{ChunkIndex, ChunkStats, ChunkWriter};
+use crate::repo::cluster::RootChange;
+use crate::repo::index::{IndexEdit, empty_page};
+use crate::repo::manifest::Manifest;
+use crate::repo::{Cluster, RepoError, Repository, backups};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Seconds by which an id may move because others have it.
+const ID_BUMPS_MAX: i64 = 120;
+/// How long a failed backup tries to take its registration away.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(30);
+const MICROS: i64 = 1_000_000;
+
+/// What `backup` is asked to do.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// The checkpoint it begins with.
+    pub checkpoint: Checkpoint,
+    /// KiB a second that the server may send; it takes 32 to 1,048,576.
+    pub max_rate_kib: Option<u32>,
+    /// How long its WAL may take to become durable.
+    pub wal_timeout: Duration,
+    /// What the connections call themselves.
+    pub application_name: String,
+    /// Host and process, for people who find the registration.
+    pub holder: String,
+    /// Threads that compress.
+    pub threads: usize,
+}
+
+/// A backup that was made.
+#[derive(Debug, Clone)]
+pub struct BackupReport {
+    /// Its entry in the index.
+    pub entry: BackupEntry,
+    /// Files, directories and links.
+    pub file_count: u64,
+    /// What was stored, and what was there.
+    pub chunks: ChunkStats,
+    /// Damaged blocks, the first ones.
+    pub damaged: Vec<DamagedBlock>,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Everything a backup works with.
+#[derive(Debug)]
+pub struct BackupJob<'a> {
+    /// The repository.
+    pub repo: Arc<Repository>,
+    /// The cluster; made if it is not there.
+    pub cluster: ClusterName,
+    /// The server.
+    pub server: &'a ConnectOptions,
+    /// What is asked for.
+    pub options: &'a BackupOptions,
+    /// Who sees to the WAL.
+    pub wal: &'a dyn EnsureWal,
+    /// Who watches.
+    pub progress: &'a dyn Progress,
+    /// Set to true to stop.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Makes a backup. On `Ok` it is durable and restorable. If dropped: nothing refers to what was stored, or the backup exists.
+///
+/// # Errors
+/// [`BackupError::WalMissing`]: the backup exists, and is not restorable yet. Any other: there is none.
+pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
+    let mut stop = job.stop.clone();
+    let name = &job.options.application_name;
+    let connected = async {
+        let mut replication =
+            Connection::connect(job.server, ConnectionKind::PhysicalReplication, name).await?;
+        let identity = replication.identify_system().await?;
+        let mut source = Source::connect(job.server, name).await?;
+        let facts = source.facts().await?;
+        let record = GenerationRecord {
+            cluster: job.cluster.clone(),
+            generation: Generation(1),
+            system_id: identity.system_id,
+            major_version: facts.version / 10_000,
+            segment_size: facts.segment_size.get(),
+            block_size: crate::base::limits::BLOCK_BYTES as u32,
+        };
+        let cluster = Cluster::create(job.repo.clone(), record).await?;
+        Ok::<_, BackupError>((replication, identity, source, facts, cluster))
+    };
+    let (replication, identity, source, facts, cluster) = tokio::select! {
+        connected = connected => connected?,
+        () = stopped(&mut stop) => return Err(BackupError::Interrupted),
+    };
+    let registration = Registration::create(&cluster, &job.options.holder).await?;
+    let mut backup =
+        Backup { job: &job, cluster: &cluster, registration: &registration, identity, facts, source };
+    let stored = tokio::select! {
+        stored = backup.store(replication) => stored,
+        () = stopped(&mut stop) => Err(BackupError::Interrupted),
+    };
+    let committed = match stored {
+        Ok((report, segments)) => backup.commit(&report.entry, segments).await.map(|()| report),
+        Err(error) => Err(error),
+    };
+    let mut report = match committed {
+        Ok(report) => report,
+        Err(error) => {
+            let abandoned = tokio::time::timeout(CLEAN_UP_LIMIT, registration.abandon(&cluster)).await;
+            if !matches!(abandoned, Ok(Ok(()))) {
+                tracing::warn!("the backup's registration stays in the repository until it is collected");
+            }
+            return Err(error);
+        }
+    };
+    backup.complete(&mut report, &mut stop).await?;
+    Ok(report)
+}
+
+/// Returns once `stop` is set.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+struct Backup<'a> {
+    job: &'a BackupJob<'a>,
+    cluster: &'a Cluster,
+    registration: &'a Registration,
+    identity: SystemIdentity,
+    facts: ServerFacts,
+    source: Source<'a>,
+}
+
+/// Where and when BASE_BACKUP began and ended.
+struct Span {
+    timeline: TimelineId,
+    start: Lsn,
+    stop: Lsn,
+    started_at: Timestamp,
+    stopped_at: Timestamp,
+    tablespaces: Vec<Tablespace>,
+}
+
+impl Backup<'_> {
+    /// Streams and stores everything. Nothing refers to it yet; the segments are to be committed with the entry.
+    async fn store(&mut self, replication: Connection) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
+        let (job, cluster) = (self.job, self.cluster);
+        job.progress.stage("reading the index", None);
+        let index = cluster.index(self.registration.root()).await?;
+        let known = Arc::new(ChunkIndex::load(cluster, &index.pages).await?);
+        let mut warnings: Vec<String> = Vec::new();
+        for lost in known.lost() {
+            warnings
+                .push(format!("earlier backups are damaged: {} cannot be read: {}", lost.key, lost.error));
+        }
+        job.wal.begin(cluster).await.map_err(|source| self.wal_failed(source))?;
+        job.progress.stage("checkpoint", None);
+        let chunks = ChunkWriter::create(cluster.clone(), known, job.options.threads);
+        let (span, taken) = self.stream(replication, chunks).await?;
+        job.progress.stage("storing the manifest", None);
+        let (config_files, missed) = self.source.config_files(&self.facts).await?;
+        warnings.extend(missed.into_iter().map(|missed| format!("configuration not stored: {missed}")));
+        let Taken { mut chunks, manifest, label, found } = taken;
+        findings_to_tell(&found, &mut warnings);
+        let label = BackupLabel::parse(&label)?;
+        let file_count = manifest.file_count();
+        let pages = manifest.finish(&mut chunks).await?;
+        let (segments, stats) = chunks.finish().await?;
+        let meta = ManifestMeta {
+            id: BackupId::at(span.started_at),
+            cluster: cluster.name().clone(),
+            generation: self.registration.root().generation,
+            system_id: self.identity.system_id,
+            server_version: self.facts.version,
+            segment_size: self.facts.segment_size.get(),
+            checksums: self.facts.checksums,
+            timeline: span.timeline,
+            start: span.start,
+            redo: label.redo,
+            checkpoint: label.checkpoint,
+            stop: span.stop,
+            started_at: span.started_at,
+            stopped_at: span.stopped_at,
+            tablespaces: span.tablespaces,
+            settings: self.facts.settings.clone(),
+            config_files,
+            damaged: found.damaged,
+            file_count,
+            bytes_raw: found.bytes_raw,
+            extensions: Vec::new(),
+        };
+        let mut manifest = Manifest { meta, pages };
+        let manifest_len = self.create_manifest(&mut manifest).await?;
+        let entry = entry_of(&manifest.meta, &stats, manifest_len, found.damaged_count);
+        let damaged = manifest.meta.damaged;
+        Ok((BackupReport { entry, file_count, chunks: stats, damaged, warnings }, segments))
+    }
+
+    /// Runs BASE_BACKUP and takes its files in.
+    async fn stream(
+        &mut self,
+        replication: Connection,
+        chunks: ChunkWriter,
+    ) -> Result<(Span, Taken), BackupError> {
+        let progress = self.job.progress;
+        let mut span = Span {
+            timeline: self.identity.timeline,
+            start: Lsn::ZERO,
+            stop: Lsn::ZERO,
+            started_at: self.source.now().await?,
+            stopped_at: Timestamp::MIN,
+            tablespaces: Vec::new(),
+        };
+        let options = BaseBackupOptions {
+            checkpoint: self.job.options.checkpoint,
+            max_rate_kib: self.job.options.max_rate_kib,
+            manifest: ServerManifest::None,
+            ..BaseBackupOptions::new(format!("walden {}", BackupId::at(span.started_at)))
+        };
+        let mut events = replication.base_backup(&options).await?;
+        let mut intake = Intake::new(chunks, &mut self.source);
+        let mut archive: Option<(String, Cutter)> = None;
+        while let Some(event) = events.next().await? {
+            match event {
+                BaseBackupEvent::Start { lsn, timeline } => {
+                    (span.start, span.timeline) = (lsn, timeline);
+                    intake.begin(self.facts.checksums.then_some(lsn));
+                }
+                BaseBackupEvent::Tablespaces(rows) => {
+                    let sizes: Option<u64> = rows.iter().map(|row| row.size_kib).sum();
+                    progress.stage("reading files", sizes.map(|kib| kib.saturating_mul(1024)));
+                    // Those inside the data directory (developers' in-place ones) are no links.
+                    let outside = rows.iter().filter(|row| row.path.starts_with('/'));
+                    span.tablespaces = outside
+                        .filter_map(|row| Some(Tablespace { oid: row.oid?, path: row.path.clone() }))
+                        .collect();
+                    intake.link(&span.tablespaces);
+                }
+                BaseBackupEvent::Archive { name, tablespace_oid } => {
+                    end_archive(archive.replace((name, Cutter::new(tablespace_oid))))?;
+                }
+                BaseBackupEvent::Data(bytes) => {
+                    progress.advance(bytes.len() as u64);
+                    let Some((name, cutter)) = &mut archive else { continue };
+                    cutter.feed(bytes);
+                    let wrong = |source| BackupError::Archive { archive: name.clone(), source };
+                    while let Some(piece) = cutter.next_piece().map_err(wrong)? {
+                        intake.take(piece).await?;
+                    }
+                }
+                BaseBackupEvent::Manifest(_) | BaseBackupEvent::Progress(_) => {}
+                BaseBackupEvent::End { lsn, .. } => span.stop = lsn,
+            }
+        }
+        end_archive(archive.take())?;
+        let taken = intake.finish(span.stop).await?;
+        span.stopped_at = self.source.now().await?;
+        Ok((span, taken))
+    }
+
+    /// Creates the manifest object under the first id that nobody has.
+    async fn create_manifest(&self, manifest: &mut Manifest) -> Result<u64, BackupError> {
+        let began = manifest.meta.started_at;
+        for bump in 0..ID_BUMPS_MAX {
+            manifest.meta.id = BackupId::at(began.saturating_add_micros(bump * MICROS));
+            match manifest.create(self.cluster).await {
+                Err(RepoError::Conflict { .. }) => {}
+                other => return Ok(other?),
+            }
+        }
+        let reason = format!("{ID_BUMPS_MAX} backups have ids from {} on", BackupId::at(began));
+        Err(RepoError::Conflict { reason }.into())
+    }
+
+    /// Commits segments and backup; the backup is pending until its WAL is durable.
+    async fn commit(&self, entry: &BackupEntry, segments: Vec<PagesEntry>) -> Result<(), BackupError> {
+        let mut page = empty_page();
+        page.pages = segments;
+        page.backups.push(entry.clone());
+        self.registration.commit(self.cluster, &page).await
+    }
+
+    /// Waits for the WAL, and commits that the backup is restorable.
+    async fn complete(
+        &self,
+        report: &mut BackupReport,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), BackupError> {
+        let (entry, cluster) = (&mut report.entry, self.cluster);
+        let range = backups::needed_wal(entry, self.facts.segment_size);
+        let missing = |reason: String, source| {
+            let (id, timeline) = (entry.id.clone(), entry.timeline);
+            BackupError::WalMissing { id, timeline, range, reason, source }
+        };
+        self.job.progress.stage("waiting for WAL", None);
+        let deadline = Instant::now() + self.job.options.wal_timeout;
+        let waited = tokio::select! {
+            waited = self.job.wal.wait(cluster, entry.timeline, range, deadline) => waited,
+            () = stopped(stop) => return Err(missing("interrupted".into(), None)),
+        };
+        match waited {
+            Ok(true) if wal::is_durable(cluster, entry.timeline, range).await? => {}
+            Ok(said) => {
+                let snapshot = crate::repo::walmap::load(cluster).await?;
+                let end = snapshot.wal.contiguous_end(entry.timeline, range.start);
+                let late = if said { "the receiver says it is" } else { "--wal-timeout is over" };
+                return Err(missing(format!("durable up to {end}, {late}"), None));
+            }
+            Err(source) => return Err(missing(source.to_string(), Some(source))),
+        }
+        entry.state = if entry.damaged_blocks > 0 { BackupState::Damaged } else { BackupState::Complete };
+        let mut page = empty_page();
+        page.backups.push(entry.clone());
+        let commit = |root: &crate::format::root::Root, index: &crate::repo::Index| {
+            // A backup removed meanwhile stays removed.
+            let there = index.backup(&entry.id).is_some();
+            let add = || RootChange { root: root.clone(), index: IndexEdit::Add(page.clone()) };
+            Ok::<_, RepoError>(there.then(add))
+        };
+        cluster.commit_indexed(commit).await?;
+        Ok(())
+    }
+
+    fn wal_failed(&self, source: wal::WalFailure) -> BackupError {
+        BackupError::Wal { source }
+    }
+}
+
+fn end_archive(archive: Option<(String, Cutter)>) -> Result<(), BackupError> {
+    match archive {
+        Some((archive, cutter)) => cutter.finish().map_err(|source| BackupError::Archive { archive, source }),
+        None => Ok(()),
+    }
+}
+
+fn entry_of(meta: &ManifestMeta, stats: &ChunkStats, manifest_len: u64, damaged_blocks: u64) -> BackupEntry {
+    BackupEntry {
+        id: meta.id.clone(),
+        generation: meta.generation,
+        timeline: meta.timeline,
+        redo: meta.redo,
+        start: meta.start,
+        stop: meta.stop,
+        started_at: meta.started_at,
+        stopped_at: meta.stopped_at,
+        bytes_raw: meta.bytes_raw,
+        bytes_stored: stats.bytes_stored + manifest_len,
+        bytes_new: stats.bytes_new + manifest_len,
+        manifest_len,
+        damaged_blocks,
+        state: BackupState::Pending,
+    }
+}
+
+fn findings_to_tell(found: &Findings, warnings: &mut Vec<String>) {
+    for block in &found.damaged {
+        warnings.push(format!("damaged on the server: block {} of {}", block.block, block.path));
+    }
+    if found.unread_count > 0 {
+        warnings.push(format!(
+            "{} of the damaged blocks may have been torn: the role may not read them again (it needs EXECUTE on \
+             pg_read_binary_file(text,bigint,bigint,boolean))",
+            found.unread_count
+        ));
+    }
+}
