@@ -5,7 +5,6 @@ use super::tar::TarError;
 use crate::base::{BackupId, LsnRange, TimelineId};
 use crate::net::PgError;
 use crate::repo::RepoError;
-use crate::wire::WireError;
 
 /// Why a backup was not made, or is not restorable yet.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +26,6 @@ pub enum BackupError {
     /// A backup_label that says not where recovery starts.
     #[error(transparent)]
     Label(#[from] LabelError),
-    /// The server's answer makes no sense; a bug, or no PostgreSQL.
-    #[error("the server's answer: {0}")]
-    Answer(#[from] WireError),
     /// A server that walden cannot back up.
     #[error("{reason}")]
     Unsupported {

@@ -246,7 +246,7 @@ impl<'a, 's> Intake<'a, 's> {
             let in_relation = block.block.wrapping_add(number.wrapping_mul(super::checksum::BLOCKS_PER_FILE));
             let verdict = judge_page(&page, in_relation, Lsn::ZERO);
             let wrong = !matches!(verdict, PageVerdict::Ok | PageVerdict::New);
-            if wrong && page_lsn(&page) > stop && page_lsn(&page) > self.source.wal_end().await? {
+            if wrong && page_lsn(&page) > stop && page_lsn(&page) > self.source.position().await?.end {
                 self.damage(block);
             }
         }

@@ -7,15 +7,17 @@ use super::error::BackupError;
 use super::intake::{Findings, Intake, Taken};
 use super::label::BackupLabel;
 use super::pending::Registration;
-use super::source::{ServerFacts, Source};
+use super::source::{Source, settings_kept};
 use super::wal::{self, EnsureWal};
+use crate::base::limits::BLOCK_BYTES;
 use crate::base::progress::Progress;
 use crate::base::{BackupId, ClusterName, Generation, Lsn, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState, PagesEntry};
 use crate::format::manifest::{DamagedBlock, ManifestMeta, Tablespace};
 use crate::format::root::GenerationRecord;
+use crate::net::server::ServerSettings;
 use crate::net::{BaseBackupEvent, BaseBackupOptions, Checkpoint, ServerManifest};
-use crate::net::{ConnectOptions, Connection, ConnectionKind, SystemIdentity};
+use crate::net::{ConnectOptions, Connection, ConnectionKind};
 use crate::repo::chunks::{ChunkIndex, ChunkStats, ChunkWriter};
 use crate::repo::cluster::RootChange;
 use crate::repo::index::{IndexEdit, empty_page};
@@ -91,29 +93,18 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
     let mut stop = job.stop.clone();
     let name = &job.options.application_name;
     let connected = async {
-        let mut replication =
-            Connection::connect(job.server, ConnectionKind::PhysicalReplication, name).await?;
-        let identity = replication.identify_system().await?;
+        let replication = Connection::connect(job.server, ConnectionKind::PhysicalReplication, name).await?;
         let mut source = Source::connect(job.server, name).await?;
-        let facts = source.facts().await?;
-        let record = GenerationRecord {
-            cluster: job.cluster.clone(),
-            generation: Generation(1),
-            system_id: identity.system_id,
-            major_version: facts.version / 10_000,
-            segment_size: facts.segment_size.get(),
-            block_size: crate::base::limits::BLOCK_BYTES as u32,
-        };
-        let cluster = Cluster::create(job.repo.clone(), record).await?;
-        Ok::<_, BackupError>((replication, identity, source, facts, cluster))
+        let server = source.settings().await?;
+        let cluster = Cluster::create(job.repo.clone(), generation_of(&job.cluster, &server)?).await?;
+        Ok::<_, BackupError>((replication, source, server, cluster))
     };
-    let (replication, identity, source, facts, cluster) = tokio::select! {
+    let (replication, source, server, cluster) = tokio::select! {
         connected = connected => connected?,
         () = stopped(&mut stop) => return Err(BackupError::Interrupted),
     };
     let registration = Registration::create(&cluster, &job.options.holder).await?;
-    let mut backup =
-        Backup { job: &job, cluster: &cluster, registration: &registration, identity, facts, source };
+    let mut backup = Backup { job: &job, cluster: &cluster, registration: &registration, server, source };
     let stored = tokio::select! {
         stored = backup.store(replication) => stored,
         () = stopped(&mut stop) => Err(BackupError::Interrupted),
@@ -136,6 +127,23 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
     Ok(report)
 }
 
+/// The generation that `server` is, in a cluster that may be new.
+fn generation_of(cluster: &ClusterName, server: &ServerSettings) -> Result<GenerationRecord, BackupError> {
+    if server.block_size_bytes as usize != BLOCK_BYTES {
+        let found = server.block_size_bytes;
+        let reason = format!("the server's block size is {found}; walden knows {BLOCK_BYTES} only");
+        return Err(BackupError::Unsupported { reason });
+    }
+    Ok(GenerationRecord {
+        cluster: cluster.clone(),
+        generation: Generation(1),
+        system_id: server.system_id,
+        major_version: server.version / 10_000,
+        segment_size: server.wal_segment_size.get(),
+        block_size: server.block_size_bytes,
+    })
+}
+
 /// Returns once `stop` is set.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
@@ -147,8 +155,7 @@ struct Backup<'a> {
     job: &'a BackupJob<'a>,
     cluster: &'a Cluster,
     registration: &'a Registration,
-    identity: SystemIdentity,
-    facts: ServerFacts,
+    server: ServerSettings,
     source: Source<'a>,
 }
 
@@ -164,7 +171,10 @@ struct Span {
 
 impl Backup<'_> {
     /// Streams and stores everything. Nothing refers to it yet; the segments are to be committed with the entry.
-    async fn store(&mut self, replication: Connection) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
+    async fn store(
+        &mut self,
+        replication: Connection,
+    ) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
         let (job, cluster) = (self.job, self.cluster);
         job.progress.stage("reading the index", None);
         let index = cluster.index(self.registration.root()).await?;
@@ -179,7 +189,7 @@ impl Backup<'_> {
         let chunks = ChunkWriter::create(cluster.clone(), known, job.options.threads);
         let (span, taken) = self.stream(replication, chunks).await?;
         job.progress.stage("storing the manifest", None);
-        let (config_files, missed) = self.source.config_files(&self.facts).await?;
+        let (config_files, missed) = self.source.config_files(&self.server).await?;
         warnings.extend(missed.into_iter().map(|missed| format!("configuration not stored: {missed}")));
         let Taken { mut chunks, manifest, label, found } = taken;
         findings_to_tell(&found, &mut warnings);
@@ -191,10 +201,10 @@ impl Backup<'_> {
             id: BackupId::at(span.started_at),
             cluster: cluster.name().clone(),
             generation: self.registration.root().generation,
-            system_id: self.identity.system_id,
-            server_version: self.facts.version,
-            segment_size: self.facts.segment_size.get(),
-            checksums: self.facts.checksums,
+            system_id: self.server.system_id,
+            server_version: self.server.version,
+            segment_size: self.server.wal_segment_size.get(),
+            checksums: self.server.data_checksums,
             timeline: span.timeline,
             start: span.start,
             redo: label.redo,
@@ -203,7 +213,7 @@ impl Backup<'_> {
             started_at: span.started_at,
             stopped_at: span.stopped_at,
             tablespaces: span.tablespaces,
-            settings: self.facts.settings.clone(),
+            settings: settings_kept(&self.server),
             config_files,
             damaged: found.damaged,
             file_count,
@@ -225,10 +235,10 @@ impl Backup<'_> {
     ) -> Result<(Span, Taken), BackupError> {
         let progress = self.job.progress;
         let mut span = Span {
-            timeline: self.identity.timeline,
+            timeline: TimelineId::FIRST,
             start: Lsn::ZERO,
             stop: Lsn::ZERO,
-            started_at: self.source.now().await?,
+            started_at: self.source.position().await?.clock,
             stopped_at: Timestamp::MIN,
             tablespaces: Vec::new(),
         };
@@ -245,7 +255,7 @@ impl Backup<'_> {
             match event {
                 BaseBackupEvent::Start { lsn, timeline } => {
                     (span.start, span.timeline) = (lsn, timeline);
-                    intake.begin(self.facts.checksums.then_some(lsn));
+                    intake.begin(self.server.data_checksums.then_some(lsn));
                 }
                 BaseBackupEvent::Tablespaces(rows) => {
                     let sizes: Option<u64> = rows.iter().map(|row| row.size_kib).sum();
@@ -275,7 +285,7 @@ impl Backup<'_> {
         }
         end_archive(archive.take())?;
         let taken = intake.finish(span.stop).await?;
-        span.stopped_at = self.source.now().await?;
+        span.stopped_at = self.source.position().await?.clock;
         Ok((span, taken))
     }
 
@@ -308,7 +318,7 @@ impl Backup<'_> {
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(), BackupError> {
         let (entry, cluster) = (&mut report.entry, self.cluster);
-        let range = backups::needed_wal(entry, self.facts.segment_size);
+        let range = backups::needed_wal(entry, self.server.wal_segment_size);
         let missing = |reason: String, source| {
             let (id, timeline) = (entry.id.clone(), entry.timeline);
             BackupError::WalMissing { id, timeline, range, reason, source }

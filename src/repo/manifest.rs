@@ -27,9 +27,11 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 
 /// A page may end where the path says so once it has this many files: what is added or removed then moves few pages.
-const PAGE_FILES_MIN: usize = 128;
+const PAGE_FILES_MIN: usize = 64;
 /// One path in so many ends a page.
-const PAGE_END_ODDS: u32 = 256;
+const PAGE_END_ODDS: u32 = 128;
+/// Files that differ in every backup: each is a page of its own, so that an idle cluster's other pages stay.
+const EVER_NEW: [&str; 2] = ["backup_label", "global/pg_control"];
 /// Pages and maps read ahead.
 const READ_AHEAD: usize = 8;
 
@@ -87,7 +89,8 @@ fn ends_page(files: usize, path: &str, next: &[u8]) -> bool {
     let (own, other) = (path.as_bytes(), next);
     let leaves = own.get(..folder(own)) != other.get(..folder(other));
     let chosen = crc32c::crc32c(own).is_multiple_of(PAGE_END_ODDS);
-    files >= PAGE_FILES_MAX || (files >= PAGE_FILES_MIN && (leaves || chosen))
+    let alone = |path: &[u8]| EVER_NEW.iter().any(|name| name.as_bytes() == path);
+    files >= PAGE_FILES_MAX || alone(own) || alone(other) || (files >= PAGE_FILES_MIN && (leaves || chosen))
 }
 
 /// The path at the start of an encoded entry: its first field.
