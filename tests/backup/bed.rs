@@ -19,7 +19,7 @@ use walden::disk::{OsEntropy, SystemClock};
 use walden::format::keyslot::SlotCost;
 use walden::format::manifest::FileEntry;
 use walden::net::ConnectOptions;
-use walden::receive::machine::{AckMode, Cut};
+use walden::receive::machine::Cut;
 use walden::receive::pipeline::{ReceiveError, Stored};
 use walden::receive::postgres::PostgresConnector;
 use walden::receive::session::{self, ReceiveOptions};
@@ -251,7 +251,7 @@ impl Receiving {
         };
         let options = ReceiveOptions {
             slot: "walden_shop".into(),
-            mode: AckMode::Object,
+            journal: None,
             cut: Cut { interval: Duration::from_millis(200), ..Cut::default() },
             shutdown_grace: Duration::from_secs(10),
         };
