@@ -1,12 +1,19 @@
-//! `walden check`: is everything so that WAL is archived and backups can be made? What the server says is gathered by
-//! [`gather`], judged here without IO, a finding for each question.
+//! `walden check`: is everything so that WAL is archived and backups can be made? What the server says is judged
+//! without IO, a finding for each question.
 
-pub mod gather;
+mod archived;
+
+pub use archived::archived;
 
 use super::exit::Exit;
-use super::units::Bytes;
+use super::units::{Bytes, Span};
 use crate::base::{SystemId, limits};
-use std::collections::BTreeMap;
+use crate::net::server::{RoleAttributes, ServerSettings, SlotState, WalPosition, WalStatus};
+use crate::net::{Connection, PgError};
+use std::time::Duration;
+
+/// A shorter `wal_sender_timeout` ends streams that merely stall.
+const SENDER_TIMEOUT_LOW: Duration = Duration::from_secs(5);
 
 /// How good an answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,64 +65,40 @@ impl Finding {
 /// What a server says of itself and of us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// server_version_num.
-    pub version: u32,
-    /// Whether it is a standby.
-    pub in_recovery: bool,
+    /// Its settings.
+    pub settings: ServerSettings,
     /// The role we are.
-    pub user: String,
-    /// Whether the role may replicate (or is superuser).
-    pub may_replicate: bool,
-    /// Whether it may read settings and files of the server, for configuration kept outside the data directory.
-    pub may_read_files: bool,
+    pub role: RoleAttributes,
     /// WAL senders connected.
-    pub senders: u64,
-    /// Replication slots.
-    pub slots: u64,
-    /// Our slot, if it exists.
-    pub slot: Option<SlotFacts>,
-    /// Settings by name, in their base units.
-    pub settings: BTreeMap<String, String>,
+    pub senders: u32,
+    /// Its replication slots.
+    pub slots: Vec<SlotState>,
+    /// Where it is.
+    pub position: WalPosition,
 }
 
-/// What a server says of a slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlotFacts {
-    /// Whether it is physical.
-    pub physical: bool,
-    /// Whether a receiver is connected.
-    pub active: bool,
-    /// `reserved`, `extended`, `unreserved` or `lost`; none before it ever held WAL.
-    pub wal_status: Option<String>,
-    /// Bytes of WAL held for it.
-    pub retained_bytes: u64,
-    /// Bytes that may still be written before it is lost.
-    pub safe_bytes: Option<u64>,
+/// Asks a server over SQL.
+pub async fn gather(server: &mut Connection) -> Result<Facts, PgError> {
+    Ok(Facts {
+        settings: server.server_settings().await?,
+        role: server.role_attributes().await?,
+        senders: server.walsender_count().await?,
+        slots: server.slots().await?,
+        position: server.wal_position().await?,
+    })
 }
-
-/// The settings that [`judge`] looks at.
-pub const SETTINGS: &[&str] = &[
-    "block_size",
-    "data_checksums",
-    "full_page_writes",
-    "idle_replication_slot_timeout",
-    "max_replication_slots",
-    "max_slot_wal_keep_size",
-    "max_wal_senders",
-    "wal_level",
-    "wal_sender_timeout",
-];
 
 /// Judges what was gathered; `slot` is the name of ours.
 pub fn judge(facts: &Facts, slot: &str) -> Vec<Finding> {
     let judge = Judge { facts };
+    let ours = facts.slots.iter().find(|known| known.name == slot);
     let findings = [
         Some(judge.version()),
         Some(judge.role()),
         Some(judge.configuration_files()),
         Some(judge.wal_level()),
-        Some(judge.senders()),
-        Some(judge.slot(slot)),
+        Some(judge.senders(ours)),
+        Some(judge.slot(slot, ours)),
         Some(judge.keep_size()),
         judge.idle_timeout(),
         Some(judge.full_page_writes()),
@@ -158,78 +141,65 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn setting(&self, name: &str) -> &str {
-        self.facts.settings.get(name).map_or("unknown", String::as_str)
-    }
-
-    fn number(&self, name: &str) -> Option<i64> {
-        self.setting(name).parse().ok()
-    }
-
     fn version(&self) -> Finding {
-        let (major, minor) = (self.facts.version / 10_000, self.facts.version % 10_000);
-        let kind = if self.facts.in_recovery { "a standby" } else { "a primary" };
+        let settings = &self.facts.settings;
+        let (major, minor) = (settings.version / 10_000, settings.version % 10_000);
+        let kind = if settings.in_recovery { "a standby" } else { "a primary" };
         let found = format!("{major}.{minor}, {kind}");
         if (14..=18).contains(&major) {
             return Finding::ok("version", found);
         }
-        Finding::new("version", Level::Fail(Exit::Postgres), found, "walden works with PostgreSQL 14 to 18")
+        fail("version", found, "walden works with PostgreSQL 14 to 18")
     }
 
     fn role(&self) -> Finding {
-        let user = &self.facts.user;
-        if self.facts.may_replicate {
-            return Finding::ok("role", format!("{user} may replicate"));
+        let role = &self.facts.role;
+        if role.superuser || role.replication {
+            return Finding::ok("role", format!("{} may replicate", role.name));
         }
-        let hint = format!("ALTER ROLE {user} REPLICATION");
-        Finding::new("role", Level::Fail(Exit::Postgres), format!("{user} may not replicate"), hint)
-    }
-
-    fn configuration_files(&self) -> Finding {
-        let user = &self.facts.user;
-        if self.facts.may_read_files {
-            return Finding::ok(
-                "configuration",
-                format!("{user} may read configuration files outside the data directory"),
-            );
-        }
-        Finding::new(
-            "configuration",
-            Level::Warn,
-            format!(
-                "{user} may not read configuration files outside the data directory: backups are made without them"
-            ),
-            format!("GRANT pg_read_all_settings, pg_read_server_files TO {user}"),
+        fail(
+            "role",
+            format!("{} may not replicate", role.name),
+            format!("ALTER ROLE {} REPLICATION", role.name),
         )
     }
 
+    fn configuration_files(&self) -> Finding {
+        const NAME: &str = "configuration";
+        let role = &self.facts.role;
+        if role.superuser || role.read_all_settings && role.reads_any_file() {
+            return Finding::ok(
+                NAME,
+                format!("{} may read configuration files outside the data directory", role.name),
+            );
+        }
+        let found = format!(
+            "{} may not read configuration files outside the data directory: backups are made without them",
+            role.name
+        );
+        let grant = format!(
+            "GRANT pg_read_all_settings, pg_read_server_files TO {0}; \
+             GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint, boolean) TO {0}",
+            role.name
+        );
+        warn(NAME, found, grant)
+    }
+
     fn wal_level(&self) -> Finding {
-        match self.setting("wal_level") {
+        match self.facts.settings.wal_level.as_str() {
             level @ ("replica" | "logical") => Finding::ok("wal_level", level),
-            level => Finding::new(
-                "wal_level",
-                Level::Fail(Exit::Postgres),
-                level,
-                "set wal_level = replica and restart PostgreSQL",
-            ),
+            level => fail("wal_level", level, "set wal_level = replica and restart PostgreSQL"),
         }
     }
 
-    fn senders(&self) -> Finding {
-        let (max, used) = (self.number("max_wal_senders").unwrap_or(0), self.facts.senders);
-        let free = u64::try_from(max).unwrap_or(0).saturating_sub(used);
+    fn senders(&self, slot: Option<&SlotState>) -> Finding {
+        let (max, used) = (self.facts.settings.max_wal_senders, self.facts.senders);
         let found = format!("{used} of max_wal_senders = {max} in use");
-        let ours = u64::from(self.facts.slot.as_ref().is_some_and(|slot| slot.active));
-        match free + ours {
-            0 => Finding::new(
+        let ours = u32::from(slot.is_some_and(|slot| slot.active));
+        match max.saturating_sub(used) + ours {
+            0 => fail("senders", found, "raise max_wal_senders and restart PostgreSQL"),
+            1 => warn(
                 "senders",
-                Level::Fail(Exit::Postgres),
-                found,
-                "raise max_wal_senders and restart PostgreSQL",
-            ),
-            1 => Finding::new(
-                "senders",
-                Level::Warn,
                 found,
                 "walden needs one for receiving and one for each backup that runs: raise max_wal_senders",
             ),
@@ -237,21 +207,15 @@ impl Judge<'_> {
         }
     }
 
-    fn slot(&self, name: &str) -> Finding {
-        let Some(slot) = &self.facts.slot else {
-            let (max, used) = (self.number("max_replication_slots").unwrap_or(0), self.facts.slots);
+    fn slot(&self, name: &str, slot: Option<&SlotState>) -> Finding {
+        let Some(slot) = slot else {
+            let (max, used) = (self.facts.settings.max_replication_slots, self.facts.slots.len());
             let found = format!("{name} does not exist yet, {used} of max_replication_slots = {max} in use");
-            if i64::try_from(used).unwrap_or(i64::MAX) >= max {
-                let hint = "raise max_replication_slots and restart PostgreSQL";
-                return Finding::new("slot", Level::Fail(Exit::Postgres), found, hint);
+            if used >= max as usize {
+                return fail("slot", found, "raise max_replication_slots and restart PostgreSQL");
             }
-            return Finding::new("slot", Level::Warn, found, "`walden receive` creates it: start it");
+            return warn("slot", found, "`walden receive` creates it: start it");
         };
-        let status = slot.wal_status.as_deref().unwrap_or("holds no WAL yet");
-        let mut found = format!("{name} {status}, holds {}", Bytes(slot.retained_bytes));
-        if let Some(safe) = slot.safe_bytes {
-            found += &format!(", {} until it is lost", Bytes(safe));
-        }
         if !slot.physical {
             let hint = "choose another name with --slot, or drop that slot";
             return Finding::new(
@@ -261,114 +225,100 @@ impl Judge<'_> {
                 hint,
             );
         }
-        match status {
-            "lost" => Finding::new(
+        let held = slot.restart_lsn.map_or(0, |restart| self.facts.position.end.bytes_since(restart));
+        let mut found = format!("{name} holds {}", Bytes(held));
+        if let Some(safe) = slot.safe_wal_size {
+            found += &format!(", may lose WAL after {} more", Bytes(u64::try_from(safe).unwrap_or(0)));
+        }
+        match slot.wal_status {
+            Some(WalStatus::Lost) => fail(
                 "slot",
-                Level::Fail(Exit::Postgres),
-                found,
-                "WAL was removed before it was archived: a running `walden receive` records the gap; take a backup after it",
+                format!("{name} has lost WAL before it was archived"),
+                "a running `walden receive` records the gap; take a backup after it",
             ),
-            "unreserved" => Finding::new(
-                "slot",
-                Level::Warn,
-                found,
-                "WAL is about to be removed: see why `walden receive` is behind",
-            ),
-            _ if !slot.active => Finding::new(
-                "slot",
-                Level::Warn,
-                format!("{found}, nobody is connected"),
-                "start `walden receive`",
-            ),
-            _ => Finding::ok("slot", found),
+            Some(WalStatus::Unreserved) => {
+                warn("slot", found, "WAL is about to be removed: see why `walden receive` is behind")
+            }
+            Some(WalStatus::Reserved | WalStatus::Extended) | None if !slot.active => {
+                warn("slot", format!("{found}, nobody is connected"), "start `walden receive`")
+            }
+            Some(WalStatus::Reserved | WalStatus::Extended) | None => Finding::ok("slot", found),
         }
     }
 
     fn keep_size(&self) -> Finding {
         const NAME: &str = "max_slot_wal_keep_size";
-        match self.number(NAME) {
-            Some(-1) => Finding::new(
+        match self.facts.settings.max_slot_wal_keep_size_bytes {
+            None => warn(
                 NAME,
-                Level::Warn,
                 "-1: a slot that nobody reads keeps WAL until the server's disk is full",
                 "set it to what the disk can spare; WAL lost that way is a recorded gap, not a stopped server",
             ),
-            Some(mib) => Finding::ok(NAME, Bytes(u64::try_from(mib).unwrap_or(0) << 20)),
-            None => Finding::new(NAME, Level::Warn, self.setting(NAME), "expected a number"),
+            Some(bytes) => Finding::ok(NAME, Bytes(bytes)),
         }
     }
 
     fn idle_timeout(&self) -> Option<Finding> {
         const NAME: &str = "idle_replication_slot_timeout";
-        let value = self.facts.settings.get(NAME)?;
-        Some(if value == "0" {
-            Finding::ok(NAME, "0, slots do not expire")
-        } else {
-            Finding::new(
-                NAME,
-                Level::Warn,
-                value,
-                "a receiver that is down for longer loses its slot, and WAL with it",
-            )
-        })
+        let timeout = self.facts.settings.idle_replication_slot_timeout?;
+        let hint = "a receiver that is down for longer loses its slot, and WAL with it: set it to 0";
+        Some(warn(NAME, Span(timeout), hint))
     }
 
     fn full_page_writes(&self) -> Finding {
-        match self.setting("full_page_writes") {
-            "on" => Finding::ok("full_page_writes", "on"),
-            other => Finding::new(
-                "full_page_writes",
-                Level::Fail(Exit::Postgres),
-                format!("{other}: pages of a backup may be torn beyond repair"),
-                "set full_page_writes = on and reload PostgreSQL",
-            ),
+        const NAME: &str = "full_page_writes";
+        if self.facts.settings.full_page_writes {
+            return Finding::ok(NAME, "on");
         }
+        fail(
+            NAME,
+            "off: pages of a backup may be torn beyond repair",
+            "set full_page_writes = on and reload PostgreSQL",
+        )
     }
 
     fn checksums(&self) -> Finding {
-        match self.setting("data_checksums") {
-            "on" => Finding::ok("checksums", "on"),
-            other => Finding::new(
-                "checksums",
-                Level::Warn,
-                format!("data_checksums = {other}: damage on the server's disk is backed up unseen"),
-                "stop the server and run pg_checksums --enable",
-            ),
+        const NAME: &str = "checksums";
+        if self.facts.settings.data_checksums {
+            return Finding::ok(NAME, "on");
         }
+        warn(
+            NAME,
+            "off: damage on the server's disk is backed up unseen",
+            "stop the server and run pg_checksums --enable",
+        )
     }
 
     fn sender_timeout(&self) -> Finding {
         const NAME: &str = "wal_sender_timeout";
-        match self.number(NAME) {
-            Some(0) => Finding::new(
+        match self.facts.settings.wal_sender_timeout {
+            None => warn(
                 NAME,
-                Level::Warn,
                 "0: the server never notices that a receiver is gone, and keeps its slot in use",
                 "set it to 60s",
             ),
-            Some(millis) if millis < 5_000 => Finding::new(
-                NAME,
-                Level::Warn,
-                format!("{millis} ms: short stalls end the stream"),
-                "set it to 60s",
-            ),
-            Some(millis) => Finding::ok(NAME, format!("{} s", millis / 1000)),
-            None => Finding::new(NAME, Level::Warn, self.setting(NAME), "expected a number"),
+            Some(timeout) if timeout < SENDER_TIMEOUT_LOW => {
+                warn(NAME, format!("{}: short stalls end the stream", Span(timeout)), "set it to 60s")
+            }
+            Some(timeout) => Finding::ok(NAME, Span(timeout)),
         }
     }
 
     fn block_size(&self) -> Finding {
-        let found = self.setting("block_size");
-        if found == limits::BLOCK_BYTES.to_string() {
+        let found = self.facts.settings.block_size_bytes;
+        if found as usize == limits::BLOCK_BYTES {
             return Finding::ok("block size", found);
         }
-        Finding::new(
-            "block size",
-            Level::Fail(Exit::Postgres),
-            found,
-            "walden works with blocks of 8192 bytes only",
-        )
+        fail("block size", found, "walden works with blocks of 8192 bytes only")
     }
+}
+
+fn warn(name: &'static str, found: impl ToString, hint: impl ToString) -> Finding {
+    Finding::new(name, Level::Warn, found, hint)
+}
+
+fn fail(name: &'static str, found: impl ToString, hint: impl ToString) -> Finding {
+    Finding::new(name, Level::Fail(Exit::Postgres), found, hint)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod show;
 use super::failure::Failure;
 use crate::base::{Lsn, Timestamp};
 use crate::format::index::{BackupEntry, BackupState};
-use crate::net::{Connection, PgError};
+use crate::net::server::WalPosition;
 use crate::repo::backups::state_now;
 use crate::repo::walmap::{self, Snapshot};
 use crate::repo::{Cluster, WalSource};
@@ -140,31 +140,8 @@ pub struct BytesInfo {
     pub unreferenced: u64,
 }
 
-/// Where a server is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServerPosition {
-    /// The end of its flushed WAL.
-    pub flushed: Lsn,
-    /// Its clock.
-    pub now: Timestamp,
-}
-
-/// Asks a server where it is.
-pub async fn server_position(connection: &mut Connection) -> Result<ServerPosition, PgError> {
-    let row = connection
-        .query_one(
-            "SELECT CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
-             ELSE pg_current_wal_flush_lsn() END AS flushed, \
-             (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros",
-        )
-        .await?;
-    let number = |name| row.by_name(name).and_then(|text| text.parse().ok()).unwrap_or(0);
-    let flushed = row.by_name("flushed").and_then(|text| text.parse().ok()).unwrap_or(Lsn::ZERO);
-    Ok(ServerPosition { flushed, now: Timestamp::from_unix_micros(number("micros")) })
-}
-
 /// Looks at a cluster. `server` is where its server is, if it was asked.
-pub async fn cluster(cluster: &Cluster, server: Option<ServerPosition>) -> Result<ClusterInfo, Failure> {
+pub async fn cluster(cluster: &Cluster, server: Option<WalPosition>) -> Result<ClusterInfo, Failure> {
     let snapshot = walmap::load(cluster).await?;
     let mut loaded = archive::load(cluster, &snapshot, snapshot.root.generation).await?;
     let segment_size = loaded.archive.segment_size;
@@ -181,7 +158,7 @@ fn describe(
     snapshot: &Snapshot,
     loaded: &Loaded,
     usage: &Usage,
-    server: Option<ServerPosition>,
+    server: Option<WalPosition>,
     now: Timestamp,
 ) -> Result<ClusterInfo, crate::restore::RestoreError> {
     Ok(ClusterInfo {
@@ -236,7 +213,7 @@ fn window(window: &Window, loaded: &Loaded) -> WindowInfo {
 }
 
 /// Nothing is behind when everything the server flushed is durable, however long ago that was.
-fn lag(snapshot: &Snapshot, server: Option<ServerPosition>, now: Timestamp) -> Lag {
+fn lag(snapshot: &Snapshot, server: Option<WalPosition>, now: Timestamp) -> Lag {
     let measured_by = if server.is_some() { "server" } else { "repository" };
     let Some(end) = snapshot.wal.durable_end() else {
         return Lag { bytes: None, seconds: None, measured_by };
@@ -247,8 +224,12 @@ fn lag(snapshot: &Snapshot, server: Option<ServerPosition>, now: Timestamp) -> L
         let bytes = newest.map(|object| object.meta.server_end.bytes_since(object.meta.end));
         return Lag { bytes, seconds: Some(seconds(now)), measured_by };
     };
-    let bytes = server.flushed.bytes_since(end.lsn);
-    Lag { bytes: Some(bytes), seconds: Some(if bytes == 0 { 0.0 } else { seconds(server.now) }), measured_by }
+    let bytes = server.end.bytes_since(end.lsn);
+    Lag {
+        bytes: Some(bytes),
+        seconds: Some(if bytes == 0 { 0.0 } else { seconds(server.clock) }),
+        measured_by,
+    }
 }
 
 fn backup(entry: &BackupEntry) -> BackupInfo {

@@ -86,6 +86,7 @@ pub enum Command {
     Compact(crate::compact::Compact),
     Gc(crate::gc::Gc),
     Info(crate::info::Info),
+    Check(crate::check::Check),
     #[command(subcommand)]
     Slot(crate::slot::Slot),
     #[command(subcommand)]

@@ -2,9 +2,10 @@
 
 use crate::context::Context;
 use clap::Args;
+use walden::net::server::WalPosition;
 use walden::net::{Connection, ConnectionKind};
 use walden::operate::Failure;
-use walden::operate::info::{self, Info as Document, ServerPosition};
+use walden::operate::info::{self, Info as Document};
 
 const HELP: &str = "\
 The recovery window runs from the first moment the earliest backup can restore to the newest server time at which \
@@ -34,7 +35,7 @@ impl Info {
 }
 
 /// Where the server is, if one cluster and a way to its server are known. A server that is down is no reason to show nothing.
-async fn server(context: &Context) -> Option<ServerPosition> {
+async fn server(context: &Context) -> Option<WalPosition> {
     let name = context.settings.cluster_name()?;
     if context.settings.connection().is_empty() && std::env::var_os("PGHOST").is_none() {
         return None;
@@ -42,7 +43,7 @@ async fn server(context: &Context) -> Option<ServerPosition> {
     let ask = async {
         let options = context.connect_options()?;
         let mut server = Connection::connect(&options, ConnectionKind::Sql, &name.slot_name()).await?;
-        let position = info::server_position(&mut server).await?;
+        let position = server.wal_position().await?;
         server.close().await;
         Ok::<_, Failure>(position)
     };

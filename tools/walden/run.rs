@@ -69,6 +69,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Receive(receive) => receive.run(&context).await,
             Command::Compact(compact) => until_signal(compact.run(&context)).await,
             Command::Info(info) => until_signal(info.run(&context)).await,
+            Command::Check(check) => until_signal(check.run(&context)).await,
             Command::Gc(gc) => until_signal(gc.run(&context)).await,
             Command::Slot(slot) => until_signal(slot.run(&context)).await,
             Command::Key(key) => key.run(&context),

@@ -1,35 +1,56 @@
 //! A good server has nothing to be said about; every setting that hurts is seen.
 
 use super::*;
+use crate::base::{Lsn, SegmentSize, Timestamp};
+use std::collections::BTreeMap;
 
 fn good() -> Facts {
-    let settings = [
-        ("block_size", "8192"),
-        ("data_checksums", "on"),
-        ("full_page_writes", "on"),
-        ("max_replication_slots", "10"),
-        ("max_slot_wal_keep_size", "65536"),
-        ("max_wal_senders", "10"),
-        ("wal_level", "replica"),
-        ("wal_sender_timeout", "60000"),
-    ];
-    Facts {
+    let settings = ServerSettings {
         version: 150_019,
+        system_id: SystemId(7),
         in_recovery: false,
-        user: "walden".into(),
-        may_replicate: true,
-        may_read_files: true,
-        senders: 1,
-        slots: 1,
-        slot: Some(SlotFacts {
-            physical: true,
-            active: true,
-            wal_status: Some("reserved".into()),
-            retained_bytes: 1 << 20,
-            safe_bytes: Some(60 << 30),
-        }),
-        settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-    }
+        wal_segment_size: SegmentSize::DEFAULT,
+        block_size_bytes: 8192,
+        data_checksums: true,
+        wal_level: "replica".into(),
+        max_wal_senders: 10,
+        max_replication_slots: 10,
+        max_slot_wal_keep_size_bytes: Some(64 << 30),
+        idle_replication_slot_timeout: None,
+        wal_sender_timeout: Some(Duration::from_secs(60)),
+        full_page_writes: true,
+        wal_log_hints: false,
+        fsync: true,
+        track_commit_timestamp: false,
+        synchronous_standby_names: String::new(),
+        data_directory: None,
+        config_file: None,
+        hba_file: None,
+        ident_file: None,
+        raw: BTreeMap::new(),
+    };
+    let role = RoleAttributes {
+        name: "walden".into(),
+        superuser: false,
+        replication: true,
+        read_all_settings: true,
+        read_server_files: true,
+        read_binary_file: true,
+    };
+    let slot = SlotState {
+        name: "walden_shop".into(),
+        physical: true,
+        temporary: false,
+        active: true,
+        active_pid: Some(1),
+        restart_lsn: Some(Lsn::new(1 << 20)),
+        wal_status: Some(WalStatus::Reserved),
+        safe_wal_size: Some(60 << 30),
+        invalidation_reason: None,
+    };
+    let position =
+        WalPosition { end: Lsn::new(2 << 20), in_recovery: false, clock: Timestamp::from_micros(0) };
+    Facts { settings, role, senders: 1, slots: vec![slot], position }
 }
 
 fn complaints(facts: &Facts) -> Vec<(&'static str, &'static str)> {
@@ -43,73 +64,68 @@ fn a_good_server_passes() {
     assert_eq!(complaints(&good()), []);
 }
 
-#[test]
-fn every_setting_that_hurts_is_seen() {
-    for (name, value, level) in [
-        ("wal_level", "minimal", "fail"),
-        ("full_page_writes", "off", "fail"),
-        ("data_checksums", "off", "warn"),
-        ("max_slot_wal_keep_size", "-1", "warn"),
-        ("wal_sender_timeout", "0", "warn"),
-        ("wal_sender_timeout", "1000", "warn"),
-        ("idle_replication_slot_timeout", "3600", "warn"),
-        ("block_size", "16384", "fail"),
-        ("max_wal_senders", "1", "warn"),
-    ] {
-        let mut facts = good();
-        facts.settings.insert(name.into(), value.into());
-        let said = complaints(&facts);
-        assert_eq!(said.len(), 1, "{name} = {value}: {said:?}");
-        assert_eq!(said[0].1, level, "{name} = {value}");
-    }
+fn with(change: impl Fn(&mut Facts)) -> Vec<(&'static str, &'static str)> {
+    let mut facts = good();
+    change(&mut facts);
+    complaints(&facts)
 }
 
 #[test]
-fn a_missing_setting_is_not_taken_for_a_good_one() {
-    for name in SETTINGS.iter().filter(|name| **name != "idle_replication_slot_timeout") {
-        let mut facts = good();
-        facts.slot = None;
-        facts.settings.remove(*name);
-        assert!(complaints(&facts).len() > 1 || *name == "max_replication_slots", "{name}");
-    }
+fn every_setting_that_hurts_is_seen() {
+    let set = |change: &dyn Fn(&mut ServerSettings)| with(|facts| change(&mut facts.settings));
+    assert_eq!(set(&|s| s.version = 130_010), [("version", "fail")]);
+    assert_eq!(set(&|s| s.version = 190_000), [("version", "fail")]);
+    assert_eq!(set(&|s| s.wal_level = "minimal".into()), [("wal_level", "fail")]);
+    assert_eq!(set(&|s| s.full_page_writes = false), [("full_page_writes", "fail")]);
+    assert_eq!(set(&|s| s.block_size_bytes = 16_384), [("block size", "fail")]);
+    assert_eq!(set(&|s| s.data_checksums = false), [("checksums", "warn")]);
+    assert_eq!(set(&|s| s.max_slot_wal_keep_size_bytes = None), [("max_slot_wal_keep_size", "warn")]);
+    assert_eq!(set(&|s| s.wal_sender_timeout = None), [("wal_sender_timeout", "warn")]);
+    assert_eq!(
+        set(&|s| s.wal_sender_timeout = Some(Duration::from_secs(1))),
+        [("wal_sender_timeout", "warn")]
+    );
+    let idle = Some(Duration::from_secs(3600));
+    assert_eq!(set(&|s| s.idle_replication_slot_timeout = idle), [("idle_replication_slot_timeout", "warn")]);
 }
 
 #[test]
 fn slots_are_judged_by_what_they_hold() {
-    let slot = |change: &dyn Fn(&mut SlotFacts)| {
-        let mut facts = good();
-        change(facts.slot.as_mut().unwrap());
-        complaints(&facts)
-    };
-    assert_eq!(slot(&|slot| slot.wal_status = Some("lost".into())), [("slot", "fail")]);
-    assert_eq!(slot(&|slot| slot.wal_status = Some("unreserved".into())), [("slot", "warn")]);
+    let slot = |change: &dyn Fn(&mut SlotState)| with(|facts| facts.slots.iter_mut().for_each(change));
+    assert_eq!(slot(&|slot| slot.wal_status = Some(WalStatus::Lost)), [("slot", "fail")]);
+    assert_eq!(slot(&|slot| slot.wal_status = Some(WalStatus::Unreserved)), [("slot", "warn")]);
     assert_eq!(slot(&|slot| slot.active = false), [("slot", "warn")]);
     assert_eq!(slot(&|slot| slot.physical = false), [("slot", "fail")]);
-    let mut facts = good();
-    facts.slot = None;
-    assert_eq!(complaints(&facts), [("slot", "warn")]);
-    facts.slots = 10;
-    assert_eq!(complaints(&facts), [("slot", "fail")]);
+    assert_eq!(slot(&|slot| slot.name = "another".into()), [("slot", "warn")]);
+    let full = with(|facts| {
+        facts.slots.iter_mut().for_each(|slot| slot.name = "another".into());
+        facts.settings.max_replication_slots = 1;
+    });
+    assert_eq!(full, [("slot", "fail")]);
 }
 
 #[test]
-fn roles_versions_and_senders_are_judged() {
-    let with = |change: &dyn Fn(&mut Facts)| {
-        let mut facts = good();
-        change(&mut facts);
-        complaints(&facts)
+fn roles_and_senders_are_judged() {
+    assert_eq!(with(|facts| facts.role.replication = false), [("role", "fail")]);
+    assert_eq!(with(|facts| facts.role.read_binary_file = false), [("configuration", "warn")]);
+    assert_eq!(with(|facts| facts.role.read_all_settings = false), [("configuration", "warn")]);
+    let superuser = |facts: &mut Facts| {
+        facts.role = RoleAttributes {
+            name: "postgres".into(),
+            superuser: true,
+            replication: false,
+            read_all_settings: false,
+            read_server_files: false,
+            read_binary_file: false,
+        };
     };
-    assert_eq!(with(&|facts| facts.may_replicate = false), [("role", "fail")]);
-    assert_eq!(with(&|facts| facts.may_read_files = false), [("configuration", "warn")]);
-    assert_eq!(with(&|facts| facts.version = 130_010), [("version", "fail")]);
-    assert_eq!(with(&|facts| facts.senders = 10), [("senders", "warn")]);
-    assert_eq!(
-        with(&|facts| {
-            facts.senders = 10;
-            facts.slot = None;
-        }),
-        [("senders", "fail"), ("slot", "warn")]
-    );
+    assert_eq!(with(superuser), []);
+    assert_eq!(with(|facts| facts.senders = 10), [("senders", "warn")]);
+    let none_left = with(|facts| {
+        facts.senders = 10;
+        facts.slots.clear();
+    });
+    assert_eq!(none_left, [("senders", "fail"), ("slot", "warn")]);
 }
 
 #[test]

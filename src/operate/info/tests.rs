@@ -49,7 +49,7 @@ fn backup_at(start: u64, stop: u64, second: i64) -> BackupEntry {
 }
 
 /// WAL 1..10 MiB, and 20..30 MiB after a gap, a backup in each.
-fn info(backups: Vec<BackupEntry>, server: Option<ServerPosition>) -> ClusterInfo {
+fn info(backups: Vec<BackupEntry>, server: Option<WalPosition>) -> ClusterInfo {
     let index = Index {
         wal: vec![entry(1, 10, 100), entry(20, 30, 200)],
         gaps: vec![GapEntry {
@@ -141,7 +141,7 @@ fn without_a_backup_there_is_no_window() {
 #[test]
 fn nothing_is_behind_when_everything_the_server_has_is_durable() {
     let behind = |flushed: u64| {
-        let server = ServerPosition { flushed: Lsn::new(flushed), now: at(230) };
+        let server = WalPosition { end: Lsn::new(flushed), in_recovery: false, clock: at(230) };
         let lag = info(Vec::new(), Some(server)).lag;
         (lag.bytes, lag.seconds)
     };
