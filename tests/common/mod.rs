@@ -3,4 +3,5 @@
 
 pub mod pg;
 pub mod sim_disk;
+pub mod sim_store;
 pub mod walden;

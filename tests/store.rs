@@ -1,0 +1,25 @@
+//! Stores: the simulated one does what it says, and every real one keeps the same promises.
+
+mod common;
+
+use bytes::Bytes;
+use common::sim_store::{Chances, Lie, Request, SimStore, StoreFaults, Verdict};
+use std::time::Duration;
+use walden::base::{Entropy, ObjectKey};
+use walden::store::{Store, StoreError, probe_init, probe_start};
+
+#[path = "store/sim.rs"]
+mod sim;
+
+fn key(text: &str) -> ObjectKey {
+    ObjectKey::new(text).unwrap()
+}
+
+#[derive(Debug)]
+struct Chance;
+
+impl Entropy for Chance {
+    fn fill(&self, buffer: &mut [u8]) {
+        fastrand::fill(buffer);
+    }
+}
