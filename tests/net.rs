@@ -4,6 +4,10 @@ mod common;
 
 #[path = "net/base_backups.rs"]
 mod base_backups;
+#[path = "net/fake.rs"]
+mod fake;
+#[path = "net/hostile.rs"]
+mod hostile;
 #[path = "net/logins.rs"]
 mod logins;
 #[path = "net/servers.rs"]
