@@ -8,6 +8,7 @@ pub mod backup_manifest;
 pub mod config_files;
 pub mod decode;
 pub mod error;
+pub mod files;
 pub mod lineage;
 pub mod place;
 pub mod recovery_file;
