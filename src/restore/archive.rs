@@ -6,9 +6,12 @@ use super::error::RestoreError;
 use super::lineage::{Coverage, Lineage, Piece, TimelinePath};
 use super::resolve::Archive;
 use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId};
+use crate::format::index::BackupEntry;
 use crate::format::root::GenerationRecord;
+use crate::repo::backups::state_now;
 use crate::repo::walmap::Snapshot;
 use crate::repo::{Cluster, RepoError, WalMap, WalReader, chain};
+use crate::wal::history::TimelineHistory;
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -42,12 +45,18 @@ pub async fn load(
     };
     let mut lineage = Lineage::default();
     for history in snapshot.index.histories.iter().filter(|history| history.generation == generation) {
-        let parents = parse_history(&history.content.0)
-            .map_err(|reason| RestoreError::Damage { what: history.timeline.history_file_name(), reason })?;
+        let parsed = TimelineHistory::parse(history.timeline, &history.content.0);
+        let parsed = parsed.map_err(|error| RestoreError::Damage {
+            what: history.timeline.history_file_name(),
+            reason: error.to_string(),
+        })?;
+        let parents = parsed.switches().iter().map(|switch| (switch.timeline, switch.at)).collect();
         lineage.insert(history.timeline, parents);
     }
     let own = snapshot.index.backups.iter().filter(|backup| backup.generation == generation);
-    let backups: Vec<_> = own.cloned().collect();
+    let now =
+        |backup: &BackupEntry| BackupEntry { state: state_now(backup, &wal, segment_size), ..backup.clone() };
+    let backups: Vec<_> = own.map(now).collect();
     let streamed = snapshot.root.streams.iter().rev().find(|stream| stream.generation == generation);
     let current = streamed
         .map(|stream| stream.timeline)
@@ -90,21 +99,6 @@ fn pieces(wal: &WalMap) -> Vec<Piece> {
         summary: object.meta.summary.clone(),
     });
     stored.chain(heartbeats).collect()
-}
-
-/// Where a timeline left each of its parents, from its history file: `tli<TAB>X/X<TAB>reason` lines, `#` comments.
-pub fn parse_history(content: &[u8]) -> Result<Vec<(TimelineId, Lsn)>, String> {
-    let text = std::str::from_utf8(content).map_err(|_| "bytes that are not text".to_owned())?;
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
-    lines
-        .filter(|line| !line.is_empty())
-        .map(|line| {
-            let mut fields = line.split_whitespace();
-            let timeline = fields.next().and_then(|field| field.parse().ok()).map(TimelineId);
-            let switch = fields.next().and_then(|field| field.parse().ok());
-            timeline.zip(switch).ok_or_else(|| format!("{line:?} names no timeline and switch point"))
-        })
-        .collect()
 }
 
 /// The WAL of one path, from whichever timeline holds each part.
@@ -174,21 +168,5 @@ impl Loaded {
     /// Decodes the WAL of `path`.
     pub fn scan(&self, cluster: &Cluster, path: &TimelinePath) -> Decoding<PathReader> {
         Decoding::new(PathReader::new(cluster, self, path), self.archive.segment_size)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn histories_are_read_as_postgres_writes_them() {
-        let text = b"1\t0/3000140\tno recovery target specified\n\n2\t0/5000000\tbefore 2026-11-22 # x\n";
-        let parents = [(TimelineId(1), Lsn::new(0x300_0140)), (TimelineId(2), Lsn::new(0x500_0000))];
-        assert_eq!(parse_history(text), Ok(parents.to_vec()));
-        assert_eq!(parse_history(b"# nothing\n"), Ok(vec![]));
-        for bad in [b"one\t0/3\tx\n".as_slice(), b"1\tx\n", b"1\n", b"\xff\n"] {
-            assert!(parse_history(bad).is_err());
-        }
     }
 }

@@ -20,6 +20,7 @@ use crate::repo::manifest::Manifest;
 use futures_util::StreamExt;
 use job::{FileJob, Part};
 use rustix::fs::{Gid, Uid};
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
@@ -33,6 +34,8 @@ const BATCH_CHUNKS_MAX: usize = 4096;
 const BATCHES_MAX: usize = 2;
 /// PostgreSQL's control file: without it nothing starts.
 pub const CONTROL: &str = "global/pg_control";
+/// Where recovery starts.
+const LABEL: &str = "backup_label";
 /// What a backup may hold and a restored server must not get: signals of a standby's own, links that are made from the
 /// manifest, a manifest that is written anew.
 const LEFT_OUT: &[&str] =
@@ -117,12 +120,14 @@ pub fn make_places(options: &WriteOptions) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// Writes all files of `manifest` but the control file, and lists them in `listing`. Nothing is durable yet. If dropped:
+/// Writes all files of `manifest` but the control file and those `replaced`, and lists them in `listing`. Nothing is durable
+/// yet. If dropped:
 /// writes under way are finished, no other begins.
 pub async fn write_files<W: Write>(
     manifest: &Manifest,
     chunks: &ChunkReader,
     options: &WriteOptions,
+    replaced: &HashSet<String>,
     listing: &mut BackupManifestWriter<W>,
     progress: &Arc<dyn Progress>,
 ) -> Result<AlmostDone, RestoreError> {
@@ -134,14 +139,16 @@ pub async fn write_files<W: Write>(
         batches: JoinSet::new(),
         written: Written::default(),
     };
-    let mut control = None;
+    let (mut control, mut labelled) = (None, false);
     let mut directory_mode = 0o700;
     let tablespace_links: Vec<String> =
         options.places.tablespaces.iter().map(|tablespace| format!("pg_tblspc/{}", tablespace.oid)).collect();
     let mut pages = std::pin::pin!(manifest.files(chunks));
     while let Some(page) = pages.next().await {
         for entry in page? {
-            let left_out = LEFT_OUT.contains(&entry.path.as_str()) || tablespace_links.contains(&entry.path);
+            let left_out = LEFT_OUT.contains(&entry.path.as_str())
+                || tablespace_links.contains(&entry.path)
+                || replaced.contains(&entry.path);
             match entry.kind {
                 _ if left_out => {}
                 FileKind::Directory => {
@@ -154,6 +161,7 @@ pub async fn write_files<W: Write>(
                     if !NOT_LISTED.contains(&entry.path.as_str()) {
                         list(listing, &options.places.data_dir, &entry)?;
                     }
+                    labelled |= entry.path == LABEL;
                     if entry.path == CONTROL {
                         control = Some(entry);
                     } else {
@@ -172,10 +180,12 @@ pub async fn write_files<W: Write>(
     }
     writing.flush().await?;
     writing.all_batches().await?;
-    let control = control.ok_or_else(|| RestoreError::Damage {
-        what: format!("backup {}", manifest.meta.id),
-        reason: format!("no {CONTROL} in it"),
-    })?;
+    let Some(control) = control.filter(|_| labelled) else {
+        // Without its label PostgreSQL would begin recovery at the wrong place, and not notice.
+        let (what, reason) =
+            (format!("backup {}", manifest.meta.id), format!("no {CONTROL} or {LABEL} in it"));
+        return Err(RestoreError::Damage { what, reason });
+    };
     Ok(AlmostDone { written: writing.written, control, directory_mode })
 }
 
@@ -234,6 +244,11 @@ pub fn write_durably(
         Some(dir) => sync_dir(dir),
         None => Ok(()),
     }
+}
+
+/// Makes `dir` and its parents where they are missing.
+pub fn make_dirs(dir: &Path, owner: Option<Owner>) -> Result<(), RestoreError> {
+    job::make_parents(&dir.join("x"), owner)
 }
 
 /// Makes the names in `dir` durable.

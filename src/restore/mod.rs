@@ -9,10 +9,14 @@ pub mod config_files;
 pub mod decode;
 pub mod error;
 pub mod files;
+pub mod host;
 pub mod lineage;
+
 pub mod place;
+pub mod plan;
 pub mod recovery_file;
 pub mod resolve;
+pub mod run;
 pub mod scan;
 pub mod settings;
 pub mod target;

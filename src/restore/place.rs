@@ -109,7 +109,8 @@ impl Places {
         Ok(places)
     }
 
-    fn all(&self) -> impl Iterator<Item = &Path> {
+    /// Every place.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Path> {
         let tablespaces = self.tablespaces.iter().map(|tablespace| tablespace.path.as_path());
         [Some(self.data_dir.as_path()), self.wal_dir.as_deref()].into_iter().flatten().chain(tablespaces)
     }

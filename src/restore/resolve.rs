@@ -15,6 +15,7 @@ use super::scan::{Meaning, Seen, WalScan};
 use super::target::{Boundary, Request, Target, TimelineChoice};
 use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState, GapEntry};
+use crate::repo::backups::needed_wal;
 use std::ops::ControlFlow;
 
 /// How far commit times may be out of order before the clock is said to have stepped back: they are taken before the
@@ -191,6 +192,7 @@ impl<'a, S: WalScan> Resolver<'a, S> {
             Target::Name(name) => self.name(&candidates, name)?,
         };
         let backup = candidate.backup;
+        let needed = needed_wal(backup, self.archive.segment_size);
         let last = match stop {
             Stop::Consistency => backup.stop,
             Stop::Before(record) | Stop::After(record) => record.end,
@@ -205,7 +207,7 @@ impl<'a, S: WalScan> Resolver<'a, S> {
             backup: backup.clone(),
             path: self.path.clone(),
             stop,
-            wal: LsnRange::new(self.archive.segment_size.segment_start(backup.redo), last.max(backup.stop)),
+            wal: LsnRange::new(needed.start, last.max(needed.end).min(candidate.run.range.end)),
             durable_end: candidate.run.range.end,
             window: self.window(),
             notes: self.notes(candidate).await?,
@@ -218,11 +220,10 @@ impl<'a, S: WalScan> Resolver<'a, S> {
         if let Some(chosen) = self.chosen {
             all.retain(|candidate| candidate.backup.id == chosen.id);
             if all.is_empty() {
-                let from = self.archive.segment_size.segment_start(chosen.redo);
                 let reason = format!(
-                    "the WAL of timeline {} from {from} to {} that backup {} needs is not whole on the way to timeline {}",
+                    "the WAL {} of timeline {} that backup {} needs is not whole on the way to timeline {}",
+                    needed_wal(chosen, self.archive.segment_size),
                     chosen.timeline,
-                    chosen.stop,
                     chosen.id,
                     self.path.timeline()
                 );

@@ -5,6 +5,7 @@ use super::{Archive, LISTED_MAX};
 use crate::base::{BackupId, Lsn, LsnRange, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState};
 use crate::format::wal::{Event, EventKind};
+use crate::repo::backups::needed_wal;
 use crate::restore::lineage::{Coverage, Run, TimelinePath};
 use crate::restore::scan::{Meaning, Seen};
 use crate::restore::target::Target;
@@ -32,8 +33,7 @@ pub(super) fn candidates<'a>(
         if !restorable || !sane || !path.holds(backup.timeline, LsnRange::new(backup.redo, backup.stop)) {
             continue;
         }
-        let from = archive.segment_size.segment_start(backup.redo);
-        if let Some(run) = coverage.run_with(LsnRange::new(from, backup.stop)) {
+        if let Some(run) = coverage.run_with(needed_wal(backup, archive.segment_size)) {
             all.push(Candidate { backup, run });
         }
     }
