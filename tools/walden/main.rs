@@ -14,9 +14,11 @@ mod output;
 mod receive;
 mod run;
 mod slot;
+mod wal_fetch;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    run::main()
+    // Called once for each WAL file of a recovery, and to be quick.
+    wal_fetch::main().unwrap_or_else(run::main)
 }

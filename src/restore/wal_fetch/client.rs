@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// How it is called.
+pub const USAGE: &str =
+    "usage: walden wal-fetch --recovery FILE %f %p  (a restore_command; walden restore writes it)";
 /// The file is in place.
 pub const EXIT_DONE: u8 = 0;
 /// The index proves that the file is not in the archive.
@@ -55,10 +58,7 @@ pub enum Invocation {
 impl Invocation {
     /// Understands what follows `wal-fetch`.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, String> {
-        let usage = || {
-            "usage: walden wal-fetch --recovery FILE %f %p (as restore_command; walden restore writes it)"
-                .to_owned()
-        };
+        let usage = || USAGE.to_owned();
         let (mut recovery, mut serve, mut rest) = (None, false, Vec::new());
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
