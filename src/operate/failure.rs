@@ -4,6 +4,7 @@
 use super::config::ConfigError;
 use super::exit::Exit;
 use super::when::WhenError;
+use crate::backup::BackupError;
 use crate::base::ids::IdError;
 use crate::base::lsn::LsnParseError;
 use crate::codec::OpenError;
@@ -210,15 +211,39 @@ impl From<UpstreamError> for Failure {
     }
 }
 
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Failure {
+        match error {
+            BackupError::Repo(error) => error.into(),
+            BackupError::Pg(error) => error.into(),
+            BackupError::Archive { .. } | BackupError::Label(_) | BackupError::Unsupported { .. } => {
+                Failure::new(Exit::Postgres, error)
+            }
+            BackupError::Interrupted => Failure::new(Exit::Interrupted, error),
+            BackupError::Expired => Failure::new(Exit::Conflict, error)
+                .hint("take the backup again, and give `walden gc` a grace longer than a backup takes"),
+            BackupError::Wal { source } => match source.downcast::<Failure>() {
+                Ok(failure) => *failure,
+                Err(source) => Failure::new(Exit::Postgres, format!("the backup's WAL: {source}")),
+            },
+            BackupError::WalMissing { ref source, .. } => {
+                let cause = source.as_ref().and_then(|source| source.downcast_ref::<Failure>());
+                Failure::new(cause.map_or(Exit::Postgres, |failure| failure.exit), &error)
+                    .hint("it becomes restorable as soon as `walden receive` has stored that WAL")
+            }
+        }
+    }
+}
+
 impl From<ReceiveError> for Failure {
     fn from(error: ReceiveError) -> Failure {
         match error {
             ReceiveError::Repo(error) => error.into(),
             ReceiveError::Upstream(error) => error.into(),
+            ReceiveError::Journal(error) => error.into(),
             ReceiveError::Hole(_) => Failure::new(Exit::Postgres, error),
             ReceiveError::Divergence(_) | ReceiveError::Timeline(_) => Failure::new(Exit::Conflict, error)
                 .hint("this server's WAL does not continue what is stored; nothing was written"),
-            ReceiveError::Journal(error) => error.into(),
             ReceiveError::Again(_) | ReceiveError::Internal(_) => Failure::new(Exit::Internal, error),
         }
     }

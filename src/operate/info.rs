@@ -170,7 +170,7 @@ fn describe(
         window: window(&loaded.archive.window()?, loaded),
         durable_lsn: snapshot.wal.durable_end().map(|end| end.lsn.to_string()),
         lag: lag(snapshot, server, now),
-        backups: loaded.archive.backups.iter().map(backup).collect(),
+        backups: loaded.archive.backups.iter().map(BackupInfo::from).collect(),
         wal: wal(snapshot, usage),
         bytes: BytesInfo { live: usage.live, waiting: usage.waiting, unreferenced: usage.unreferenced },
     })
@@ -232,23 +232,25 @@ fn lag(snapshot: &Snapshot, server: Option<WalPosition>, now: Timestamp) -> Lag 
     }
 }
 
-fn backup(entry: &BackupEntry) -> BackupInfo {
-    BackupInfo {
-        id: entry.id.to_string(),
-        start_lsn: entry.start.to_string(),
-        stop_lsn: entry.stop.to_string(),
-        started_at: entry.started_at.to_string(),
-        stopped_at: entry.stopped_at.to_string(),
-        timeline: entry.timeline.0,
-        bytes_raw: entry.bytes_raw,
-        bytes_stored: entry.bytes_stored,
-        bytes_new: entry.bytes_new,
-        state: match entry.state {
-            BackupState::Pending => "pending",
-            BackupState::Complete => "complete",
-            BackupState::Damaged => "damaged",
-        },
-        damaged_blocks: entry.damaged_blocks,
+impl From<&BackupEntry> for BackupInfo {
+    fn from(entry: &BackupEntry) -> BackupInfo {
+        BackupInfo {
+            id: entry.id.to_string(),
+            start_lsn: entry.start.to_string(),
+            stop_lsn: entry.stop.to_string(),
+            started_at: entry.started_at.to_string(),
+            stopped_at: entry.stopped_at.to_string(),
+            timeline: entry.timeline.0,
+            bytes_raw: entry.bytes_raw,
+            bytes_stored: entry.bytes_stored,
+            bytes_new: entry.bytes_new,
+            state: match entry.state {
+                BackupState::Pending => "pending",
+                BackupState::Complete => "complete",
+                BackupState::Damaged => "damaged",
+            },
+            damaged_blocks: entry.damaged_blocks,
+        }
     }
 }
 

@@ -83,6 +83,7 @@ impl Global {
 pub enum Command {
     Init(crate::init::Init),
     Receive(crate::receive::Receive),
+    Backup(crate::backup::Backup),
     Compact(crate::compact::Compact),
     Gc(crate::gc::Gc),
     Info(crate::info::Info),

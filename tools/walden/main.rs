@@ -1,6 +1,7 @@
 //! The command line of walden: one file per command, each parses, calls the library, and prints.
 //! Results go to standard output, logs and errors to standard error; exit codes are `operate::Exit`.
 
+mod backup;
 mod check;
 mod cli;
 mod compact;
@@ -11,8 +12,10 @@ mod info;
 mod init;
 mod key;
 mod output;
+mod progress;
 mod receive;
 mod run;
+mod signals;
 mod slot;
 mod wal_fetch;
 

@@ -9,6 +9,7 @@ use walden::operate::{Exit, Failure};
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     json: bool,
+    quiet: bool,
 }
 
 /// A `--json` document: its fields beside `"version": 1`.
@@ -22,7 +23,12 @@ struct Document<'a, T> {
 impl Output {
     /// As the options say.
     pub fn new(global: &Global) -> Output {
-        Output { json: global.json }
+        Output { json: global.json, quiet: global.quiet }
+    }
+
+    /// Whether progress is not to be shown.
+    pub fn is_quiet(self) -> bool {
+        self.quiet || self.json
     }
 
     /// Prints a result: `document` under `--json`, else what `text` says.

@@ -1,12 +1,12 @@
 //! `walden receive`: streams a server's WAL into the repository until SIGTERM.
 
 use crate::context::Context;
+use crate::signals::stop_on_signal;
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use walden::base::limits;
 use walden::disk::OsDisk;
@@ -89,8 +89,8 @@ impl Receive {
         };
         let (stop, stopping) = watch::channel(false);
         let receiving = daemon::run(repository, name, &connector, &options, stopping);
-        let mut ended_by = None;
-        let stored = stop_on_signal(receiving, stop, &mut ended_by).await?;
+        let (ended, signal) = stop_on_signal(receiving, stop).await;
+        let stored = ended?;
         let stopped = Stopped {
             durable_lsn: stored.durable.to_string(),
             wal_bytes: stored.wal_bytes,
@@ -100,37 +100,11 @@ impl Receive {
             let (wal, stored) = (Bytes(stopped.wal_bytes), Bytes(stopped.stored_bytes));
             format!("stopped; stored up to {}: {wal} of WAL in {stored}", stopped.durable_lsn)
         })?;
-        match ended_by {
+        match signal {
             Some(Exit::Interrupted) => {
                 Err(Failure::new(Exit::Interrupted, "interrupted; everything received is stored"))
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// Asks `work` to stop at the first signal, and leaves it at the second. Says which signal came first.
-async fn stop_on_signal<T, E: Into<Failure>>(
-    work: impl Future<Output = Result<T, E>>,
-    stop: watch::Sender<bool>,
-    ended_by: &mut Option<Exit>,
-) -> Result<T, Failure> {
-    let no_signals = |error: std::io::Error| Failure::new(Exit::Internal, format!("no signals: {error}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-    tokio::pin!(work);
-    loop {
-        let signal = tokio::select! {
-            ended = &mut work => return ended.map_err(Into::into),
-            _ = interrupt.recv() => Exit::Interrupted,
-            _ = terminate.recv() => Exit::Terminated,
-        };
-        if ended_by.is_some() {
-            let what = "stopped at once; what was acknowledged is stored, the slot holds the rest";
-            return Err(Failure::new(signal, what));
-        }
-        *ended_by = Some(signal);
-        tracing::info!("stopping: storing what was received");
-        stop.send_replace(true);
     }
 }

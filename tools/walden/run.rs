@@ -3,11 +3,11 @@
 use crate::cli::{Cli, Command};
 use crate::context::Context;
 use crate::output::tell;
+use crate::signals::until_signal;
 use clap::Parser;
 use clap::error::ErrorKind;
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use walden::operate::{Exit, Failure};
 
@@ -69,6 +69,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Receive(receive) => receive.run(&context).await,
             Command::Compact(compact) => until_signal(compact.run(&context)).await,
             Command::Info(info) => until_signal(info.run(&context)).await,
+            Command::Backup(backup) => backup.run(&context).await,
             Command::Check(check) => until_signal(check.run(&context)).await,
             Command::Gc(gc) => until_signal(gc.run(&context)).await,
             Command::Slot(slot) => until_signal(slot.run(&context)).await,
@@ -79,16 +80,4 @@ fn run(cli: Cli) -> Result<(), Failure> {
     // A prompt or a secret's command may still block a thread; nothing waits for it.
     runtime.shutdown_background();
     ended
-}
-
-/// Runs `work` until it ends or a signal says stop; work that is dropped leaves nothing half-done behind.
-async fn until_signal(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let no_signals = |error: std::io::Error| Failure::new(Exit::Internal, format!("no signals: {error}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-    tokio::select! {
-        ended = work => ended,
-        _ = interrupt.recv() => Err(Failure::new(Exit::Interrupted, "interrupted")),
-        _ = terminate.recv() => Err(Failure::new(Exit::Terminated, "terminated")),
-    }
 }
