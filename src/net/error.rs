@@ -121,11 +121,27 @@ impl PgError {
             PgError::Auth { .. } | PgError::Tls { .. } => false,
             PgError::Unsupported { .. } | PgError::Request { .. } => false,
             PgError::Server(message) => match message.code.get(..2) {
+                _ if self.is_wal_gone() => false,
                 // connection exceptions, insufficient resources, operator intervention, system errors
                 Some("08" | "53" | "57" | "58") => true,
-                // object_in_use, object_not_in_prerequisite_state
-                _ => matches!(message.code.as_str(), code::OBJECT_IN_USE | code::NOT_IN_PREREQUISITE_STATE),
+                _ => message.code == code::OBJECT_IN_USE,
             },
+        }
+    }
+
+    /// Whether the server says that WAL we asked for is not there any more, or that the slot which should have held it was
+    /// invalidated: a hole, which asking again does not fill.
+    pub fn is_wal_gone(&self) -> bool {
+        let PgError::Server(message) = self else { return false };
+        match message.code.as_str() {
+            // "requested WAL segment ... has already been removed"; "could not find ..." of other files does not say WAL.
+            code::UNDEFINED_FILE => message.message.contains("WAL segment"),
+            // "can no longer access replication slot", "cannot read from ... it has been invalidated"
+            code::NOT_IN_PREREQUISITE_STATE => {
+                let detail = message.detail.as_deref().unwrap_or_default();
+                detail.contains("invalidated") || message.message.contains("can no longer")
+            }
+            _ => false,
         }
     }
 

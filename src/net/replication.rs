@@ -200,10 +200,13 @@ impl ReplicationReader {
                 State::Streaming => {
                     let frame = self.frames.frame(limits::COPY_MESSAGE_BYTES_MAX).await?;
                     if frame.tag() == COPY_DATA {
-                        let message = ReplicationMessage::decode(frame.into_body());
-                        return message
-                            .map(ReplicationEvent::from)
-                            .map_err(|error| self.facts.protocol(error));
+                        return match ReplicationMessage::decode(frame.into_body()) {
+                            Ok(message) => Ok(message.into()),
+                            Err(error) => {
+                                self.state = State::Ended;
+                                Err(self.facts.protocol(error))
+                            }
+                        };
                     }
                     let message = Message::decode(frame).map_err(|error| self.facts.protocol(error))?;
                     match self.facts.absorb(message) {

@@ -266,7 +266,16 @@ impl Exchange<'_> {
         Ok(())
     }
 
+    /// Before anything is sent by `method`. One method, once: a second request would be for what the first did not give away.
     fn agree(&mut self, method: AuthMethod) -> Result<(), PgError> {
+        if self.method != AuthMethod::None {
+            return Err(self.refuse("the server asks a second time"));
+        }
+        if method != AuthMethod::ScramSha256 && self.login.options.channel_binding == ChannelBinding::Require
+        {
+            let reason = format!("channel_binding=require, but the server asks for {}", method.as_str());
+            return Err(self.refuse(reason));
+        }
         self.agree_to(method)?;
         self.method = method;
         Ok(())
@@ -319,7 +328,8 @@ impl Exchange<'_> {
         let advice = "give it in PGPASSWORD, ~/.pgpass or a service file";
         let missing = || self.refuse_with("the server asks for a password, and none is given", advice);
         let path = options.passfile.clone().ok_or_else(missing)?;
-        let (host, port) = self.passfile_host();
+        let (hosts, port) = self.passfile_hosts();
+        let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
         let database = options.database.as_deref();
         let databases: &[&str] = match (self.login.kind, database) {
             (ConnectionKind::Sql, database) => &[database.unwrap_or("postgres")],
@@ -343,18 +353,18 @@ impl Exchange<'_> {
             tracing::warn!(path = %path.display(), "password file ignored: it {reason}");
             return Err(missing());
         }
-        let query = files::PasswordQuery { host: &host, port, databases, user: &options.user };
+        let query = files::PasswordQuery { hosts: &hosts, port, databases, user: &options.user };
         files::password_in(file.text.reveal(), query).ok_or_else(missing)
     }
 
-    /// Host and port as a password file names them: `localhost` for the default socket directories.
-    fn passfile_host(&self) -> (String, u16) {
+    /// Names of the host in a password file, and the port: a default socket directory is `localhost` too.
+    fn passfile_hosts(&self) -> (Vec<String>, u16) {
         let (host, port) = self.route.host.rsplit_once(':').unwrap_or((&self.route.host, "0"));
-        let host = match host {
-            "/var/run/postgresql" | "/tmp" => "localhost",
-            host => host.trim_start_matches('[').trim_end_matches(']'),
-        };
-        (host.to_owned(), port.parse().unwrap_or_default())
+        let mut hosts = vec![host.trim_start_matches('[').trim_end_matches(']').to_owned()];
+        if matches!(host, "/var/run/postgresql" | "/tmp") {
+            hosts.push("localhost".to_owned());
+        }
+        (hosts, port.parse().unwrap_or_default())
     }
 }
 

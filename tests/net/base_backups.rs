@@ -209,3 +209,27 @@ async fn a_dropped_backup_ends_on_the_server() {
         pg.wait_for("SELECT count(*) FROM pg_stat_replication", "0", LIMIT);
     }
 }
+
+#[tokio::test]
+async fn an_incremental_backup_rests_on_an_uploaded_manifest() {
+    for major in majors().into_iter().filter(|major| *major >= 17) {
+        let pg = Pg::builder(major).option("summarize_wal", "on").start();
+        pg.sql("CREATE TABLE t AS SELECT g, repeat('x', 100) FROM generate_series(1, 20000) g");
+        let full = take(&pg, &BaseBackupOptions::new("full")).await.unwrap();
+        pg.sql("UPDATE t SET g = 0 WHERE g = 1");
+        let mut connection = connect(&pg.conninfo(), ConnectionKind::PhysicalReplication).await;
+        let garbage = connection.upload_manifest(&"not a manifest".into()).await.unwrap_err();
+        assert!(matches!(garbage, PgError::Server(_)), "{garbage}");
+        connection.upload_manifest(&full.manifest.into()).await.unwrap();
+        let options = BaseBackupOptions { incremental: true, ..BaseBackupOptions::new("more") };
+        let mut stream = connection.base_backup(&options).await.unwrap();
+        let mut bytes = 0;
+        while let Some(event) = timeout(LIMIT, stream.next()).await.expect("an event in time").unwrap() {
+            if let BaseBackupEvent::Data(data) = event {
+                bytes += data.len();
+            }
+        }
+        let whole = full.archives["base.tar"].1.len();
+        assert!(bytes < whole / 2, "PostgreSQL {major}: {bytes} of {whole} bytes");
+    }
+}

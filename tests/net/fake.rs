@@ -20,7 +20,7 @@ pub fn wal(start: u64, data: &[u8]) -> Vec<u8> {
 
 /// What lets a client in without a password.
 pub fn welcome() -> Vec<u8> {
-    let version = message(b'S', b"server_version\015.19\0".as_slice());
+    let version = message(b'S', b"server_version\x0015.19\0");
     [message(b'R', &[0; 4]), version, message(b'K', &[0, 0, 0, 1, 0, 0, 0, 2]), message(b'Z', b"I")].concat()
 }
 

@@ -57,6 +57,8 @@ async fn a_server_that_does_not_know_the_password_is_not_believed() {
     );
     let unknown = refused(vec![message(b'R', b"\0\0\0\x0aSCRAM-SHA-512\0\0")]).await;
     assert!(matches!(unknown, PgError::Auth { .. }), "{unknown}");
+    let twice = refused(vec![message(b'R', b"\0\0\0\x05salt"), message(b'R', b"\0\0\0\x03")]).await;
+    assert!(matches!(&twice, PgError::Auth { reason, .. } if reason.contains("second time")), "{twice}");
     let gss = refused(vec![message(b'R', b"\0\0\0\x07")]).await;
     assert!(matches!(&gss, PgError::Auth { reason, .. } if reason.contains("GSSAPI")), "{gss}");
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::time::timeout;
 use walden::base::{Lsn, SegmentSize, TimelineId, Timestamp, WalFileName};
+use walden::net::server::WalStatus;
 use walden::net::{
     ConnectOptions, Connection, ConnectionKind, PgError, ReplicationEvent, ReplicationReader,
     ReplicationStream, ReplicationWriter, StartReplication, StatusUpdate, code,
@@ -301,5 +302,40 @@ async fn sql_answers_and_errors() {
         let error = sql.query("SELECT pg_terminate_backend(pg_backend_pid())").await.unwrap_err();
         assert_eq!(error.sqlstate(), Some(code::ADMIN_SHUTDOWN), "{error}");
         assert!(sql.query("SELECT 1").await.unwrap_err().is_transient());
+    }
+}
+
+#[tokio::test]
+async fn wal_that_is_gone_is_told_from_trouble_that_passes() {
+    for major in majors() {
+        let pg = Pg::builder(major)
+            .wal_segment_mib(1)
+            .option("max_slot_wal_keep_size", "1MB")
+            .option("max_wal_size", "2MB")
+            .option("min_wal_size", "2MB")
+            .start();
+        let mut replication = connect(&pg.conninfo(), ConnectionKind::PhysicalReplication).await;
+        replication.create_physical_slot("late").await.unwrap();
+        let mut sql = connect(&pg.conninfo(), ConnectionKind::Sql).await;
+        let begin = sql.slot_state("late").await.unwrap().unwrap().restart_lsn.unwrap();
+        for _ in 0..8 {
+            pg.sql("CREATE TABLE t AS SELECT repeat('x', 500) FROM generate_series(1, 2000); DROP TABLE t; SELECT pg_switch_wal()");
+        }
+        pg.sql("CHECKPOINT");
+        let slot = sql.slot_state("late").await.unwrap().unwrap();
+        assert_eq!(slot.wal_status, Some(WalStatus::Lost), "PostgreSQL {major}: {slot:?}");
+        for name in [Some("late"), None] {
+            let connection = connect(&pg.conninfo(), ConnectionKind::PhysicalReplication).await;
+            // The server may notice before it opens COPY, or within.
+            let error = match connection.start_physical(name, begin, TimelineId(1)).await {
+                Err(error) => error,
+                Ok(StartReplication::Streaming(stream)) => {
+                    let (mut reader, _writer) = stream.split();
+                    timeout(LIMIT, reader.next()).await.expect("an answer in time").unwrap_err()
+                }
+                Ok(StartReplication::EndOfTimeline(_, next)) => panic!("{next:?}"),
+            };
+            assert!(error.is_wal_gone() && !error.is_transient(), "PostgreSQL {major} {name:?}: {error:?}");
+        }
     }
 }

@@ -125,10 +125,10 @@ pub(super) fn service_options(text: &str, service: &str) -> Result<Option<Pairs>
     Ok(found)
 }
 
-/// What a password file is asked for. `databases` are tried in order.
+/// What a password file is asked for: any of the names of the host; of the databases, the first that has a line.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::net) struct PasswordQuery<'a> {
-    pub(in crate::net) host: &'a str,
+    pub(in crate::net) hosts: &'a [&'a str],
     pub(in crate::net) port: u16,
     pub(in crate::net) databases: &'a [&'a str],
     pub(in crate::net) user: &'a str,
@@ -138,12 +138,12 @@ pub(in crate::net) struct PasswordQuery<'a> {
 pub(in crate::net) fn password_in(text: &str, query: PasswordQuery<'_>) -> Option<Secret> {
     let port = query.port.to_string();
     query.databases.iter().find_map(|database| {
-        let wanted = [query.host, port.as_str(), database, query.user];
+        let wanted: [&[&str]; 4] = [query.hosts, &[&port], &[database], &[query.user]];
         text.lines().find_map(|line| match_line(line, wanted))
     })
 }
 
-fn match_line(line: &str, wanted: [&str; 4]) -> Option<Secret> {
+fn match_line(line: &str, wanted: [&[&str]; 4]) -> Option<Secret> {
     if line.starts_with('#') {
         return None;
     }
@@ -151,7 +151,7 @@ fn match_line(line: &str, wanted: [&str; 4]) -> Option<Secret> {
     for want in wanted {
         let (field, after) = next_field(rest);
         let after = after?;
-        if field.as_str() != want && &rest[..rest.len() - after.len() - 1] != "*" {
+        if !want.contains(&field.as_str()) && &rest[..rest.len() - after.len() - 1] != "*" {
             return None;
         }
         rest = after;

@@ -234,7 +234,7 @@ fn password_files_match_line_by_line() {
     use files::{PasswordQuery, passfile_refusal, password_in};
     let text = "# a comment\nh:5432:d:other:no\nh:*:d:u:first\n*:5432:*:u:se\\:co\\\\nd\nshort:line\n";
     let ask = |host, port, databases: &[&str], user| {
-        password_in(text, PasswordQuery { host, port, databases, user })
+        password_in(text, PasswordQuery { hosts: &[host], port, databases, user })
             .map(|found| found.reveal().to_owned())
     };
     assert_eq!(ask("h", 1, &["d"], "u").as_deref(), Some("first"));
@@ -243,7 +243,7 @@ fn password_files_match_line_by_line() {
     assert_eq!(ask("short", 5432, &["d"], "x"), None);
     assert_eq!(ask("h", 1, &["replication", "d"], "u").as_deref(), Some("first"));
     // An escaped asterisk is a user of that name, not everybody.
-    let query = PasswordQuery { host: "h", port: 1, databases: &["d"], user: "u" };
+    let query = PasswordQuery { hosts: &["x", "h"], port: 1, databases: &["d"], user: "u" };
     assert_eq!(password_in("h:1:d:\\*:x", query), None);
     assert_eq!(password_in("h:1:d:\\u:x", query), Some(Secret::new("x")));
     assert!(passfile_refusal(0o100_640).is_some() && passfile_refusal(0o040_600).is_some());
