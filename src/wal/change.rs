@@ -28,7 +28,7 @@ use std::collections::{HashMap, HashSet};
 /// Relations that an event names; it counts all.
 pub const EVENT_RELATIONS_MAX: usize = 32;
 /// Files, rows and transactions followed at a time. Beyond, all is forgotten and following begins anew.
-const FOLLOWED_MAX: usize = 200_000;
+const FOLLOWED_MAX: usize = if cfg!(test) { 1000 } else { 200_000 };
 /// Rows that REINDEX CONCURRENTLY left to be dropped, remembered at a time.
 const RETIRED_MAX: usize = 10_000;
 
@@ -348,3 +348,6 @@ impl Counts {
 fn database_change(kind: EventKind, database: u32) -> Change {
     Change { kind, database, relation_count: 0, relations: Vec::new() }
 }
+
+#[cfg(test)]
+mod tests;

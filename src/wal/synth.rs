@@ -134,6 +134,19 @@ impl Synth {
         self.record(rmgr::XLOG, 0xB0, xid, &body)
     }
 
+    /// A row of `len` bytes put into block `block` of relation 16384 in database 5: what most records are like.
+    pub fn insert(&mut self, xid: u32, block: u32, len: u16) -> Made {
+        let mut body = vec![0, 0x20];
+        body.extend_from_slice(&len.to_le_bytes());
+        for number in [1663, 5, 16384, block] {
+            body.extend_from_slice(&u32::to_le_bytes(number));
+        }
+        body.extend_from_slice(&[255, 3]);
+        body.extend(self.random_bytes(usize::from(len)));
+        body.extend_from_slice(&[1, 0, 0]);
+        self.record(rmgr::HEAP, 0, xid, &body)
+    }
+
     /// A checkpoint that nothing else ran beside: its redo is its own start.
     pub fn checkpoint(&mut self, time: Timestamp) -> Made {
         let mut main = vec![0; 88];
