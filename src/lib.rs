@@ -37,3 +37,6 @@ pub mod retain;
 pub mod verify;
 
 pub mod operate;
+
+#[doc(hidden)]
+pub mod fuzzing;
