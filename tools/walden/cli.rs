@@ -84,6 +84,7 @@ pub enum Command {
     Init(crate::init::Init),
     Receive(crate::receive::Receive),
     Backup(crate::backup::Backup),
+    Restore(crate::restore::Restore),
     Compact(crate::compact::Compact),
     Gc(crate::gc::Gc),
     Info(crate::info::Info),

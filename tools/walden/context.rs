@@ -5,7 +5,7 @@ use crate::output::Output;
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use walden::base::Env;
+use walden::base::{ClusterName, Env};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, SystemClock};
 use walden::net::ConnectOptions;
@@ -75,6 +75,15 @@ impl Context {
         Ok(repository)
     }
 
+    /// The cluster that was named, else the only one of the repository.
+    pub async fn cluster(&self, repository: &Arc<Repository>) -> Result<Cluster, Failure> {
+        let name = match self.settings.cluster_name() {
+            Some(name) => name.clone(),
+            None => only_cluster(repository.clusters().await?, &repository.store().url())?,
+        };
+        Ok(Cluster::open(repository.clone(), name).await?)
+    }
+
     /// The cluster that was named, else all of the repository.
     pub async fn clusters(&self, repository: &Arc<Repository>) -> Result<Vec<Cluster>, Failure> {
         let names = match self.settings.cluster_name() {
@@ -91,6 +100,23 @@ impl Context {
     /// How to reach the server.
     pub fn connect_options(&self) -> Result<ConnectOptions, Failure> {
         Ok(ConnectOptions::parse(self.settings.connection(), &|name| std::env::var(name).ok())?)
+    }
+}
+
+fn only_cluster(names: Vec<ClusterName>, url: &str) -> Result<ClusterName, Failure> {
+    let mut names = names.into_iter();
+    match (names.next(), names.next()) {
+        (Some(only), None) => Ok(only),
+        (None, _) => Err(Failure::new(Exit::NotFound, format!("repository {url} holds no cluster yet"))
+            .hint("`walden receive` or `walden backup` stores the first")),
+        (Some(first), Some(second)) => {
+            Err(Failure::new(Exit::Usage, "the repository holds several clusters")
+                .fact(
+                    "found",
+                    format!("{first}, {second}{}", if names.next().is_some() { ", …" } else { "" }),
+                )
+                .hint("choose one with --cluster"))
+        }
     }
 }
 

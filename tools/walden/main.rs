@@ -14,6 +14,7 @@ mod key;
 mod output;
 mod progress;
 mod receive;
+mod restore;
 mod run;
 mod signals;
 mod slot;

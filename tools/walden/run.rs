@@ -71,6 +71,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Info(info) => until_signal(info.run(&context)).await,
             Command::Backup(backup) => backup.run(&context).await,
             Command::Check(check) => until_signal(check.run(&context)).await,
+            Command::Restore(restore) => until_signal(restore.run(&context)).await,
             Command::Gc(gc) => until_signal(gc.run(&context)).await,
             Command::Slot(slot) => until_signal(slot.run(&context)).await,
             Command::Key(key) => key.run(&context),
