@@ -22,7 +22,7 @@
 //!
 //! Deletions are not synced: an object that comes back after a power cut is garbage that collection finds again.
 
-use super::{ObjectMeta, Store, StoreError};
+use super::{MappedObject, ObjectMeta, Store, StoreError};
 use crate::base::ObjectKey;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -69,6 +69,12 @@ impl LocalStore {
             staged: AtomicU64::new(0),
         };
         Ok(LocalStore { tree: Arc::new(tree), operations: Arc::new(Semaphore::new(OPERATIONS_MAX)) })
+    }
+
+    /// Maps an object into memory; blocks. For short-lived tools alone, see [`MappedObject`].
+    pub fn map(&self, key: &ObjectKey) -> Result<MappedObject, StoreError> {
+        let (file, _) = self.tree.open_object(key)?;
+        MappedObject::map(&file).map_err(|error| sort_out(key, "mapping it", error))
     }
 
     /// Runs `work` where it may block. Once begun it is finished, also when the caller is gone.

@@ -2,12 +2,18 @@
 //! The trait says what walden needs of a store and no more; one adapter serves every backend, and simulations bring their own.
 
 mod local;
+mod mapped;
 mod open;
+mod options;
 mod probe;
+mod remote;
 
 pub use local::LocalStore;
-pub use open::{StoreOptions, open};
+pub use mapped::MappedObject;
+pub use open::open;
+pub use options::{Credentials, REQUEST_TIMEOUT, StoreOptions};
 pub use probe::{probe_init, probe_start};
+pub use remote::RemoteStore;
 
 use crate::base::ObjectKey;
 use async_trait::async_trait;

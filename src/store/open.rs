@@ -1,31 +1,33 @@
-//! From a repository's URL to its store. Refuses what it does not understand; secrets never come in a URL, nor leave in an error.
+//! From a repository's URL to its store.
 
-use super::{LocalStore, Store, StoreError};
+use super::options::{Cloud, RemoteUrl, unescape};
+use super::remote::RemoteStore;
+use super::{LocalStore, Store, StoreError, StoreOptions};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What a URL does not say.
-#[derive(Debug, Clone, Default)]
-pub struct StoreOptions {
-    /// The operator declares that one process at a time writes here, so that a store without conditional creation will do.
-    pub single_writer: bool,
-}
-
-/// Opens the store of `url`: a path, `file://`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
-/// Nothing is created or asked yet; `probe_start` does that.
-pub fn open(url: &str, _options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
+/// Opens the store of `url`: a path, `file:///path`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
+/// Nothing is created, and nobody asked, yet; [`probe_start`](super::probe_start) does that.
+pub fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     let refuse = |reason: String| StoreError::Url { url: url.to_owned(), reason };
+    let local = |path: PathBuf| -> Result<Arc<dyn Store>, StoreError> {
+        Ok(Arc::new(LocalStore::open(&path).map_err(|error| refuse(error.to_string()))?))
+    };
+    let remote = |cloud| -> Result<Arc<dyn Store>, StoreError> {
+        let mut options = options.clone();
+        let url = RemoteUrl::parse(cloud, url, &mut options)?;
+        Ok(Arc::new(RemoteStore::open(url, &options)?))
+    };
     match url.split_once("://") {
         None if url.is_empty() => Err(refuse("is empty".into())),
-        None => {
-            Ok(Arc::new(LocalStore::open(&PathBuf::from(url)).map_err(|error| refuse(error.to_string()))?))
-        }
-        Some(("file", path)) => {
-            let path = local_path(path).map_err(refuse)?;
-            Ok(Arc::new(LocalStore::open(&path).map_err(|error| refuse(error.to_string()))?))
-        }
+        None => local(PathBuf::from(url)),
+        Some(("file", path)) => local(local_path(path).map_err(refuse)?),
+        Some(("s3", _)) => remote(Cloud::S3),
+        Some(("gs", _)) => remote(Cloud::Google),
+        Some(("az", _)) => remote(Cloud::Azure),
         Some((scheme, _)) => {
-            Err(refuse(format!("{scheme}:// is no kind of store; expected a path, file, s3, gs or az")))
+            let reason = format!("{scheme}:// is no kind of store; expected a path, file, s3, gs or az");
+            Err(StoreError::Url { url: format!("{scheme}://…"), reason })
         }
     }
 }
@@ -37,23 +39,8 @@ fn local_path(rest: &str) -> Result<PathBuf, String> {
     if !path.starts_with('/') {
         return Err("file:// needs an absolute path, like file:///srv/walden".into());
     }
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || rest.next().and_then(|b| (b as char).to_digit(16));
-        match (digit(), digit()) {
-            (Some(high), Some(low)) if high << 4 | low != 0 => bytes.push((high << 4 | low) as u8),
-            _ => {
-                return Err(
-                    "% is not followed by two hexadecimal digits of a byte that paths may hold".into()
-                );
-            }
-        }
-    }
+    let bytes =
+        unescape(path).ok_or("% is not followed by two hexadecimal digits of a byte that paths may hold")?;
     Ok(PathBuf::from(std::ffi::OsString::from_vec(bytes)))
 }
 
@@ -72,8 +59,15 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_store() {
-        for bad in ["", "ftp://host/x", "file://relative", "s4://bucket"] {
+        for bad in ["", "ftp://host/x", "file://relative", "s4://bucket", "s3://"] {
             assert!(matches!(open(bad, &StoreOptions::default()), Err(StoreError::Url { .. })), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn urls_are_told_back_without_their_like() {
+        let told = |url: &str| open(url, &StoreOptions::default()).unwrap().url();
+        assert_eq!(told("/srv/walden"), "file:///srv/walden");
+        assert_eq!(told("s3://b/p/?region=eu-1"), "s3://b/p?region=eu-1");
     }
 }

@@ -36,7 +36,10 @@ pub async fn load(cli: &Cli) -> Result<Loaded, Failure> {
     let settings = Settings::resolve(&cli.given(), &environment, &config::load(cli.config.as_deref())?)?;
     let repository = settings.repository().ok();
     let store = match repository {
-        Some(table) => Some(store::open(&table.url, &StoreOptions { single_writer: table.single_writer })?),
+        Some(table) => Some(store::open(
+            &table.url,
+            &StoreOptions { single_writer: table.single_writer, ..StoreOptions::default() },
+        )?),
         None => None,
     };
     let (bytes, key) = read(&cli.file, store.as_deref()).await?;

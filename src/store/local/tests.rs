@@ -67,6 +67,16 @@ async fn reads_ranges_and_refuses_those_past_the_end() {
 }
 
 #[tokio::test]
+async fn an_object_can_be_mapped() {
+    let (_dir, store) = store();
+    store.create(&key("a"), Bytes::from_static(b"mapped")).await.unwrap();
+    assert_eq!(&*store.map(&key("a")).unwrap(), b"mapped");
+    store.create(&key("empty"), Bytes::new()).await.unwrap();
+    assert!(store.map(&key("empty")).unwrap().is_empty());
+    assert!(matches!(store.map(&key("none")), Err(StoreError::NotFound { .. })));
+}
+
+#[tokio::test]
 async fn lists_by_whole_parts_of_names_and_in_order() {
     let (_dir, store) = store();
     assert!(store.list("").await.unwrap().is_empty());
