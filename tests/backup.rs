@@ -177,7 +177,8 @@ async fn checksums_agree_with_the_server() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_that_is_stopped_leaves_nothing_behind() {
-    for major in majors() {
+    // One of each dialect.
+    for major in majors().into_iter().filter(|major| matches!(major, 14 | 17)) {
         let pg = Pg::start(major);
         fill(&pg);
         let bed = Bed::new().await;
@@ -203,7 +204,6 @@ async fn a_backup_that_is_stopped_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registration_that_was_collected_voids_the_backup() {
     let pg = Pg::start(15);
-    fill(&pg);
     let bed = Bed::new().await;
     let receiving = Receiving::start(&bed.repo, &pg);
     bed.wait_for_cluster().await;

@@ -11,7 +11,7 @@ use super::source::{Source, settings_kept};
 use super::wal::{self, EnsureWal};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::progress::Progress;
-use crate::base::{BackupId, ClusterName, Generation, Lsn, TimelineId, Timestamp};
+use crate::base::{BackupId, ClusterName, Generation, Lsn, LsnRange, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState, PagesEntry};
 use crate::format::manifest::{DamagedBlock, ManifestMeta, Tablespace};
 use crate::format::root::GenerationRecord;
@@ -32,6 +32,8 @@ use tokio::time::Instant;
 const ID_BUMPS_MAX: i64 = 120;
 /// How long a failed backup tries to take its registration away.
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(30);
+/// How long WAL may take so that one commit does for all.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 const MICROS: i64 = 1_000_000;
 
 /// What `backup` is asked to do.
@@ -106,7 +108,7 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
     let registration = Registration::create(&cluster, &job.options.holder).await?;
     let mut backup = Backup { job: &job, cluster: &cluster, registration: &registration, server, source };
     let stored = tokio::select! {
-        stored = backup.store(replication) => stored,
+        stored = backup.store_and_settle(replication) => stored,
         () = stopped(&mut stop) => Err(BackupError::Interrupted),
     };
     let committed = match stored {
@@ -123,7 +125,9 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
             return Err(error);
         }
     };
-    backup.complete(&mut report, &mut stop).await?;
+    if report.entry.state == BackupState::Pending {
+        backup.complete(&mut report, &mut stop).await?;
+    }
     Ok(report)
 }
 
@@ -170,6 +174,30 @@ struct Span {
 }
 
 impl Backup<'_> {
+    /// Stores everything, and gives the WAL a moment to become durable: then one commit does.
+    async fn store_and_settle(
+        &mut self,
+        replication: Connection,
+    ) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
+        let (mut report, segments) = self.store(replication).await?;
+        self.job.progress.stage("waiting for WAL", None);
+        let deadline = Instant::now() + SETTLE_LIMIT.min(self.job.options.wal_timeout);
+        let (timeline, range) = (report.entry.timeline, self.needed_wal(&report.entry));
+        let durable = match self.job.wal.wait(self.cluster, timeline, range, deadline).await {
+            Ok(true) => wal::is_durable(self.cluster, timeline, range).await?,
+            // What failed is told after the commit: the backup is there, and WAL may still come.
+            Ok(false) | Err(_) => false,
+        };
+        if durable {
+            report.entry.state = state_with_wal(&report.entry);
+        }
+        Ok((report, segments))
+    }
+
+    fn needed_wal(&self, entry: &BackupEntry) -> LsnRange {
+        backups::needed_wal(entry, self.server.wal_segment_size)
+    }
+
     /// Streams and stores everything. Nothing refers to it yet; the segments are to be committed with the entry.
     async fn store(
         &mut self,
@@ -303,7 +331,7 @@ impl Backup<'_> {
         Err(RepoError::Conflict { reason }.into())
     }
 
-    /// Commits segments and backup; the backup is pending until its WAL is durable.
+    /// Commits segments and backup.
     async fn commit(&self, entry: &BackupEntry, segments: Vec<PagesEntry>) -> Result<(), BackupError> {
         let mut page = empty_page();
         page.pages = segments;
@@ -318,12 +346,11 @@ impl Backup<'_> {
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(), BackupError> {
         let (entry, cluster) = (&mut report.entry, self.cluster);
-        let range = backups::needed_wal(entry, self.server.wal_segment_size);
+        let range = self.needed_wal(entry);
         let missing = |reason: String, source| {
             let (id, timeline) = (entry.id.clone(), entry.timeline);
             BackupError::WalMissing { id, timeline, range, reason, source }
         };
-        self.job.progress.stage("waiting for WAL", None);
         let deadline = Instant::now() + self.job.options.wal_timeout;
         let waited = tokio::select! {
             waited = self.job.wal.wait(cluster, entry.timeline, range, deadline) => waited,
@@ -339,7 +366,7 @@ impl Backup<'_> {
             }
             Err(source) => return Err(missing(source.to_string(), Some(source))),
         }
-        entry.state = if entry.damaged_blocks > 0 { BackupState::Damaged } else { BackupState::Complete };
+        entry.state = state_with_wal(entry);
         let mut page = empty_page();
         page.backups.push(entry.clone());
         let commit = |root: &crate::format::root::Root, index: &crate::repo::Index| {
@@ -362,6 +389,11 @@ fn end_archive(archive: Option<(String, Cutter)>) -> Result<(), BackupError> {
         Some((archive, cutter)) => cutter.finish().map_err(|source| BackupError::Archive { archive, source }),
         None => Ok(()),
     }
+}
+
+/// What a backup is once its WAL is durable.
+fn state_with_wal(entry: &BackupEntry) -> BackupState {
+    if entry.damaged_blocks > 0 { BackupState::Damaged } else { BackupState::Complete }
 }
 
 fn entry_of(meta: &ManifestMeta, stats: &ChunkStats, manifest_len: u64, damaged_blocks: u64) -> BackupEntry {

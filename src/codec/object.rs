@@ -52,6 +52,11 @@ impl ObjectWriter {
         self.finish_data(offset, codec, plain_len, id, position);
     }
 
+    /// Makes room for `bytes` more at once: a large object then never moves while it grows.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.bytes.reserve_exact(bytes);
+    }
+
     /// Bytes so far.
     pub fn len(&self) -> usize {
         self.bytes.len()

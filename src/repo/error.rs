@@ -98,6 +98,12 @@ impl RepoError {
         RepoError::Damage { key: key.clone(), reason: reason.to_string() }
     }
 
+    /// Whether an object itself is at fault, and not the way to it: damaged, cut short or gone.
+    pub fn is_damage(&self) -> bool {
+        let store = matches!(self, RepoError::Store(StoreError::NotFound { .. } | StoreError::Short { .. }));
+        store || matches!(self, RepoError::Damage { .. })
+    }
+
     /// Whether trying again later may succeed without anybody mending anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, RepoError::Store(StoreError::Unknown { .. }))

@@ -10,7 +10,6 @@ use crate::format::header::{HEADER_BYTES, ObjectKind};
 use crate::format::index::PagesEntry;
 use crate::repo::walread::open_segment;
 use crate::repo::{Cluster, RepoError, layout};
-use crate::store::StoreError;
 use futures_util::{StreamExt, stream};
 use std::ops::Range;
 
@@ -86,7 +85,7 @@ impl ChunkIndex {
         while let Some((key, result)) = opened.next().await {
             match result {
                 Ok(segment) => index.add(key, segment),
-                Err(error @ (RepoError::Damage { .. } | RepoError::Store(StoreError::NotFound { .. }))) => {
+                Err(error) if error.is_damage() => {
                     index.lost.push(LostSegment { key, error });
                 }
                 Err(error) => return Err(error),

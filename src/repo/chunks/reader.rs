@@ -7,7 +7,6 @@ use crate::base::ChunkId;
 use crate::codec::KeySource;
 use crate::format::frame::FrameKind;
 use crate::repo::{Cluster, RepoError, layout};
-use crate::store::StoreError;
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -59,7 +58,7 @@ impl ChunkReader {
         let mut damage = None;
         for at in self.index.find_all(&id) {
             match self.read_at(id, at).await {
-                Err(error) if is_damage(&error) => damage = Some(error),
+                Err(error) if error.is_damage() => damage = Some(error),
                 other => return other,
             }
         }
@@ -128,7 +127,7 @@ impl ChunkReader {
         let stored = match self.read_run(id, first, last).await {
             Ok(stored) => Some(stored),
             // Gone or cut short: each chunk may still be elsewhere.
-            Err(error) if is_damage(&error) => None,
+            Err(error) if error.is_damage() => None,
             Err(error) => return Err(error.into()),
         };
         let Ok(permit) = self.threads.clone().acquire_owned().await else {
@@ -218,11 +217,6 @@ impl ChunkReader {
         };
         RepoError::Damage { key, reason: format!("no segment holds chunk {id}{why}") }
     }
-}
-
-fn is_damage(error: &RepoError) -> bool {
-    let store = matches!(error, RepoError::Store(StoreError::NotFound { .. } | StoreError::Short { .. }));
-    store || matches!(error, RepoError::Damage { .. })
 }
 
 /// Cuts chunks sorted by place into runs that one read fetches.

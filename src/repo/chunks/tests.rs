@@ -80,11 +80,16 @@ async fn a_damaged_chunk_is_taken_from_another_segment() {
 async fn chunks_of_a_lost_segment_are_stored_again() {
     let bed = bed().await;
     let some = chunks(5, 20, 20_000);
-    for damage in ["gone", "directory", "header"] {
+    for damage in ["gone", "short", "directory", "header"] {
         let (pages, _, ids) = bed.store(&[], &some).await;
         let path = bed.path(&pages[0]);
         match damage {
             "gone" => std::fs::remove_file(&path).unwrap(),
+            "short" => {
+                let bytes = std::fs::read(&path).unwrap();
+                std::fs::remove_file(&path).unwrap();
+                std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+            }
             "header" => flip(&path, 40),
             _ => flip(&path, pages[0].object_len as usize - 60),
         }

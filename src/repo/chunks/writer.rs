@@ -21,8 +21,10 @@ use tokio::task::JoinSet;
 const SEGMENTS_MAX: usize = 3;
 /// Chunks in one segment: bounds its directory.
 const SEGMENT_CHUNKS_MAX: usize = 16 << 10;
-/// A segment is full when another chunk might not fit any more.
-const SEGMENT_FULL_BYTES: usize = PAGES_SEGMENT_BYTES - (512 << 10);
+/// The most that a chunk and the directory may add to a segment that is not full.
+const SEGMENT_SLACK_BYTES: usize = 2 << 20;
+/// A segment is full when another chunk and the directory might not fit any more.
+const SEGMENT_FULL_BYTES: usize = PAGES_SEGMENT_BYTES - SEGMENT_SLACK_BYTES;
 
 /// What a writer stored, and what it found stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -213,7 +215,8 @@ impl Shared {
         let repo = self.cluster.repo();
         let id = ObjectId::random(&*repo.env().entropy);
         let key = layout::segment(self.cluster.name(), id);
-        let writer = repo.writer(ObjectKind::PagesSegment, &key, id.0, 0, 0);
+        let mut writer = repo.writer(ObjectKind::PagesSegment, &key, id.0, 0, 0);
+        writer.reserve(PAGES_SEGMENT_BYTES + SEGMENT_SLACK_BYTES);
         OpenSegment { id, key, writer, permit }
     }
 
