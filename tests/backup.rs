@@ -186,7 +186,7 @@ async fn a_backup_that_is_stopped_leaves_nothing_behind() {
         bed.wait_for_cluster().await;
         // Slow enough to be caught in the middle.
         let (watcher, stop) = Watcher::stopping_after(4 << 20);
-        let error = bed.backup_watched(&pg, Some(4096), &watcher, stop).await.unwrap_err();
+        let error = bed.backup_watched(&pg.conninfo(), Some(4096), &watcher, stop).await.unwrap_err();
         assert!(matches!(error, BackupError::Interrupted), "{error}");
         let snapshot = walmap::load(&bed.cluster().await).await.unwrap();
         assert_eq!(
@@ -202,6 +202,29 @@ async fn a_backup_that_is_stopped_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_ends_the_backup_and_nothing_stays() {
+    let mut pg = Pg::start(18);
+    let bed = Bed::new().await;
+    let receiving = Receiving::start(&bed.repo, &pg);
+    bed.wait_for_cluster().await;
+    let (watcher, reached) = Watcher::stopping_after(4 << 20);
+    let (_, never) = Watcher::patient();
+    let conninfo = pg.conninfo();
+    let kill = async {
+        let mut reached = reached.clone();
+        reached.wait_for(|reached| *reached).await.unwrap();
+        pg.stop(Stop::Kill);
+    };
+    let (ended, ()) = tokio::join!(bed.backup_watched(&conninfo, Some(4096), &watcher, never), kill);
+    assert!(matches!(ended, Err(BackupError::Pg(_))), "{ended:?}");
+    let snapshot = walmap::load(&bed.cluster().await).await.unwrap();
+    assert_eq!((snapshot.root.pending.len(), snapshot.index.backups.len()), (0, 0));
+    pg.start_again();
+    assert_eq!(bed.backup(&pg).await.unwrap().entry.state, BackupState::Complete);
+    receiving.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registration_that_was_collected_voids_the_backup() {
     let pg = Pg::start(15);
     let bed = Bed::new().await;
@@ -209,7 +232,7 @@ async fn a_registration_that_was_collected_voids_the_backup() {
     bed.wait_for_cluster().await;
     let collector = bed.collect_registrations();
     let (watcher, stop) = Watcher::patient();
-    let error = bed.backup_watched(&pg, Some(8192), &watcher, stop).await.unwrap_err();
+    let error = bed.backup_watched(&pg.conninfo(), Some(8192), &watcher, stop).await.unwrap_err();
     assert!(matches!(error, BackupError::Expired), "{error}");
     collector.await.unwrap();
     let snapshot = walmap::load(&bed.cluster().await).await.unwrap();

@@ -89,12 +89,12 @@ impl Bed {
 
     pub async fn backup_watched(
         &self,
-        pg: &Pg,
+        conninfo: &str,
         max_rate_kib: Option<u32>,
         progress: &dyn Progress,
         stop: watch::Receiver<bool>,
     ) -> Result<BackupReport, BackupError> {
-        self.run(&pg.conninfo(), max_rate_kib, Duration::from_secs(60), progress, stop).await
+        self.run(conninfo, max_rate_kib, Duration::from_secs(60), progress, stop).await
     }
 
     async fn run(
