@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod exit;
 pub mod failure;
 pub mod info;
+pub mod log;
 pub mod own_wal;
 pub mod settings;
 pub mod units;

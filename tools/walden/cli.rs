@@ -88,6 +88,7 @@ pub enum Command {
     Compact(crate::compact::Compact),
     Gc(crate::gc::Gc),
     Info(crate::info::Info),
+    Log(crate::log::Log),
     Check(crate::check::Check),
     #[command(subcommand)]
     Slot(crate::slot::Slot),

@@ -11,6 +11,7 @@ mod gc;
 mod info;
 mod init;
 mod key;
+mod log;
 mod output;
 mod progress;
 mod receive;
