@@ -75,6 +75,7 @@ fn compare(major: u32, segment_mib: u64) {
         .option("track_commit_timestamp", "on")
         .option("wal_level", if segment_mib == 16 { "logical" } else { "replica" })
         .option("wal_compression", compression)
+        .option("wal_consistency_checking", if segment_mib == 64 { "heap,btree" } else { "" })
         .start();
     run(pg.command("pgbench").args(["-i", "-q", "-I", "dtp"]));
     pg.sql(LOAD);
@@ -120,6 +121,41 @@ fn compare(major: u32, segment_mib: u64) {
     summaries_agree(&wal, &records, headless > 0);
 }
 
+#[test]
+fn reads_over_a_promotion_on_both_timelines() {
+    for major in majors() {
+        let pg = Pg::builder(major).wal_segment_mib(1).option("wal_keep_size", "1GB").start();
+        let mut standby = pg.standby();
+        pg.sql("CREATE TABLE t AS SELECT generate_series(1, 3000) AS a");
+        let replayed = pg.wal_lsn();
+        let caught_up = format!("SELECT pg_last_wal_replay_lsn() >= '{replayed}'");
+        standby.wait_for(&caught_up, "t", std::time::Duration::from_secs(20));
+        standby.promote();
+        standby.sql(
+            "INSERT INTO t SELECT generate_series(1, 3000); SELECT pg_switch_wal() IS NULL; DELETE FROM t",
+        );
+        let end = insert_lsn(&standby);
+        standby.stop(Stop::Fast);
+        let wal = Wal::read(&standby, 1, 2, end);
+        let (records, errors) = wal.records(100_003);
+        assert!(errors.len() <= 1, "PostgreSQL {major}: {errors:?}");
+        let dumped = dump_timeline(&standby, 2, records[0].start, end);
+        assert_eq!(records.len(), dumped.len(), "PostgreSQL {major}");
+        for (record, line) in records.iter().zip(&dumped) {
+            assert_eq!(describe(record), normalise(line), "PostgreSQL {major}: {line}");
+        }
+        let promotion = records.iter().find_map(|record| match Fact::of(record) {
+            Ok(Some(Fact::EndOfRecovery { timeline, previous, .. })) => Some((timeline.0, previous.0)),
+            _ => None,
+        });
+        assert_eq!(promotion, Some((2, 1)), "PostgreSQL {major}");
+        assert!(
+            records[0].start < replayed.parse().unwrap(),
+            "the segment begins with the old timeline's records"
+        );
+    }
+}
+
 /// Crashes while a long record is being written: the segment that holds its end is gone when the server starts again.
 fn crash_in_a_long_record(pg: &mut Pg, segment_mib: u64) {
     let size = segment_mib << 20;
@@ -143,9 +179,13 @@ fn crash_in_a_long_record(pg: &mut Pg, segment_mib: u64) {
 
 /// The lines of pg_waldump from `start` up to `end`.
 fn dump(pg: &Pg, start: Lsn, end: Lsn) -> Vec<String> {
+    dump_timeline(pg, 1, start, end)
+}
+
+fn dump_timeline(pg: &Pg, timeline: u32, start: Lsn, end: Lsn) -> Vec<String> {
     let mut command = pg.command("pg_waldump");
     command.arg("-p").arg(pg.data_dir().join("pg_wal"));
-    command.args(["-s", &start.to_string(), "-e", &end.to_string()]);
+    command.args(["-t", &timeline.to_string(), "-s", &start.to_string(), "-e", &end.to_string()]);
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().filter(|line| line.starts_with("rmgr: ")).map(str::to_owned).collect()

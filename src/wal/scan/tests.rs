@@ -189,3 +189,27 @@ fn repeated_bytes_are_passed_over_and_jumps_are_told() {
     let (before, after): (Vec<_>, Vec<_>) = records.iter().partition(|(start, _)| *start < jump);
     assert!(made.starts_with(&before) && made.ends_with(&after) && !after.is_empty());
 }
+
+#[test]
+fn crosses_segments_of_every_size() {
+    for bits in 20..=30 {
+        let size = SegmentSize::new(1 << bits).unwrap();
+        let start = Lsn::new(5 * size.bytes() - 3 * 8192);
+        let mut synth = Synth::new(WalVersion::V17, size, SystemId(7), TimelineId(1), start);
+        let made = [30_000, 100, 8152, 24].map(|len| synth.noise(len));
+        let mut decoder = Decoder::new(size, start, DecodeFrom::Anywhere);
+        decoder.feed(start, &synth.take());
+        for made in made {
+            let record = decoder.next().unwrap().unwrap();
+            assert_eq!((record.start, record.end), (made.start, made.end), "segments of 2^{bits} bytes");
+        }
+        assert_eq!(decoder.system_id(), Some(SystemId(7)));
+        // The same bytes under another size are no WAL past the segment's end.
+        let other = SegmentSize::new(1 << if bits == 20 { 21 } else { bits - 1 }).unwrap();
+        let mut synth = Synth::new(WalVersion::V17, size, SystemId(7), TimelineId(1), start);
+        synth.noise(30_000);
+        let mut decoder = Decoder::new(other, start, DecodeFrom::Anywhere);
+        decoder.feed(start, &synth.take());
+        assert!(decoder.next().is_err());
+    }
+}
