@@ -23,6 +23,12 @@ pub async fn attempt(conninfo: &str, kind: ConnectionKind) -> Result<Connection,
     result
 }
 
+/// The oldest and the newest major, for what does not change between.
+pub fn ends() -> Vec<u32> {
+    let majors = majors();
+    if majors.len() > 2 { vec![majors[0], majors[majors.len() - 1]] } else { majors }
+}
+
 fn auth_code(result: Result<Connection, PgError>) -> Option<String> {
     match result.map(drop) {
         Err(PgError::Auth { code, .. }) => code,
@@ -207,7 +213,7 @@ async fn variables_and_services_lead_to_a_server() {
 
 #[tokio::test]
 async fn of_several_hosts_the_one_that_is_meant() {
-    for major in majors() {
+    for major in ends() {
         let pg = Pg::builder(major).tcp().start();
         let standby = pg.standby();
         let dead = Port::reserve();
