@@ -11,13 +11,15 @@ use crate::format::index::{
     BackupEntry, GapEntry, HistoryEntry, IndexLevel, IndexMeta, IndexPage, PagesEntry, RemovedEntry,
     RemovedKind, WalEntry,
 };
-use crate::format::record::Record;
+use crate::format::record::{Field, Record, stored};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A level is merged into the new object unless it has this many times its entries.
 const LEVEL_RATIO: u64 = 2;
 /// Entries in one frame of an index object.
 const PAGE_ENTRIES: usize = 1024;
+/// Bytes of entries in one frame, unless a single one is longer.
+const PAGE_BYTES: usize = 4 << 20;
 
 /// What a commit does to the index.
 #[derive(Debug)]
@@ -195,14 +197,27 @@ fn count(page: &IndexPage) -> u64 {
         + page.removed.len()) as u64
 }
 
-/// Cuts a page into pages of bounded size, one list each.
+/// Cuts a page into pages of bounded size, one list each. By bytes too: a summary with many events is long.
 fn split(page: IndexPage) -> Vec<IndexPage> {
-    fn cut<T: Clone>(list: &[T], pages: &mut Vec<IndexPage>, set: impl Fn(&mut IndexPage, Vec<T>)) {
-        for part in list.chunks(PAGE_ENTRIES) {
-            let mut page = empty_page();
-            set(&mut page, part.to_vec());
-            pages.push(page);
+    fn cut<T: Clone + Field>(list: &[T], pages: &mut Vec<IndexPage>, set: impl Fn(&mut IndexPage, Vec<T>)) {
+        let mut put = |part: Vec<T>| {
+            if !part.is_empty() {
+                let mut page = empty_page();
+                set(&mut page, part);
+                pages.push(page);
+            }
+        };
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        for entry in list {
+            let len = stored(entry).len();
+            if part.len() == PAGE_ENTRIES || bytes + len > PAGE_BYTES {
+                put(std::mem::take(&mut part));
+                bytes = 0;
+            }
+            part.push(entry.clone());
+            bytes += len;
         }
+        put(part);
     }
     let mut pages = Vec::new();
     cut(&page.wal, &mut pages, |page, part| page.wal = part);
@@ -325,5 +340,24 @@ mod tests {
         let parts = split(page.clone());
         assert_eq!(parts.len(), 3);
         assert_eq!(parts.iter().map(count).sum::<u64>(), count(&page));
+    }
+
+    #[test]
+    fn splits_few_long_entries_by_their_bytes() {
+        let mut page = empty_page();
+        page.gaps = (0..10)
+            .map(|id| GapEntry {
+                id: ObjectId([id; 16]),
+                generation: crate::base::Generation(1),
+                timeline: crate::base::TimelineId(1),
+                start: crate::base::Lsn::new(1),
+                end: crate::base::Lsn::new(2),
+                recorded_at: crate::base::Timestamp::from_micros(0),
+                reason: "x".repeat(PAGE_BYTES / 3),
+            })
+            .collect();
+        let parts = split(page.clone());
+        assert_eq!(parts.iter().map(|part| part.gaps.len()).collect::<Vec<_>>(), [2, 2, 2, 2, 2]);
+        assert!(parts.iter().all(|part| part.encode().len() < PAGE_BYTES + 1024));
     }
 }
