@@ -4,10 +4,13 @@ mod common;
 
 use bytes::Bytes;
 use common::sim_store::{Chances, Lie, Request, SimStore, StoreFaults, Verdict};
+use common::stores::StoreServer;
 use std::time::Duration;
 use walden::base::{Entropy, ObjectKey};
-use walden::store::{Store, StoreError, probe_init, probe_start};
+use walden::store::{Credentials, Store, StoreError, probe_init, probe_start};
 
+#[path = "store/conformance.rs"]
+mod conformance;
 #[path = "store/sim.rs"]
 mod sim;
 

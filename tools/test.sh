@@ -40,6 +40,7 @@ step() {
 say "seed $SEED${LONG:+, long, $MINUTES minutes for each search}"
 step "setup"
 tools/setup
+tools/setup-stores.sh
 
 step "format"
 cargo fmt --check

@@ -4,4 +4,5 @@
 pub mod pg;
 pub mod sim_disk;
 pub mod sim_store;
+pub mod stores;
 pub mod walden;
