@@ -168,4 +168,25 @@ mod tests {
         }
         assert!(TimelineHistory::parse(TimelineId(4), &[0xff]).is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_parses_is_a_path_without_holes(
+            lines in proptest::collection::vec((0u32..9, 0u64..1 << 36, "[ -~\t]{0,12}"), 0..6),
+            noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..60),
+        ) {
+            let _ = TimelineHistory::parse(TimelineId(9), &noise);
+            let text = lines.iter().fold(String::new(), |text, (timeline, at, reason)| {
+                format!("{text}{timeline}\t{}\t{reason}\n", Lsn::new(*at))
+            });
+            if let Ok(history) = TimelineHistory::parse(TimelineId(9), text.as_bytes()) {
+                let path = history.path();
+                proptest::prop_assert_eq!(path.len(), lines.len() + 1);
+                let joined = path.windows(2).all(|pair| pair[0].1.end == pair[1].1.start && pair[0].0 < pair[1].0);
+                proptest::prop_assert!(joined);
+                let again = TimelineHistory::parse(TimelineId(9), history.to_text().as_bytes());
+                proptest::prop_assert_eq!(again, Ok(history));
+            }
+        }
+    }
 }
