@@ -3,7 +3,7 @@
 use crate::common::pg::{Pg, temp_dir};
 use futures_util::TryStreamExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,6 +55,11 @@ impl Bed {
     /// The same repository opened anew, as another process would.
     pub async fn forgetful(&self) -> Bed {
         Bed::over(self.dir.clone()).await
+    }
+
+    /// Where the repository is.
+    pub fn repo_dir(&self) -> PathBuf {
+        self.dir.path().join("repo")
     }
 
     pub async fn cluster(&self) -> Cluster {
