@@ -10,12 +10,21 @@ mod restore {
     pub mod bed;
 }
 
-use common::pg::{Pg, majors};
-use restore::bed::{Committed, Rows, Scene, commits, load, prepare, rows};
+use backup_bed::Receiving;
+use common::pg::{Pg, Stop, give_to_postgres, is_root, majors, postgres_command, run, wait_until};
+use restore::bed::{
+    Committed, RECOVERY_LIMIT, Rows, Scene, WALDEN, commits, load, prepare, rows, time, wait_there,
+};
 use std::collections::BTreeMap;
-use std::time::Duration;
-use walden::base::{Lsn, Timestamp};
-use walden::restore::Target;
+use std::fs;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use walden::base::progress::Unwatched;
+use walden::base::{Lsn, TimelineId, Timestamp};
+use walden::restore::place::{Existing, INCOMPLETE};
+use walden::restore::run::plan;
+use walden::restore::{Request, RestoreError, Target, TargetAction, TimelineChoice};
 
 fn source(major: u32, mib: u32) -> Pg {
     let pg = Pg::builder(major).wal_segment_mib(mib);
@@ -57,6 +66,9 @@ async fn every_kind_of_target_gives_exactly_what_was_committed_by_then() {
         let position: Lsn = pg.wal_lsn().parse().unwrap();
         tokio::time::sleep(Duration::from_millis(1500)).await;
         drop(running);
+        // The last of its transactions may still be under way.
+        let gone = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
+        pg.wait_for(gone, "0", Duration::from_secs(30));
         receiving.wait_durable(&pg).await;
         receiving.stop().await;
 
@@ -108,4 +120,260 @@ async fn every_kind_of_target_gives_exactly_what_was_committed_by_then() {
         assert_eq!(restored.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
         drop(restored);
     }
+}
+
+/// One of the majors under test, spread over the tests.
+fn one_of_them(number: usize) -> u32 {
+    let majors = majors();
+    majors[number % majors.len()]
+}
+
+/// A small source with a backup, its receiver still running.
+async fn backed_up(pg: &Pg) -> (Scene, Receiving) {
+    let (scene, receiving) = Scene::new(pg).await;
+    scene.bed.backup(pg).await.unwrap();
+    (scene, receiving)
+}
+
+fn server_now(pg: &Pg) -> Timestamp {
+    time(&pg.sql("SET timezone = 'UTC'; SELECT to_char(clock_timestamp(), 'YYYY-MM-DD HH24:MI:SS.US')"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_server_a_crash_and_prepared_transactions() {
+    let major = one_of_them(0);
+    let mut pg = source(major, 1);
+    pg.sql("CREATE TABLE t (a int)");
+    let (scene, receiving) = backed_up(&pg).await;
+    pg.sql("INSERT INTO t VALUES (1)");
+    pg.sql("BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'two'");
+    let prepared = pg.sql("SELECT transaction FROM pg_prepared_xacts");
+    pg.sql("INSERT INTO t VALUES (3)");
+    let before_the_crash = server_now(&pg);
+    pg.stop(Stop::Kill);
+    pg.start_again();
+    pg.sql("COMMIT PREPARED 'two'");
+    let last = server_now(&pg);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // Idle but for a record that is no commit.
+    pg.sql("SELECT pg_switch_wal(); CHECKPOINT");
+    receiving.wait_durable(&pg).await;
+    receiving.stop().await;
+    let found = |pg: &Pg| pg.sql("SELECT string_agg(a::text, ' ' ORDER BY a) FROM t");
+    let xid: u32 = prepared.parse().unwrap();
+    for (name, target, expected) in [
+        ("crash", Target::Time(before_the_crash), "1 3"),
+        ("idle", Target::Time(last.saturating_add_micros(500_000)), "1 2 3"),
+        ("prepared", Target::Xid(xid), "1 2 3"),
+    ] {
+        let restored = scene.restored(major, name, target).await;
+        assert_eq!(found(&restored), expected, "{name}");
+    }
+    let late = Request::new(Target::Time(last.saturating_add_micros(3_600_000_000)));
+    let refused = plan(&scene.cluster, &scene.options("late", late).await).await.unwrap_err();
+    assert!(matches!(&refused, RestoreError::Outside { .. }), "{refused}");
+    assert!(!scene.path("late").exists(), "nothing is written before coverage is known");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn starts_from_the_root_directory_with_an_empty_environment() {
+    let major = one_of_them(1);
+    let pg = source(major, 16);
+    pg.sql("CREATE TABLE t AS SELECT 1 AS a");
+    let (scene, receiving) = backed_up(&pg).await;
+    pg.sql("INSERT INTO t VALUES (2)");
+    receiving.wait_durable(&pg).await;
+    let mut options = scene.options("bare", Request::new(Target::Latest)).await;
+    options.wal_dir = Some(scene.path("bare wal's"));
+    let restored = scene.restore(major, &options).await.unwrap();
+    assert!(fs::symlink_metadata(options.target_dir.join("pg_wal")).unwrap().is_symlink());
+    give_to_postgres(&scene.path("bare wal's"));
+    // `setpriv` runs as root; `env -i` is what PostgreSQL gets.
+    let mut server = postgres_command("/usr/bin/env");
+    server
+        .arg("-i")
+        .arg(restored.binary("postgres"))
+        .arg("-D")
+        .arg(restored.data_dir())
+        .args(["-c", "listen_addresses="]);
+    server.arg("-c").arg(format!("unix_socket_directories={}", restored.socket_dir().display()));
+    let server = common::pg::Process::start(server);
+    restored.wait_for("SELECT count(*) FROM t", "2", RECOVERY_LIMIT);
+    wait_there(&restored, TargetAction::Promote);
+    server.signal(rustix::process::Signal::INT);
+    receiving.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_cut_off_in_mid_recovery_stops_the_server_and_never_promotes_it() {
+    let major = one_of_them(2);
+    let pg = source(major, 1);
+    pg.sql("CREATE TABLE t (a int, b text)");
+    let (scene, receiving) = backed_up(&pg).await;
+    for _ in 0..6 {
+        pg.sql("INSERT INTO t SELECT i, repeat('x', 900) FROM generate_series(1, 15000) AS i");
+    }
+    receiving.wait_durable(&pg).await;
+    receiving.stop().await;
+    let options = scene.options("cut", Request::new(Target::Latest)).await;
+    let mut restored = scene.restore(major, &options).await.unwrap();
+    restored.set_option("log_min_messages", "debug1");
+    // Replay is slowed down, so that the cut falls into it.
+    restored.set_option("shared_buffers", "1MB");
+    restored.launch();
+    let begun = wait_until(RECOVERY_LIMIT, || restored.log().matches("restored log file").count() > 3);
+    assert!(begun, "{}", restored.log());
+    scene.cut_off(true);
+    assert!(restored.wait_stopped(Duration::from_secs(180)), "{}", restored.log());
+    let log = restored.log();
+    assert!(log.contains("could not restore file") && log.contains("FATAL"), "{log}");
+    assert!(!log.contains("ready to accept connections") && !log.contains("selected new timeline"), "{log}");
+    assert!(options.target_dir.join("recovery.signal").exists());
+    scene.cut_off(false);
+    restored.start_again();
+    wait_there(&restored, TargetAction::Promote);
+    assert_eq!(restored.sql("SELECT count(*) FROM t"), "90000");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_staged_file_is_handed_over_within_five_milliseconds() {
+    let major = one_of_them(3);
+    let pg = source(major, 1);
+    let (scene, receiving) = backed_up(&pg).await;
+    pg.sql("CREATE TABLE t AS SELECT i, repeat('x', 900) AS b FROM generate_series(1, 20000) AS i");
+    receiving.wait_durable(&pg).await;
+    receiving.stop().await;
+    let options = scene.options("timed", Request::new(Target::Latest)).await;
+    let planned = plan(&scene.cluster, &options).await.unwrap();
+    let wal = planned.plan.wal();
+    planned.execute(Arc::new(Unwatched)).await.unwrap();
+    give_to_postgres(&scene.bed.repo_dir());
+    let recovery = options.target_dir.join("pg_wal/walden/recovery.toml");
+    let staging = recovery.parent().unwrap();
+    let fetch = |name: &str, to: &str| {
+        let mut command = Command::new(WALDEN);
+        command
+            .arg("wal-fetch")
+            .arg("--recovery")
+            .arg(&recovery)
+            .args([name, to])
+            .current_dir(&options.target_dir);
+        command.env_clear().output().unwrap()
+    };
+    let first = wal.start.get() >> 20;
+    let name = |number: u64| format!("0000000100000000{number:08X}");
+    assert_eq!(fetch(&name(first), "pg_wal/RECOVERYXLOG").status.code(), Some(0), "nothing is staged yet");
+    for number in first + 1..first + 12 {
+        let staged = wait_until(Duration::from_secs(30), || staging.join(name(number)).exists());
+        assert!(staged, "{}", fs::read_to_string(staging.join("wal-fetch.log")).unwrap());
+        let output = fetch(&name(number), "pg_wal/RECOVERYXLOG");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(fs::metadata(options.target_dir.join("pg_wal/RECOVERYXLOG")).unwrap().len(), 1 << 20);
+    }
+    // Other tests keep both cores busy: what takes longer again and again is slow, what does so now and then waited its turn.
+    let mut taken = Vec::new();
+    while taken.len() < 100 && taken.iter().filter(|taken| **taken <= Duration::from_millis(5)).count() < 10 {
+        fs::rename(options.target_dir.join("pg_wal/RECOVERYXLOG"), staging.join(name(first))).unwrap();
+        let begun = Instant::now();
+        let output = fetch(&name(first), "pg_wal/RECOVERYXLOG");
+        taken.push(begun.elapsed());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+    taken.sort();
+    assert!(taken[9] <= Duration::from_millis(5), "{taken:?}");
+    // Beyond the archive, on another timeline, another cluster's history: proved to be absent.
+    for absent in
+        [name(first + 4000), name(first).replacen("00000001", "00000002", 1), "00000002.history".into()]
+    {
+        let output = fetch(&absent, "pg_wal/RECOVERYXLOG");
+        assert_eq!(output.status.code(), Some(1), "{absent}: {output:?}");
+    }
+    assert_eq!(fetch("nonsense", "x").status.code(), Some(255));
+    // Recovery is over: the server goes, and leaves nothing but its log.
+    fs::remove_file(options.target_dir.join("recovery.signal")).unwrap();
+    let names = || {
+        let entries = fs::read_dir(staging).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let gone = wait_until(Duration::from_secs(20), || names() == ["lock", "recovery.toml", "wal-fetch.log"]);
+    assert!(gone, "{:?}", names());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_timeline_is_followed_across_its_fork_and_the_old_one_on_request() {
+    let major = one_of_them(4);
+    let mut pg = source(major, 1);
+    pg.sql("CREATE TABLE t AS SELECT 1 AS a");
+    let (scene, receiving) = backed_up(&pg).await;
+    pg.sql("INSERT INTO t VALUES (2)");
+    receiving.wait_durable(&pg).await;
+    receiving.stop().await;
+    // The first restore becomes the new primary, in the middle of a segment.
+    let promoted = scene.restored(major, "promoted", Target::Latest).await;
+    // The old one goes on for a while: nobody's history but its own.
+    pg.sql("INSERT INTO t VALUES (99)");
+    pg.stop(Stop::Fast);
+    promoted.sql("INSERT INTO t VALUES (3)");
+    let receiving = Receiving::start(&scene.bed.repo, &promoted);
+    receiving.wait_durable(&promoted).await;
+    receiving.stop().await;
+    give_to_postgres(&scene.bed.repo_dir());
+    let found = |pg: &Pg| pg.sql("SELECT string_agg(a::text, ' ' ORDER BY a) FROM t");
+    let newest = scene.restored(major, "newest", Target::Latest).await;
+    assert_eq!(found(&newest), "1 2 3");
+    // Timeline 2 exists: its history was served, so its number is not used again.
+    assert_eq!(newest.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
+    drop(newest);
+    let first = Request { timeline: TimelineChoice::Number(TimelineId(1)), ..Request::new(Target::Latest) };
+    let mut old = scene.restore(major, &scene.options("old", first).await).await.unwrap();
+    old.start_again();
+    wait_there(&old, TargetAction::Promote);
+    assert_eq!(found(&old), "1 2");
+    assert_eq!(old.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_leaves_what_nobody_can_start_and_force_replaces_it() {
+    if !is_root() {
+        return;
+    }
+    let major = one_of_them(1);
+    let pg = source(major, 16);
+    let (scene, receiving) = backed_up(&pg).await;
+    receiving.wait_durable(&pg).await;
+    receiving.stop().await;
+    let mount = scene.path("small");
+    fs::create_dir(&mount).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8M", "walden-test"]).arg(&mount));
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            Command::new("umount").arg("-l").arg(&self.0).status().ok();
+        }
+    }
+    let mounted = Mounted(mount.clone());
+    let mut options = scene.options("small/data", Request::new(Target::Latest)).await;
+    let full = plan(&scene.cluster, &options).await.unwrap().execute(Arc::new(Unwatched)).await.unwrap_err();
+    assert!(matches!(&full, RestoreError::NoSpace { .. }), "{full}");
+    assert!(options.target_dir.join(INCOMPLETE).exists());
+    assert!(!options.target_dir.join("global/pg_control").exists());
+    let mut broken = Pg::adopt(major, &options.target_dir);
+    assert!(broken.try_start().is_err());
+    let refused = plan(&scene.cluster, &options).await.unwrap_err();
+    assert!(matches!(&refused, RestoreError::Conflict { hint, .. } if hint.contains("--force")), "{refused}");
+    run(Command::new("mount").args(["-o", "remount,size=400M"]).arg(&mount));
+    options.existing = Existing::Replace;
+    let mut restored = scene.restore(major, &options).await.unwrap();
+    restored.start_again();
+    wait_there(&restored, TargetAction::Promote);
+    // A server runs in it now: that is refused whatever is said.
+    let running = plan(&scene.cluster, &options).await.unwrap_err();
+    assert!(
+        matches!(&running, RestoreError::Conflict { reason, .. } if reason.contains("a server runs")),
+        "{running}"
+    );
+    drop(restored);
+    drop(mounted);
 }

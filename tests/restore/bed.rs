@@ -133,6 +133,12 @@ impl Scene {
         (Scene { bed, dir, cluster }, receiving)
     }
 
+    /// The repository disappears, or is there again.
+    pub fn cut_off(&self, cut: bool) {
+        let (there, away) = (self.bed.repo_dir().join("clusters"), self.bed.repo_dir().join("away"));
+        if cut { fs::rename(there, away).unwrap() } else { fs::rename(away, there).unwrap() }
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
