@@ -144,12 +144,12 @@ impl Bed {
 
     /// Bytes of all objects but WAL, which grows on its own.
     pub fn stored_bytes(&self) -> u64 {
-        sizes(&self.dir.path().join("repo")).0
+        sizes(&self.repo_dir()).0
     }
 
     /// Objects of one folder of the cluster.
     pub fn objects_under(&self, folder: &str) -> u64 {
-        sizes(&self.dir.path().join("repo/clusters").join(CLUSTER).join(folder)).1
+        sizes(&self.repo_dir().join("clusters").join(CLUSTER).join(folder)).1
     }
 
     /// Takes the first registration out of the root, as a collection does once it is older than the grace period.
