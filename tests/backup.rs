@@ -30,13 +30,6 @@ fn fill(pg: &Pg) {
              CREATE INDEX ON {table} (text) TABLESPACE {place}"
         ));
     }
-    if pg.major() >= 15 {
-        // A tablespace inside the data directory: no link, but an archive of its own.
-        pg.sql(
-            "SET allow_in_place_tablespaces = on; CREATE TABLESPACE here LOCATION ''; \
-             CREATE TABLE inside TABLESPACE here AS SELECT generate_series(1, 1000) AS id",
-        );
-    }
     pg.sql("CREATE UNLOGGED TABLE u AS SELECT generate_series(1, 1000) AS id");
     pg.sql("VACUUM; CHECKPOINT");
 }
@@ -94,9 +87,6 @@ async fn a_backup_and_its_wal_are_a_server() {
         let (count, _) = rows.split_once('|').unwrap();
         assert!(count.parse::<u64>().unwrap() >= 150_000, "{rows}");
         assert_eq!(server.sql("SELECT count(*) FROM u"), "0");
-        if major >= 15 {
-            assert_eq!(server.sql("SELECT count(*) FROM inside"), "1000");
-        }
         server.sql("INSERT INTO c VALUES (0, 'usable'); CREATE TABLE d TABLESPACE fast AS TABLE b");
         drop(server);
         receiving.stop().await;

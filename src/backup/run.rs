@@ -274,9 +274,6 @@ impl Backup<'_> {
             checkpoint: self.job.options.checkpoint,
             max_rate_kib: self.job.options.max_rate_kib,
             manifest: ServerManifest::None,
-            // Without a map the links themselves come, and their targets must fit into tar; with one, 15 leaves out
-            // tablespaces inside the data directory.
-            tablespace_map: !self.source.has_tablespace_inside().await?,
             ..BaseBackupOptions::new(format!("walden {}", BackupId::at(span.started_at)))
         };
         let mut events = replication.base_backup(&options).await?;

@@ -111,14 +111,6 @@ impl<'a> Source<'a> {
         ask!(self, connection => connection.wal_position())
     }
 
-    /// Whether a tablespace lies inside the data directory, as developers' ones may (15 and later).
-    pub async fn has_tablespace_inside(&mut self) -> Result<bool, PgError> {
-        let sql =
-            "SELECT 1 FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE 'pg\\_tblspc/%' LIMIT 1";
-        let rows = ask!(self, connection => connection.query(sql))?;
-        Ok(!rows.is_empty())
-    }
-
     /// Reads block `block` of the file at `path` again, from the server's disk.
     pub async fn read_block(&mut self, path: &str, block: u32) -> Result<BlockRead, PgError> {
         let offset = u64::from(block) * BLOCK_BYTES as u64;

@@ -6,6 +6,7 @@ pub mod ids;
 pub mod key;
 pub mod limits;
 pub mod lsn;
+pub mod planted;
 pub mod progress;
 pub mod walfile;
 

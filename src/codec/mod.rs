@@ -1,6 +1,8 @@
 //! Bytes in, bytes out: compressing, sealing and opening objects, and the key slots that guard their secrets. No IO.
 //! Spec: formats/object.md, formats/keys.md.
 
+#[cfg(feature = "planted")]
+pub mod audit;
 pub mod check;
 pub mod compress;
 pub mod journal;

@@ -2,6 +2,7 @@
 //! A key seals one object only: it is derived from the epoch's secret and the header, whose salt is new every time.
 
 use crate::base::ChunkId;
+use crate::base::planted::{Bug, planted};
 use crate::format::frame::{FrameHead, TAG_BYTES};
 use crate::format::header::{HEADER_BYTES, ObjectHeader};
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
@@ -86,7 +87,10 @@ impl ObjectKeys {
     pub fn seal_slice(&self, counter: u64, head: &FrameHead, body: &mut [u8]) -> [u8; TAG_BYTES] {
         assert!(head.sealed_len as usize == body.len() + TAG_BYTES, "frame head and body disagree");
         let associated = self.associated(counter, head);
-        match self.cipher.encrypt_inout_detached(&nonce(counter), &associated, body.into()) {
+        let nonce = nonce(if planted(Bug::NonceReused) { 0 } else { counter });
+        #[cfg(feature = "planted")]
+        super::audit::sealed(&self.header, &nonce);
+        match self.cipher.encrypt_inout_detached(&nonce, &associated, body.into()) {
             Ok(tag) => tag.into(),
             Err(_) => unreachable!("a frame is far below the cipher's limit of 256 GiB"),
         }

@@ -44,11 +44,12 @@ record! {
 }
 
 record! {
-    /// The file before, and how much of it counts. What it holds past `len` is void.
+    /// The file before, and how much of it was durable when this file was begun. What it holds past `len` counts as far
+    /// as it is whole; this file may repeat it.
     pub struct JournalPrevious {
         /// Its number; 0 when there is none.
         pub number: u64,
-        /// Its bytes that count.
+        /// Its bytes that were durable: a break in them is damage.
         pub len: u64,
     }
 }

@@ -3,7 +3,8 @@
 //! and whoever loses the race throws its segments away (collection removes them).
 
 use super::pipeline::Stored;
-use crate::base::{Generation, Lsn, ObjectId, StreamId, TimelineId, Timestamp, limits};
+use crate::base::planted::{Bug, planted};
+use crate::base::{Generation, Lsn, ObjectId, ObjectKey, StreamId, TimelineId, Timestamp, limits};
 use crate::codec::KeySource;
 use crate::format::header::ObjectKind;
 use crate::format::index::{RemovedEntry, RemovedKind, WalEntry, without_relations};
@@ -300,7 +301,16 @@ async fn write(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<W
         extensions: Vec::new(),
     };
     let finished = writer.finish(full.encode());
-    repo.create_own(&key, &finished.bytes).await?;
+    if planted(Bug::RootBeforeData) {
+        let (cluster, key, bytes) = (cluster.clone(), key.clone(), finished.bytes.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            cluster.repo().create_own(&key, &bytes).await
+        });
+    } else {
+        repo.create_own(&key, &finished.bytes).await?;
+        read_back(cluster, &key).await?;
+    }
     let entry = WalEntry {
         id,
         generation: job.generation,
@@ -312,11 +322,17 @@ async fn write(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<W
         server_time: job.server_time,
         summary: without_relations(&job.summary),
     };
-    let stored = repo.read_object(&key, ObjectKind::WalSegment).await?;
-    for number in 0..stored.directory().frames.len() {
-        stored.chunk(number, repo.keys()).map_err(|error| RepoError::open(&key, error))?;
-    }
     Ok(entry)
+}
+
+/// Reads a segment back and checks every chunk, from the repository alone.
+async fn read_back(cluster: &Cluster, key: &ObjectKey) -> Result<(), RepoError> {
+    let repo = cluster.repo();
+    let stored = repo.read_object(key, ObjectKind::WalSegment).await?;
+    for number in 0..stored.directory().frames.len() {
+        stored.chunk(number, repo.keys()).map_err(|error| RepoError::open(key, error))?;
+    }
+    Ok(())
 }
 
 /// The next root and index, or a conflict when what was compacted is not what is there now.

@@ -1,6 +1,7 @@
 //! What to store, and what to acknowledge: a machine without IO or clock.
 //! Invariant: `acknowledged <= durable as configured`, and only the contiguous prefix counts.
 
+use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, LsnRange, Timestamp, limits};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -206,6 +207,11 @@ impl Machine {
         if let Some(object) = self.in_flight.iter_mut().find(|object| object.number == number) {
             object.durable = true;
         }
+        if planted(Bug::AcknowledgePastHole)
+            && let Some(last) = self.in_flight.iter().rposition(|object| object.durable)
+        {
+            self.in_flight.iter_mut().take(last).for_each(|object| object.durable = true);
+        }
         while let Some(first) = self.in_flight.front().filter(|object| object.durable) {
             self.durable = first.end;
             self.in_flight_bytes -= first.len;
@@ -265,12 +271,19 @@ impl Machine {
         Some(Flush { number, range, pieces, server_end: self.server_end, server_time: self.sealed_time })
     }
 
-    /// When to ask [`Machine::take_flush`] again, if nothing else happens.
-    pub fn deadline(&self) -> Duration {
+    /// When to ask [`Machine::take_flush`] again if nothing else happens; `None` when time alone changes nothing.
+    pub fn deadline(&self) -> Option<Duration> {
         match self.waiting_since {
-            Some(since) => since + self.cut.interval,
-            None => self.last_flush + self.cut.heartbeat,
+            _ if self.in_flight.len() >= self.cut.in_flight_max => None,
+            Some(since) if !self.cut.interval.is_zero() => Some(since + self.cut.interval),
+            Some(since) => self.in_flight.is_empty().then_some(since),
+            None => self.may_beat().then(|| self.last_flush + self.cut.heartbeat),
         }
+    }
+
+    /// Whether a heartbeat has something to say: everything is stored, and the server was heard since.
+    fn may_beat(&self) -> bool {
+        self.in_flight.is_empty() && self.marks.front().is_some_and(|(end, _)| *end <= self.received)
     }
 
     /// What may be told to the server.
@@ -289,9 +302,7 @@ impl Machine {
             return true;
         }
         if waiting == 0 {
-            // A heartbeat: everything is stored, and the server's clock went on.
-            let idle = self.in_flight.is_empty() && now >= self.last_flush + self.cut.heartbeat;
-            return idle && self.marks.front().is_some_and(|(end, _)| *end <= self.received);
+            return self.may_beat() && now >= self.last_flush + self.cut.heartbeat;
         }
         let by_size = waiting >= self.cut.bytes_max as u64;
         let by_tail = self.tail_wanted.is_some();

@@ -1,6 +1,7 @@
 //! The last bytes that are stored, held against what the server sends again when a stream resumes.
 //! Another history under the same positions is divergence: nothing of it may be stored.
 
+use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, limits};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -54,7 +55,9 @@ impl Overlap {
 
     /// Holds `bytes` at `at` against what is held, and takes in what is new. `at` is not past the end.
     pub fn take(&mut self, at: Lsn, bytes: &Bytes) -> Result<(), Divergence> {
-        self.compare(at, bytes)?;
+        if !planted(Bug::OverlapNotCompared) {
+            self.compare(at, bytes)?;
+        }
         let known = usize::try_from(self.end.bytes_since(at)).unwrap_or(usize::MAX).min(bytes.len());
         let new = bytes.slice(known..);
         if new.is_empty() {

@@ -7,6 +7,7 @@ use super::overlap::{Divergence, Overlap};
 use super::seal::{Sealed, Sealer};
 use super::takeover::{Won, fenced};
 use super::upstream::UpstreamError;
+use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, StreamId, TimelineId, Timestamp};
 use crate::disk::journal::{JournalError, JournalPosition, JournalRecord};
 use crate::repo::chain::{self, Numbered};
@@ -214,7 +215,9 @@ impl Pipeline {
         self.start_refill();
         if let Some(journal) = &self.journal {
             let at = JournalPosition { timeline: self.won.timeline, lsn: self.machine.durable() };
-            self.machine.on_journaled(journal.synced_past(at));
+            let synced = journal.synced_past(at);
+            let early = planted(Bug::AcknowledgeBeforeSync);
+            self.machine.on_journaled(if early { self.overlap.end() } else { synced });
         }
         if self.sealing.is_some() {
             return;
@@ -256,11 +259,10 @@ impl Pipeline {
         Ok(())
     }
 
-    /// When [`Pipeline::pump`] has something to do again, if nothing else happens.
-    pub fn deadline(&self) -> Instant {
+    /// When [`Pipeline::pump`] has something to do by the passing of time alone; `None` when only an event changes that.
+    pub fn due_at(&self) -> Option<Instant> {
         // While an object is being sealed, its end wakes us.
-        let wait = if self.sealing.is_some() { Duration::from_secs(60) } else { Duration::ZERO };
-        self.began + self.machine.deadline().max(self.began.elapsed() + wait)
+        self.machine.deadline().filter(|_| self.sealing.is_none()).map(|deadline| self.began + deadline)
     }
 
     /// Waits until an object was sealed or stored, or the journal went on. Cancel-safe.
@@ -323,7 +325,8 @@ impl Pipeline {
         self.machine.on_durable(uploaded.number);
         let durable = self.machine.durable();
         if let Some(journal) = self.journal.as_ref().filter(|_| durable > before) {
-            journal.trim(JournalPosition { timeline: self.won.timeline, lsn: durable });
+            let upto = if planted(Bug::JournalTrimmedEarly) { self.overlap.end() } else { durable };
+            journal.trim(JournalPosition { timeline: self.won.timeline, lsn: upto });
         }
         self.stored.send_modify(|stored| {
             stored.objects += 1;

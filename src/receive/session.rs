@@ -254,7 +254,7 @@ async fn stream(
             tail = None;
         }
         let tail_deadline = tail.map_or_else(|| Instant::now() + options.shutdown_grace, |(_, until)| until);
-        let deadline = pipeline.deadline();
+        let due = pipeline.due_at();
         tokio::select! {
             biased;
             _ = stop.changed() => break Ok(Ended::Stopped),
@@ -285,7 +285,7 @@ async fn stream(
                 let reason = format!("the tail was not durable within {:?}", options.shutdown_grace);
                 break Err(UpstreamError::Lost(reason).into());
             }
-            () = tokio::time::sleep_until(deadline) => {}
+            () = sleep_until_some(due) => {}
         }
     };
     if let Ok(Ended::Stopped) = ended {
@@ -328,6 +328,13 @@ fn status_lost(ended: Result<Result<(), UpstreamError>, tokio::task::JoinError>)
         Ok(Ok(())) => UpstreamError::Lost("the status task ended".into()).into(),
         Ok(Err(error)) => error.into(),
         Err(error) => ReceiveError::Internal(error.to_string()),
+    }
+}
+
+async fn sleep_until_some(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -159,7 +159,6 @@ async fn draw_up(
         plan::start_command(&host::find_program("pg_ctl", major), &data_dir, config_at, owner.as_ref());
     let mut notes = resolution.notes.clone();
     notes.extend(secret_note(&recovery_file.repository.secret, owner.as_ref()));
-    notes.extend(credentials_note(&recovery_file.repository.url));
     if options.harmful == Harmful::Keep {
         notes.push(
             "settings of the source are kept: it may archive, replicate and run jobs as the source does"
@@ -219,16 +218,6 @@ fn secret_note(secret: &SecretSource, owner: Option<&host::ClusterOwner>) -> Opt
         path.display(),
         owner.name
     ))
-}
-
-/// Credentials are no part of the recovery file: it holds no secret.
-fn credentials_note(url: &str) -> Option<String> {
-    let remote = ["s3://", "gs://", "az://"].iter().any(|scheme| url.starts_with(scheme));
-    remote.then(|| {
-        "the server fetches WAL from the store itself: its user needs the store's credentials, in a file the cloud's tools \
-         read, by the instance's role, or in the server's environment"
-            .into()
-    })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, RestoreError> {

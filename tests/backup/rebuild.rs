@@ -26,9 +26,6 @@ impl Rebuilt {
     pub fn start(&self, major: u32) -> Pg {
         give_to_postgres(self.dir.path());
         let mut pg = Pg::adopt(major, &self.path());
-        if major >= 15 {
-            pg.set_option("allow_in_place_tablespaces", "on");
-        }
         pg.start_again();
         pg
     }

@@ -1,8 +1,10 @@
 //! What integration tests share. Each test file uses a part of it.
 #![allow(dead_code, missing_docs)]
 
+pub mod crash;
 pub mod pg;
 pub mod sim_disk;
+pub mod sim_server;
 pub mod sim_store;
 pub mod stores;
 pub mod walden;

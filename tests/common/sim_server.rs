@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::time::Instant;
 use walden::base::{Lsn, LsnRange, SegmentSize, SystemId, TimelineId, Timestamp};
 use walden::receive::machine::Acknowledged;
 use walden::receive::upstream::{
@@ -174,7 +175,7 @@ impl Server for SimServer {
         state.session += 1;
         let session = state.session;
         drop(state);
-        let stream = SimStream { server: (*self).clone(), at: start, session };
+        let stream = SimStream { server: (*self).clone(), at: start, session, ready: Instant::now() };
         let sink = SimSink { server: (*self).clone(), session };
         Ok(Started::Streaming(Box::new(stream), Box::new(sink)))
     }
@@ -184,14 +185,17 @@ struct SimStream {
     server: SimServer,
     at: Lsn,
     session: u64,
+    ready: Instant,
 }
 
 #[async_trait]
 impl Upstream for SimStream {
     async fn next(&mut self) -> Result<Message, UpstreamError> {
         loop {
+            // Cancel-safe: a dropped call does not put the next message off.
+            tokio::time::sleep_until(self.ready).await;
             let pause = self.server.state().rng.u64(1..40);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            self.ready = Instant::now() + Duration::from_millis(pause);
             let mut state = self.server.state();
             if state.exclusive && state.session != self.session {
                 return Err(UpstreamError::Lost("another session took the slot".into()));

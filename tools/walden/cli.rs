@@ -86,6 +86,7 @@ pub enum Command {
     Backup(crate::backup::Backup),
     Restore(crate::restore::Restore),
     Compact(crate::compact::Compact),
+    Verify(crate::verify::Verify),
     Gc(crate::gc::Gc),
     Info(crate::info::Info),
     Log(crate::log::Log),

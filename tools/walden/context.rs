@@ -46,13 +46,10 @@ impl Context {
     /// The repository's store, not yet asked anything.
     pub fn store(&self) -> Result<Arc<dyn Store>, Failure> {
         let repository = self.settings.repository()?;
-        let options = StoreOptions {
-            single_writer: repository.single_writer,
-            endpoint: repository.endpoint.clone(),
-            region: repository.region.clone(),
-            ..StoreOptions::default()
-        };
-        Ok(store::open(&repository.url, &options)?)
+        Ok(store::open(
+            &repository.url,
+            &StoreOptions { single_writer: repository.single_writer, ..StoreOptions::default() },
+        )?)
     }
 
     /// The passphrase or key: from its source, else from a person at the terminal.

@@ -19,6 +19,7 @@ mod restore;
 mod run;
 mod signals;
 mod slot;
+mod verify;
 mod wal_fetch;
 
 use std::process::ExitCode;

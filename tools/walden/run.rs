@@ -67,6 +67,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         match &cli.command {
             Command::Init(init) => until_signal(init.run(&context)).await,
             Command::Receive(receive) => receive.run(&context).await,
+            Command::Verify(verify) => until_signal(verify.run(&context)).await,
             Command::Compact(compact) => until_signal(compact.run(&context)).await,
             Command::Info(info) => until_signal(info.run(&context)).await,
             Command::Backup(backup) => backup.run(&context).await,

@@ -174,14 +174,20 @@ impl Files<'_> {
         Ok((begun, torn, next))
     }
 
-    /// Reads the frames of one file, of which `limit` bytes count; of the newest file, as many as are whole.
+    /// Reads the frames of one file, as many as are whole: at least `limit` bytes, which the file after it knew to be durable.
     async fn scan(&self, file: &BegunFile, limit: Option<u64>, scan: &mut Scan) -> Result<(), JournalError> {
-        let mut cursor = Cursor::new(self.disk.clone(), file.path.clone(), limit.unwrap_or(file.file_len));
+        let mut cursor = Cursor::new(self.disk.clone(), file.path.clone(), file.file_len);
         let begin = file.opener.begin();
         scan.begin_file(file, JournalPosition { timeline: begin.timeline, lsn: begin.start });
         let whole_len = loop {
             match cursor.next(&file.opener).await? {
-                Step::End => break limit.unwrap_or(file.file_len),
+                Step::End => {
+                    if let Some(limit) = limit.filter(|limit| file.file_len < *limit) {
+                        let expected = format!("whole frames up to byte {limit}, as the file after it says");
+                        return Err(JournalError::damage(&file.path, file.file_len, "the end", expected));
+                    }
+                    break file.file_len;
+                }
                 Step::Frame { offset, plain } => {
                     let damage = |error| JournalError::damage(&file.path, offset, error, "a journal frame");
                     scan.frame(file, offset, &JournalFrame::decode(&plain).map_err(damage)?)?;
@@ -207,6 +213,9 @@ impl Files<'_> {
         error: crate::format::FormatError,
     ) -> Result<(), JournalError> {
         if let Some(limit) = limit {
+            if offset >= limit {
+                return Ok(());
+            }
             let expected = format!("whole frames up to byte {limit}, as the file after it says");
             return Err(JournalError::damage(&file.path, offset, error, expected));
         }
@@ -273,6 +282,8 @@ struct Scan {
     left: Vec<LeftFile>,
     /// Where the records end.
     end: Option<JournalPosition>,
+    /// Where the next record of the file being read may begin.
+    stands: Option<JournalPosition>,
     /// As far as frames state it, how much of the file being read was durable, and where records end there.
     durable_len: u64,
     durable_end: Option<JournalPosition>,
@@ -284,11 +295,13 @@ struct Scan {
 impl Scan {
     fn begin_file(&mut self, file: &BegunFile, stands: JournalPosition) {
         self.durable_len = JOURNAL_BEGIN_BYTES as u64;
-        // The first file of all says where it begins; the others, what the files before have shown.
-        if self.left.is_empty() && file.opener.previous().number != 0 {
-            self.end = Some(stands);
+        if file.opener.previous().number != 0 {
+            // What the file before holds past this was not vouched for when this file was begun; it counts, as far as it
+            // is whole, until this file repeats it.
+            self.durable_end = Some(stands);
+            self.end = self.end.max(Some(stands));
         }
-        self.durable_end = self.end;
+        self.stands = Some(stands);
         self.unvouched.clear();
         self.file_end = None;
     }
@@ -315,14 +328,20 @@ impl Scan {
         let start = JournalPosition { timeline: head.timeline, lsn: head.start };
         let range = LsnRange::new(head.start, head.start.saturating_add(frame.body.len() as u64));
         let end = JournalPosition { lsn: range.end, ..start };
-        if let Some(before) = self.end.filter(|before| *before > start) {
+        if let Some(before) = self.stands.filter(|before| *before > start) {
             let expected = format!("WAL from {before} on");
             return Err(JournalError::damage(&file.path, offset, format!("WAL at {start}"), expected));
         }
-        self.end = Some(end);
+        self.stands = Some(end);
         self.file_end = Some(end);
         self.unvouched.push((offset, end));
-        self.add(file, head.timeline, range, head.server_time);
+        // What the file before held already, and this one repeats, is there once.
+        let known = self.end.filter(|known| known.timeline == start.timeline && known.lsn > start.lsn);
+        let from = known.map_or(range.start, |known| known.lsn.min(range.end));
+        if from < range.end {
+            self.add(file, head.timeline, LsnRange::new(from, range.end), head.server_time);
+        }
+        self.end = self.end.max(Some(end));
         Ok(())
     }
 
@@ -349,10 +368,7 @@ impl Scan {
 
     fn end_file(&mut self, file: &BegunFile, limit: Option<u64>, whole_len: u64) {
         if let Some(limit) = limit {
-            // The file after it was begun when all of this was durable.
             self.durable_len = limit;
-            self.durable_end = self.end;
-            self.unvouched.clear();
         }
         let (number, disk_bytes) = (file.number, file.file_len);
         self.left.push(LeftFile { number, disk_bytes, limit: whole_len, end: self.file_end });

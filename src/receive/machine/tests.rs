@@ -43,7 +43,7 @@ fn leaves_by_size_by_age_and_on_request() {
     let mut machine = machine(AckMode::Object);
     wal(&mut machine, 10, secs(5));
     assert!(machine.take_flush(secs(5), false).is_none());
-    assert_eq!(machine.deadline(), secs(6));
+    assert_eq!(machine.deadline(), Some(secs(6)));
     assert_eq!(machine.take_flush(secs(6), false).unwrap().range.len(), 10);
     wal(&mut machine, 10, secs(6));
     machine.on_reply_requested();
@@ -100,6 +100,7 @@ fn a_clock_set_back_does_not_take_the_window_back() {
 fn an_idle_stream_beats_once_a_minute_when_the_server_was_heard() {
     let mut machine = machine(AckMode::Object);
     assert!(machine.take_flush(secs(61), false).is_none(), "nothing was heard");
+    assert_eq!(machine.deadline(), None, "and time alone changes nothing");
     machine.on_server_position(Lsn::new(1000), Timestamp::from_micros(9));
     assert!(machine.take_flush(secs(59), false).is_none());
     let beat = machine.take_flush(secs(60), false).unwrap();

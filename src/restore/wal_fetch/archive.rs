@@ -43,9 +43,8 @@ pub async fn open_repository(place: &RepositoryPlace, env: Env) -> Result<Reposi
     Ok(Repository::open(store, &unlock, env).await?)
 }
 
-/// The URL says what else there is to say; credentials are found as the cloud's own tools find them.
-fn store_options(place: &RepositoryPlace) -> StoreOptions {
-    StoreOptions { endpoint: place.endpoint.clone(), region: place.region.clone(), ..StoreOptions::default() }
+fn store_options(_place: &RepositoryPlace) -> StoreOptions {
+    StoreOptions::default()
 }
 
 impl RepoArchive {
@@ -167,18 +166,6 @@ fn trouble(error: RestoreError) -> Trouble {
 mod tests {
     use super::*;
     use crate::base::ObjectKey;
-
-    #[test]
-    fn a_store_is_reached_where_the_restore_reached_it() {
-        let place = RepositoryPlace {
-            url: "s3://bucket/prefix".into(),
-            endpoint: Some("https://minio.example:9000".into()),
-            region: Some("eu-1".into()),
-            secret: crate::disk::SecretSource::KeyFile("/k".into()),
-        };
-        let options = store_options(&place);
-        assert_eq!((options.endpoint, options.region), (place.endpoint, place.region));
-    }
 
     #[test]
     fn a_store_may_come_back_and_a_wrong_key_may_not() {

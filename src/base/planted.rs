@@ -1,0 +1,54 @@
+//! Bugs that tests plant, to show that the crash rounds would find them. Without the feature `planted` there are none,
+//! and every question is answered `false` at compile time.
+
+/// A bug that would lose data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Bug {
+    /// Acknowledges an object before the ones before it are durable.
+    AcknowledgePastHole = 1,
+    /// Creates the root that names a segment before the segment.
+    RootBeforeData = 2,
+    /// Takes a request whose outcome is unknown for done.
+    TimeoutIsSuccess = 3,
+    /// Takes over without fencing the streams before.
+    FenceSkipped = 4,
+    /// Trims what was received from the journal, not what is durable in the repository.
+    JournalTrimmedEarly = 5,
+    /// Does not hold what the server sends again against what is stored.
+    OverlapNotCompared = 6,
+    /// Seals every frame of an object with the same nonce.
+    NonceReused = 7,
+    /// Acknowledges what was appended to the journal before it was synced.
+    AcknowledgeBeforeSync = 8,
+}
+
+/// Whether `bug` is planted in this process.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn planted(_bug: Bug) -> bool {
+    false
+}
+
+#[cfg(feature = "planted")]
+pub use with_feature::{plant, planted};
+
+#[cfg(feature = "planted")]
+mod with_feature {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static PLANTED: Cell<u8> = const { Cell::new(0) };
+    }
+
+    /// Whether `bug` is planted on this thread.
+    pub fn planted(bug: Bug) -> bool {
+        PLANTED.get() == bug as u8
+    }
+
+    /// Plants `bug` on this thread, instead of any before; `None` roots it out.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.set(bug.map_or(0, |bug| bug as u8));
+    }
+}

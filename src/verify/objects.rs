@@ -1,0 +1,115 @@
+//! Every object of a repository as it lies: checksums, lengths and place always; seals and chunk ids with a key.
+
+use crate::base::{ObjectKey, Progress, RepositoryId};
+use crate::codec::check::check_without_key;
+use crate::codec::read::{Expect, OpenObject};
+use crate::format::envelope::PlainObject;
+use crate::format::keyslot::{EpochSlot, KeySlot};
+use crate::format::marker::RepositoryMarker;
+use crate::repo::layout::{self, KeyObject};
+use crate::repo::{RepoError, Repository};
+use crate::store::{ObjectMeta, Store, StoreError};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use std::sync::Arc;
+
+/// Objects being read at once: a segment takes up to 64 MiB of memory, compressed.
+const READS_IN_FLIGHT: usize = 4;
+
+/// What reading everything gave.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// Objects read.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Objects that are wrong, and why.
+    pub damaged: Vec<(ObjectKey, String)>,
+}
+
+/// Reads every object that a list shows; opens each when `repo` has the keys.
+pub async fn read_all(
+    store: &dyn Store,
+    repo: Option<&Arc<Repository>>,
+    progress: &dyn Progress,
+) -> Result<Read, RepoError> {
+    let mut read = Read::default();
+    let marker = layout::marker();
+    let id = match store.get(&marker).await {
+        Ok(bytes) => match RepositoryMarker::from_object(&bytes) {
+            Ok(marker) => Some(marker.id),
+            Err(error) => {
+                read.damaged.push((marker, error.to_string()));
+                None
+            }
+        },
+        Err(StoreError::NotFound { .. }) => {
+            return Err(RepoError::NotFound { what: "a walden repository".into(), url: store.url() });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut listed = store.list(layout::KEYS_PREFIX).await?;
+    listed.extend(store.list(layout::CLUSTERS_PREFIX).await?);
+    progress.stage("reading objects", Some(listed.iter().map(|meta| meta.len).sum()));
+    let reads = futures_util::stream::iter(listed)
+        .map(|meta| async move { check(store, repo, id, meta).await })
+        .buffer_unordered(READS_IN_FLIGHT);
+    futures_util::pin_mut!(reads);
+    while let Some(checked) = reads.next().await {
+        let (key, len, verdict) = checked?;
+        read.objects += 1;
+        read.bytes += len;
+        progress.advance(len);
+        if let Err(reason) = verdict {
+            read.damaged.push((key, reason));
+        }
+    }
+    Ok(read)
+}
+
+type Checked = (ObjectKey, u64, Result<(), String>);
+
+async fn check(
+    store: &dyn Store,
+    repo: Option<&Arc<Repository>>,
+    id: Option<RepositoryId>,
+    meta: ObjectMeta,
+) -> Result<Checked, RepoError> {
+    let bytes = match store.get(&meta.key).await {
+        Ok(bytes) => bytes,
+        // Collected since it was listed; what refers to it, if anything, is found out by following references.
+        Err(StoreError::NotFound { .. }) => return Ok((meta.key, 0, Ok(()))),
+        Err(error) => return Err(error.into()),
+    };
+    let len = bytes.len() as u64;
+    let (key, repo) = (meta.key, repo.cloned());
+    // Checksums, seals and decompression keep a core busy: off the runtime's threads.
+    let checking = tokio::task::spawn_blocking(move || {
+        let verdict = judge(&key, bytes, id, repo.as_deref());
+        (key, len, verdict)
+    });
+    Ok(checking.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic())))
+}
+
+fn judge(
+    key: &ObjectKey,
+    bytes: Bytes,
+    id: Option<RepositoryId>,
+    repo: Option<&Repository>,
+) -> Result<(), String> {
+    if let Some(object) = layout::parse_key_object(key) {
+        return match object {
+            KeyObject::Slot(_) => KeySlot::from_object(&bytes).map(drop),
+            KeyObject::Epoch(..) => EpochSlot::from_object(&bytes).map(drop),
+        }
+        .map_err(|error| error.to_string());
+    }
+    let expect = Expect { repository: id, key: Some(key), kind: None };
+    check_without_key(&bytes, &expect).map_err(|error| error.to_string())?;
+    let Some(repo) = repo else { return Ok(()) };
+    let object = OpenObject::open(bytes, repo.keys(), &expect).map_err(|error| error.to_string())?;
+    for number in 0..object.directory().frames.len() {
+        object.chunk(number, repo.keys()).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,398 @@
+//! Crash rounds: the real receive, compact and gc code over a disk that forgets, a store with five verdicts and a server
+//! that breaks connections; killed and crashed at random, started again, and held to what PostgreSQL was told.
+
+use super::sim_disk::{DiskFaults, SimDisk};
+use super::sim_server::SimServer;
+use super::sim_store::{Chances, SimStore, StoreFaults};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use walden::base::clock::{Clock, Entropy, Env, Timestamp};
+use walden::base::{ClusterName, Lsn, TimelineId};
+use walden::codec::keyslot::Unlock;
+use walden::format::keyslot::SlotCost;
+use walden::receive::compact::{self, Extent};
+use walden::receive::machine::Cut;
+use walden::receive::pipeline::{ReceiveError, Stored};
+use walden::receive::session::{self, JournalPlace, ReceiveOptions};
+use walden::repo::{Cluster, RepoError, Repository, WalReader, walmap};
+use walden::retain::gc;
+use walden::store::Store;
+use zeroize::Zeroizing;
+
+/// What is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Object,
+    Journal,
+}
+
+/// Planted bugs that live in the surroundings.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Planted {
+    pub directory_not_synced: bool,
+}
+
+/// A seeded source of chance, of one life of a process.
+#[derive(Debug)]
+struct Dice(Mutex<fastrand::Rng>);
+
+impl Entropy for Dice {
+    fn fill(&self, buffer: &mut [u8]) {
+        self.0.lock().unwrap().fill(buffer);
+    }
+}
+
+/// The paused clock, as a time of day.
+#[derive(Debug)]
+struct Tick(Instant);
+
+impl Clock for Tick {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_micros(1_795_377_301_000_000 + self.0.elapsed().as_micros() as i64)
+    }
+}
+
+/// A future that goes on only while its gate is open: a process that was stopped, and woken.
+pub struct Gated<F> {
+    future: Pin<Box<F>>,
+    open: watch::Receiver<bool>,
+    wait: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl<F: Future> Gated<F> {
+    pub fn new(future: F, open: watch::Receiver<bool>) -> Gated<F> {
+        Gated { future: Box::pin(future), open, wait: None }
+    }
+}
+
+impl<F: Future> Future for Gated<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        loop {
+            if *self.open.borrow() {
+                self.wait = None;
+                return self.future.as_mut().poll(context);
+            }
+            let mut open = self.open.clone();
+            let wait = self.wait.get_or_insert_with(|| {
+                Box::pin(async move {
+                    let _ = open.wait_for(|open| *open).await;
+                })
+            });
+            match wait.as_mut().poll(context) {
+                Poll::Ready(()) => self.wait = None,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+/// Everything that outlives a process.
+pub struct World {
+    pub seed: u64,
+    pub rng: fastrand::Rng,
+    pub server: SimServer,
+    pub store: SimStore,
+    pub disk: SimDisk,
+    pub mode: Mode,
+    lives: u64,
+    born: Instant,
+}
+
+fn cluster_name() -> ClusterName {
+    "shop".parse().unwrap()
+}
+
+fn unlock() -> Unlock {
+    Unlock::Key(Zeroizing::new([9; 32]))
+}
+
+impl World {
+    /// A world in which everything works still, with a repository.
+    pub async fn new(seed: u64, mode: Mode, wal_max: u64) -> World {
+        let mut world = World {
+            seed,
+            rng: fastrand::Rng::with_seed(seed),
+            server: SimServer::new(seed, wal_max, true),
+            store: SimStore::new(seed),
+            disk: SimDisk::new(seed),
+            mode,
+            lives: 0,
+            born: Instant::now(),
+        };
+        let store = Arc::new(world.store.clone());
+        Repository::init(store, &unlock(), SlotCost::DEFAULT, world.env()).await.unwrap();
+        world
+    }
+
+    /// Time and chance for the next life.
+    fn env(&mut self) -> Env {
+        self.lives += 1;
+        let dice = fastrand::Rng::with_seed(self.seed.wrapping_mul(1000) + self.lives);
+        Env { clock: Arc::new(Tick(self.born)), entropy: Arc::new(Dice(Mutex::new(dice))) }
+    }
+
+    /// Sets loose what can go wrong.
+    pub fn unleash(&mut self, planted: Planted) {
+        let mut often = |max: f64| self.rng.f64() * max;
+        let create = Chances {
+            failed_before: often(0.1),
+            done_but_unknown: often(0.1),
+            duplicated: often(0.1),
+            delayed: often(0.1),
+        };
+        let delete = Chances { failed_before: often(0.1), ..create };
+        self.store.set_faults(StoreFaults {
+            create,
+            delete,
+            read_fails: often(0.05),
+            list_misses: often(0.05),
+            delay: Duration::from_secs(1)..Duration::from_secs(60),
+            timeout: Duration::from_secs(2),
+            ..StoreFaults::default()
+        });
+        self.disk.set_faults(DiskFaults {
+            sync_fails: often(0.05),
+            append_fails: often(0.02),
+            latency: Duration::from_micros(100)..Duration::from_millis(5),
+            sync_dir_is_skipped: planted.directory_not_synced,
+            ..DiskFaults::default()
+        });
+    }
+
+    /// Makes everything work again.
+    pub fn calm(&mut self) {
+        self.store.set_faults(StoreFaults::default());
+        self.disk.set_faults(DiskFaults::default());
+    }
+
+    /// The repository as a process with a client number of its own sees it.
+    pub async fn open(&mut self, client: u32) -> Result<Arc<Repository>, RepoError> {
+        let store: Arc<dyn Store> = Arc::new(self.store.client(client));
+        let env = self.env();
+        Ok(Arc::new(Repository::open(store, &unlock(), env).await?))
+    }
+
+    fn options(&mut self) -> ReceiveOptions {
+        let journal = (self.mode == Mode::Journal).then(|| JournalPlace {
+            disk: Arc::new(self.disk.clone()),
+            dir: PathBuf::from("/journal"),
+            budget_bytes: 64 << 20,
+        });
+        let cut = Cut {
+            bytes_max: self.rng.usize(20_000..300_000),
+            interval: Duration::from_millis(self.rng.u64(0..500)),
+            in_flight_max: self.rng.usize(1..6),
+            buffered_bytes_max: 1 << 20,
+            ..Cut::default()
+        };
+        ReceiveOptions { slot: "walden_shop".into(), journal, cut, shutdown_grace: Duration::from_secs(5) }
+    }
+
+    /// A `receive` that compacts and collects now and then, until `stop`.
+    pub async fn receiver(
+        &mut self,
+        client: u32,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = Result<(), ReceiveError>> + Send + use<> {
+        let store: Arc<dyn Store> = Arc::new(self.store.client(client));
+        let (env, options, server) = (self.env(), self.options(), self.server.clone());
+        let pace = Duration::from_millis(self.rng.u64(500..8000));
+        async move {
+            let repo = loop {
+                match Repository::open(store.clone(), &unlock(), env.clone()).await {
+                    Ok(repo) => break Arc::new(repo),
+                    Err(error) if error.is_transient() => tokio::time::sleep(Duration::from_secs(1)).await,
+                    // A list that misses the key slot: the next one may not.
+                    Err(RepoError::Key { .. }) => tokio::time::sleep(Duration::from_secs(1)).await,
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            let (stored, _) = watch::channel(Stored::default());
+            let receiving = session::run(repo.clone(), cluster_name(), &server, &options, stored, stop);
+            tokio::select! {
+                ended = receiving => ended,
+                never = upkeep(repo, pace) => match never {},
+            }
+        }
+    }
+
+    /// What was acknowledged and is not in the repository, byte for byte; `None` when all is well.
+    pub async fn lost(&mut self) -> Option<String> {
+        let (store_faults, told) = (self.store.faults(), self.server.acknowledged());
+        self.store.set_faults(StoreFaults::default());
+        let found = self.compare(told).await;
+        self.store.set_faults(store_faults);
+        found.err()
+    }
+
+    async fn compare(&mut self, told: Lsn) -> Result<(), String> {
+        if told == Lsn::ZERO {
+            return Ok(());
+        }
+        let repo = self.open(1000).await.map_err(|error| error.to_string())?;
+        let cluster = Cluster::open(repo, cluster_name()).await.map_err(|error| error.to_string())?;
+        let map = walmap::load(&cluster).await.map_err(|error| error.to_string())?.wal;
+        let (range, expected) = self.server.wal_until(told);
+        let end = map.contiguous_end(TimelineId(1), range.start);
+        if end < told {
+            return Err(format!("acknowledged up to {told}, the repository covers up to {end}"));
+        }
+        let stored = WalReader::new(cluster, map).read(TimelineId(1), range).await;
+        match stored.map_err(|error| error.to_string())? {
+            stored if stored == expected => Ok(()),
+            _ => Err(format!("the bytes up to {told} differ from the server's")),
+        }
+    }
+}
+
+/// Compacts and collects at a pace, whatever fails.
+async fn upkeep(repo: Arc<Repository>, pace: Duration) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(pace).await;
+        let Ok(cluster) = Cluster::open(repo.clone(), cluster_name()).await else { continue };
+        if compact::compact(&cluster, Extent::All).await.is_ok() {
+            // The grace is longer than any request is delayed, as a day is in earnest.
+            let _ = gc::collect(&cluster, Duration::from_secs(300)).await;
+        }
+    }
+}
+
+/// Runs `body` alone on a thread, with the clock paused.
+pub fn simulate<T>(body: impl Future<Output = T>) -> T {
+    // WALDEN_LOG=debug shows what the code under test says.
+    if let Ok(filter) = std::env::var("WALDEN_LOG") {
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let done = runtime.block_on(body);
+    runtime.shutdown_background();
+    done
+}
+
+/// One round: several lives, each ended by a kill, a crash or an order, and at the end everything must be there.
+pub async fn round(seed: u64, mode: Mode, planted: Planted) -> Result<(), String> {
+    let mut world = World::new(seed, mode, 1 << 20).await;
+    world.unleash(planted);
+    for life in 0..world.rng.u32(2..6) {
+        let (_stop, stopped) = watch::channel(false);
+        let receiving = world.receiver(life, stopped).await;
+        let span = Duration::from_millis(world.rng.u64(500..40_000));
+        match tokio::time::timeout(span, receiving).await {
+            Err(_) => {}
+            Ok(Err(error)) if may_end(&error) => {}
+            Ok(ended) => return Err(format!("receive ended by itself: {ended:?}")),
+        }
+        world.disk = if world.rng.bool() { world.disk.crash() } else { world.disk.kill() };
+        if mode == Mode::Object
+            && let Some(lost) = world.lost().await
+        {
+            return Err(lost);
+        }
+    }
+    world.calm();
+    let (stop, stopped) = watch::channel(false);
+    let receiving = world.receiver(900, stopped).await;
+    let server = world.server.clone();
+    let finish = async move {
+        while !server.is_finished() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        // The repository follows the journal: a store that works has all of it long before this.
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        stop.send_replace(true);
+        std::future::pending::<()>().await;
+    };
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(Duration::from_secs(7200), receiving) => ended,
+        () = finish => unreachable!(),
+    };
+    match ended {
+        Err(_) => return Err("the last receiver did not finish in two hours".into()),
+        Ok(Err(error)) => return Err(format!("the last receiver: {error}")),
+        Ok(Ok(())) => {}
+    }
+    world.lost().await.map_or(Ok(()), Err)
+}
+
+/// What may end a receiver among faults: the store or the disk refused too often.
+fn may_end(error: &ReceiveError) -> bool {
+    matches!(error, ReceiveError::Journal(_))
+        || matches!(error, ReceiveError::Repo(error) if error.is_transient())
+}
+
+/// Two receivers on one repository: the first is stopped in the middle, the second takes over, the first wakes. Each has
+/// a slot of its own, so both may be told the truth; what either was told must be recoverable, and one must give way.
+pub async fn duel(seed: u64) -> Result<(), String> {
+    let mut world = World::new(seed, Mode::Object, 1 << 20).await;
+    world.server.allow_many_sessions();
+    world.unleash(Planted::default());
+    let (_stop, stopped) = watch::channel(false);
+    let (gate, open) = watch::channel(true);
+    let first = Gated::new(world.receiver(1, stopped.clone()).await, open);
+    let first_store = world.store.client(1);
+    let (before, held) = (world.rng.u64(500..6000), world.rng.u64(200..20_000));
+    let second = world.receiver(2, stopped).await;
+    let second = async move {
+        tokio::time::sleep(Duration::from_millis(before)).await;
+        second.await
+    };
+    let script = async {
+        tokio::time::sleep(Duration::from_millis(before)).await;
+        gate.send_replace(false);
+        first_store.hold(true);
+        tokio::time::sleep(Duration::from_millis(held)).await;
+        gate.send_replace(true);
+        first_store.hold(false);
+        // Even an idle receiver beats once a minute, and finds out then.
+        tokio::time::sleep(Duration::from_secs(400)).await;
+    };
+    tokio::pin!(first, second, script);
+    let (mut first_ended, mut second_ended) = (None, None);
+    loop {
+        tokio::select! {
+            ended = &mut first, if first_ended.is_none() => first_ended = Some(ended),
+            ended = &mut second, if second_ended.is_none() => second_ended = Some(ended),
+            () = &mut script => break,
+        }
+    }
+    if let Some(lost) = world.lost().await {
+        return Err(lost);
+    }
+    // Whoever took over last goes on; the other one, usually the one that was stopped, must have given way.
+    let fenced = |ended: &Option<Result<(), ReceiveError>>| {
+        matches!(ended, Some(Err(ReceiveError::Repo(RepoError::Fenced { .. }))))
+    };
+    let failed =
+        |ended: &Option<Result<(), ReceiveError>>| matches!(ended, Some(Err(error)) if may_end(error));
+    if fenced(&first_ended) != fenced(&second_ended) || failed(&first_ended) || failed(&second_ended) {
+        return Ok(());
+    }
+    Err(format!("neither gave way to the other: {first_ended:?}, {second_ended:?}"))
+}
+
+/// A server that took another course before the position that is stored: nothing of it may be taken for the continuation.
+pub async fn diverging_round(seed: u64) -> Result<(), String> {
+    let mut world = World::new(seed, Mode::Object, 1 << 20).await;
+    for life in 0..2 {
+        let (_stop, stopped) = watch::channel(false);
+        let receiving = world.receiver(life, stopped).await;
+        let ended = tokio::time::timeout(Duration::from_secs(4), receiving).await;
+        match (life, ended) {
+            (0, Err(_)) => {
+                let told = world.server.acknowledged();
+                world.server.diverge(Lsn::new(told.get().saturating_sub(world.rng.u64(1..4000))));
+            }
+            (1, Ok(Err(ReceiveError::Divergence(_)))) => {}
+            (_, ended) => return Err(format!("life {life} went on: {ended:?}")),
+        }
+    }
+    Ok(())
+}
