@@ -27,6 +27,7 @@ pub fn tell(pages: &Pages, vector: &Vector, seen: &mut BTreeSet<String>) -> Stri
         }
         "slot" => tell_slot(pages, vector, &bytes, seen, &mut told),
         "epoch" => tell_epoch(pages, vector, &bytes, seen, &mut told),
+        "journal" => super::journal::tell(pages, vector, &bytes, seen, &mut told),
         other => panic!("{}: form = {other:?}", vector.file),
     }
     told
@@ -196,7 +197,7 @@ fn tell_epoch(pages: &Pages, vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<
     assert_eq!(record.field("voucher"), hex(&voucher));
 }
 
-fn derive(context: &str, parts: &[&[u8]]) -> [u8; 32] {
+pub(super) fn derive(context: &str, parts: &[&[u8]]) -> [u8; 32] {
     blake3::derive_key(context, &parts.concat())
 }
 
@@ -204,7 +205,7 @@ fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     *blake3::keyed_hash(key, &parts.concat()).as_bytes()
 }
 
-fn open(key: &[u8; 32], nonce: [u8; 24], associated: &[u8], sealed: &[u8]) -> Vec<u8> {
+pub(super) fn open(key: &[u8; 32], nonce: [u8; 24], associated: &[u8], sealed: &[u8]) -> Vec<u8> {
     let payload = Payload { msg: sealed, aad: associated };
     XChaCha20Poly1305::new(key.into()).decrypt(&XNonce::from(nonce), payload).unwrap()
 }

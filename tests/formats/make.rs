@@ -2,7 +2,7 @@
 
 use super::tables::Pages;
 use super::vectors::{self, KEY, PASSPHRASE, REPOSITORY};
-use super::{expected, refusals, samples};
+use super::{expected, journal, refusals, samples};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
@@ -64,6 +64,7 @@ fn write_missing() {
     write_files(&all);
     all.extend(objects());
     all.extend(refusals::all());
+    all.extend(journal::all());
     write_files(&all);
     fs::write(vectors::dir().join("vectors.toml"), manifest(&all)).unwrap();
     for vector in vectors::all().iter().filter(|vector| vector.outcome() == vectors::Outcome::Opens) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use walden::format::record::{Extension, Field, Record};
-use walden::format::{directory, frame, header, index, keyslot, manifest, marker, root, wal};
+use walden::format::{directory, frame, header, index, journal, keyslot, manifest, marker, root, wal};
 
 type Parts = Result<Vec<Vec<u8>>, String>;
 
@@ -51,6 +51,8 @@ pub const RECORDS: &[RecordType] = records![
     index::GapEntry,
     index::HistoryEntry,
     index::RemovedEntry,
+    journal::JournalHead,
+    journal::JournalPrevious,
     keyslot::KeySlot,
     keyslot::EpochSlot,
     manifest::ManifestMeta,
@@ -86,6 +88,7 @@ pub const CODES: &[CodeType] = codes![
     frame::Codec,
     index::BackupState,
     index::RemovedKind,
+    journal::JournalFrameKind,
     keyslot::SlotKind,
     manifest::FileKind,
     manifest::RunKind,

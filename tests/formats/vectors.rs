@@ -31,7 +31,7 @@ pub enum Outcome {
 pub struct Vector {
     /// Relative to formats/vectors.
     pub file: String,
-    /// `object`, `marker`, `slot` or `epoch`.
+    /// `object`, `marker`, `slot`, `epoch` or `journal`.
     pub form: String,
     /// The page it belongs to.
     pub page: String,
@@ -154,6 +154,7 @@ pub fn open(vector: &Vector) -> Result<(), Refusal> {
             let first = keyring().epochs().next().unwrap().clone();
             Keyring::new(REPOSITORY, first).insert(keys).map_err(refused_slot)
         }
+        "journal" => super::journal::open(vector, &bytes),
         other => panic!("{}: form = {other:?}", vector.file),
     }
 }
@@ -179,7 +180,7 @@ fn open_object(vector: &Vector, bytes: Vec<u8>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn refused_object(error: OpenError) -> Refusal {
+pub(super) fn refused_object(error: OpenError) -> Refusal {
     let class = match &error {
         OpenError::Format(_) => "format",
         OpenError::Misplaced { .. } => "misplaced",

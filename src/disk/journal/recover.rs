@@ -317,6 +317,9 @@ impl Scan {
                 expected,
             ));
         }
+        if head.kind == JournalFrameKind::Begin {
+            return Err(JournalError::damage(&file.path, offset, "a second beginning", "WAL or a mark"));
+        }
         self.durable_len = self.durable_len.max(head.synced_len);
         let vouched = self.unvouched.iter().take_while(|(at, _)| *at < self.durable_len).count();
         if let Some((_, end)) = self.unvouched.drain(..vouched).next_back() {
