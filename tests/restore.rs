@@ -377,3 +377,94 @@ async fn a_full_disk_leaves_what_nobody_can_start_and_force_replaces_it() {
     drop(restored);
     drop(mounted);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn production_is_not_harmed_and_limits_follow_the_source() {
+    for major in majors() {
+        let mut pg = Pg::builder(major).option("wal_keep_size", "1GB").create();
+        // What a primary in production has in its files, and what an earlier recovery left behind.
+        let own = fs::read_to_string(pg.data_dir().join("postgresql.conf")).unwrap();
+        let conf = format!(
+            "{own}\nsynchronous_commit = local\nsynchronous_standby_names = 'walden_shop'\narchive_mode = on\narchive_command = 'false'\n\
+             primary_conninfo = 'host=/nonexistent'\nrecovery_target_time = '2000-01-01 00:00:00+00'\n\
+             recovery_end_command = 'touch /tmp/walden-must-not-exist'\n"
+        );
+        pg.write("postgresql.conf", conf.as_bytes(), 0o600);
+        pg.start_again();
+        pg.sql("CREATE TABLE t AS SELECT 1 AS a");
+        let (scene, receiving) = backed_up(&pg).await;
+        // Raised after the backup: only the WAL knows.
+        pg.set_option("max_connections", "137");
+        pg.restart(Stop::Fast);
+        pg.sql("INSERT INTO t VALUES (2)");
+        receiving.wait_durable(&pg).await;
+        receiving.stop().await;
+        let restored = scene.restored(major, "safe", Target::Latest).await;
+        assert_eq!(restored.sql("SELECT count(*) FROM t"), "2");
+        for (name, expected) in [
+            ("archive_mode", "off"),
+            ("synchronous_standby_names", ""),
+            ("primary_conninfo", ""),
+            ("recovery_end_command", ""),
+            ("max_logical_replication_workers", "0"),
+            ("max_connections", "137"),
+        ] {
+            assert_eq!(restored.sql(&format!("SHOW {name}")), expected, "PostgreSQL {major}, {name}");
+        }
+        assert!(!std::path::Path::new("/tmp/walden-must-not-exist").exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn configuration_from_outside_starts_with_the_printed_command_alone() {
+    let major = one_of_them(1);
+    let mut pg = Pg::builder(major).create();
+    let etc = pg.side_dir("etc");
+    let named = |name: &str| etc.join(name).display().to_string();
+    fs::create_dir(etc.join("conf.d")).unwrap();
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        fs::rename(pg.data_dir().join(name), etc.join(name)).unwrap();
+    }
+    let sockets = pg.socket_dir().display().to_string();
+    let conf = format!(
+        "{}\ndata_directory = '{}'\nhba_file = '{}'\nident_file = '{}'\ninclude_dir = '{}'\n\
+         external_pid_file = '{}'\nlisten_addresses = ''\nunix_socket_directories = '{sockets}'\n",
+        fs::read_to_string(etc.join("postgresql.conf")).unwrap(),
+        pg.data_dir().display(),
+        named("pg_hba.conf"),
+        named("pg_ident.conf"),
+        named("conf.d"),
+        named("pid"),
+    );
+    fs::write(etc.join("postgresql.conf"), conf).unwrap();
+    fs::write(etc.join("conf.d/own.conf"), "work_mem = '5MB'\n").unwrap();
+    give_to_postgres(&etc);
+    pg.set_option("config_file", &named("postgresql.conf"));
+    pg.start_again();
+    pg.sql("CREATE TABLE t AS SELECT 1 AS a");
+    let (scene, receiving) = backed_up(&pg).await;
+    receiving.wait_durable(&pg).await;
+    receiving.stop().await;
+    // It has the source's sockets, as it has all of its configuration.
+    pg.stop(Stop::Fast);
+    for (name, config_dir) in [("apart", Some(scene.path("conf"))), ("inside", None)] {
+        let mut options = scene.options(name, Request::new(Target::Latest)).await;
+        options.config_dir = config_dir;
+        let planned = plan(&scene.cluster, &options).await.unwrap();
+        let command = planned.plan.start_command.clone();
+        planned.execute(Arc::new(Unwatched)).await.unwrap();
+        give_to_postgres(&scene.bed.repo_dir());
+        // The test's PostgreSQL may be another than the machine's.
+        let pg_ctl = pg.binary("pg_ctl").display().to_string();
+        let from = command.split_whitespace().find(|word| word.ends_with("pg_ctl")).unwrap().to_owned();
+        let command = command.replacen(&from, &pg_ctl, 1);
+        run(Command::new("/bin/sh").args(["-c", &command]).stdout(std::process::Stdio::null()));
+        wait_there(&pg, TargetAction::Promote);
+        assert_eq!(pg.sql("SELECT count(*) FROM t"), "1", "{name}");
+        assert_eq!(pg.sql("SHOW work_mem"), "5MB", "{name}: what was included is there");
+        assert_eq!(pg.sql("SHOW data_directory"), options.target_dir.display().to_string());
+        assert_eq!(pg.sql("SHOW external_pid_file"), "", "{name}: production's file is left alone");
+        let mut stop = pg.command("pg_ctl");
+        run(stop.arg("-D").arg(&options.target_dir).args(["-m", "fast", "stop"]));
+    }
+}

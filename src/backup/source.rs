@@ -25,8 +25,10 @@ const PREPARE: &str =
 const SETTINGS: &[&str] = &[
     "config_file",
     "data_directory",
+    "external_pid_file",
     "hba_file",
     "ident_file",
+    "log_directory",
     "max_connections",
     "max_locks_per_transaction",
     "max_prepared_transactions",
@@ -34,6 +36,7 @@ const SETTINGS: &[&str] = &[
     "max_worker_processes",
     "server_encoding",
     "shared_preload_libraries",
+    "stats_temp_directory",
     "track_commit_timestamp",
     "wal_level",
     "wal_log_hints",

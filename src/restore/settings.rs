@@ -58,7 +58,7 @@ const NO_ARCHIVING: &str = "must not write into the source's archive";
 const NO_COUPLING: &str = "must not attach itself to, or wait for, the source's other servers";
 const NO_COMMANDS: &str = "must not run the source's recovery commands";
 const AT_LEAST_THE_SOURCE: &str = "not below the source's, or recovery pauses";
-const OWN_FILES: &str = "the source's path outside its data directory";
+const OWN_FILES: &str = "must not write over the source's files outside its data directory";
 
 /// Everything to append, in order: the target comes after the empty targets, or PostgreSQL sees two.
 pub fn changes(input: &SettingsInput<'_>) -> Vec<SettingChange> {
@@ -90,14 +90,13 @@ fn disarm(input: &SettingsInput<'_>, to: &mut Vec<SettingChange>) {
     }
     set(to, "archive_cleanup_command", "", NO_COMMANDS);
     set(to, "recovery_end_command", "", NO_COMMANDS);
-    let absolute = |name: &str| source(input, name).is_some_and(|value| value.starts_with('/'));
-    if source(input, "external_pid_file").is_some_and(|value| !value.is_empty()) {
-        set(to, "external_pid_file", "", OWN_FILES);
-    }
-    if absolute("log_directory") && source(input, "logging_collector") == Some("on") {
+    // A backup may not know them: its role may not have seen them. What is unknown is taken for harmful.
+    let inside = |name: &str| source(input, name).is_some_and(|value| !value.starts_with('/'));
+    set(to, "external_pid_file", "", OWN_FILES);
+    if !inside("log_directory") {
         set(to, "log_directory", "log", OWN_FILES);
     }
-    if input.major == 14 && absolute("stats_temp_directory") {
+    if input.major == 14 && !inside("stats_temp_directory") {
         set(to, "stats_temp_directory", "pg_stat_tmp", OWN_FILES);
     }
 }
@@ -236,15 +235,18 @@ mod tests {
     #[test]
     fn what_could_hurt_production_is_off_unless_kept() {
         let stop = Stop::Consistency;
-        let source = [setting("external_pid_file", "/run/pg.pid"), setting("log_directory", "/var/log/pg")];
+        let source = [setting("log_directory", "/var/log/pg")];
         let mut asked = input(&stop, &source);
         let all = changes(&asked);
         for name in ["archive_command", "archive_library", "synchronous_standby_names", "primary_conninfo"] {
             assert_eq!(value(&all, name), Some(""), "{name}");
         }
         assert_eq!(value(&all, "archive_mode"), Some("off"));
-        assert_eq!(value(&all, "external_pid_file"), Some(""));
-        assert_eq!(value(&all, "log_directory"), None, "nothing is collected");
+        assert_eq!(value(&all, "external_pid_file"), Some(""), "whether the backup knows of it or not");
+        assert_eq!(value(&all, "log_directory"), Some("log"));
+        assert_eq!(value(&changes(&input(&stop, &[])), "log_directory"), Some("log"), "unknown is harmful");
+        let relative = [setting("log_directory", "pg_log")];
+        assert_eq!(value(&changes(&input(&stop, &relative)), "log_directory"), None);
         assert_eq!(value(&all, "sync_replication_slots"), None, "15 does not know it");
         asked.major = 14;
         assert_eq!(value(&changes(&asked), "archive_library"), None, "14 does not know it");
