@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Maker;
+use common::{CoreTime, Maker};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use walden::base::{ChunkId, RepositoryId};
@@ -56,7 +56,7 @@ fn object(chunks: &[Vec<u8>]) -> bytes::Bytes {
     writer.finish(Vec::new()).bytes
 }
 
-fn throughput(c: &mut Criterion) {
+fn throughput(c: &mut Criterion<CoreTime>) {
     let mut maker = Maker::new(1);
     let data: [(&str, Vec<Vec<u8>>); 2] = [
         ("wal", (0..CHUNKS).map(|_| maker.wal(1 << 20)).collect()),
@@ -115,7 +115,7 @@ fn throughput(c: &mut Criterion) {
 }
 
 /// The seal, the chunk id and the checksum alone, on 1 MiB.
-fn parts(c: &mut Criterion, chunk: &[u8]) {
+fn parts(c: &mut Criterion<CoreTime>, chunk: &[u8]) {
     let mut group = c.benchmark_group("parts");
     group.throughput(Throughput::Bytes(chunk.len() as u64)).sample_size(20);
     let sealer = ObjectKeys::create(&keys().secret, &header());
@@ -132,5 +132,9 @@ fn parts(c: &mut Criterion, chunk: &[u8]) {
     group.finish();
 }
 
-criterion_group!(benches, throughput);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CoreTime);
+    targets = throughput
+}
 criterion_main!(benches);
