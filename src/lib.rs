@@ -2,18 +2,38 @@
 //!
 //! # Code map
 //!
-//! Imports go strictly downward; rooms on one floor do not import each other.
+//! Imports go strictly downward; rooms on one floor do not import each other (`tests/house.rs` holds the code to that).
 //!
 //! ```text
 //! tools/walden/     the command line      tools/inspect/  dump any object
-//!   operate         configuration, schedule
-//!   receive  logical  backup  restore  retain  verify  serve      workflows: a pure plan or machine, and a driver
-//!   repo            what the objects mean: layout, roots, keys, streams, chunks, coverage, time index
-//!   store  disk  net      the only IO: objects; journal and data directory; PostgreSQL connections
+//!   operate         configuration, failures and exit codes, the daemon of one cluster
+//!   receive  backup  restore  retain  verify      workflows: a pure plan or machine, and a driver
+//!   repo            what the objects mean: layout, roots, streams, index, chunks, coverage
+//!   store  disk  net      the only IO: objects; journal and host; PostgreSQL connections
 //!   codec  wal  wire      bytes in, bytes out: compress and seal; pages and records; protocol messages
-//!   format          segments, roots, manifests: headers, frames, directories (specs in formats/)
+//!   format          headers, frames, directories, records (specs in formats/)
 //!   base            LSN, timeline, WAL file names, ids, clock
 //! ```
+//!
+//! # Invariants
+//!
+//! - Objects are created if absent, never overwritten; every decision is the creation of a numbered object.
+//! - Only the contiguous, linked prefix of a stream is acknowledged, and only when it is durable as configured.
+//! - A stream has one writer; its successor fences it before it continues.
+//! - Data, then index, then root; out of the root, grace, then deletion.
+//! - A key seals one object; a nonce is used once under it.
+//! - What is decoded is checked: seal, chunk id, length, place.
+//!
+//! # The way of one byte
+//!
+//! There: `net` reads it off the walsender, `receive::session` compares it with what is stored already and hands it to
+//! `receive::pipeline`, which journals it if there is a journal; `receive::machine` decides when a flush object leaves,
+//! `receive::seal` makes one with `codec`, linked to the one before, `repo::Repository::create` stores it and finds out for
+//! certain that it is there; the machine moves the acknowledged position, and a task of its own tells the server.
+//! `receive::compact` replaces flush objects by segments, `retain::gc` removes them a grace period later.
+//!
+//! Back: `restore` resolves a target against `repo::WalMap`, writes files from `repo::chunks`, and leaves a
+//! `restore_command`; PostgreSQL asks it for WAL segments, which `repo::WalReader` puts together from whatever holds them.
 
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 
