@@ -140,7 +140,7 @@ enum Replaces {
 /// What one commit does.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
-    /// Segments to write: at most [`SEGMENTS_PER_COMMIT`], oldest first.
+    /// Segments to write: a bounded number, oldest first.
     pub jobs: Vec<Job>,
     /// Streams that are fenced, wholly compacted and no longer needed to find the end of WAL. Their fences stay.
     pub finished: Vec<StreamId>,

@@ -1,4 +1,4 @@
-//! A restore, from the question to a data directory that can be started: [`plan`] decides, [`Planned::execute`] does.
+//! A restore, from the question to a data directory that can be started: [`plan()`] decides, [`Planned::execute`] does.
 //!
 //! Order of writing: a marker, then everything but `global/pg_control`, all of it made durable, then pg_control, then the
 //! marker goes. So whatever interrupts it leaves a directory that neither PostgreSQL nor a later restore takes for a cluster.

@@ -2,7 +2,7 @@
 //!
 //! [`scan::Scanner`] walks the bytes in LSN order and finds records; [`Decoder`] makes them values, [`Summarizer`]
 //! folds them into a [`WalSummary`](crate::format::wal::WalSummary) at the speed of memory. [`fact`] reads what
-//! single records mean, [`change`] what transactions did to relations.
+//! single records mean, `change` what transactions did to relations.
 //!
 //! Foreign bytes never panic and never stop the reader: damage is a [`WalError`] with its place, after which
 //! reading goes on at the next page that starts a record. Memory is bounded whatever a record's length says:
