@@ -127,7 +127,7 @@ impl JournalOpener {
         &self.begin
     }
 
-    /// The file before, and how much of it counts.
+    /// The file before, and how much of it was durable.
     pub fn previous(&self) -> &JournalPrevious {
         &self.previous
     }

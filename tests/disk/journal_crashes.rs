@@ -22,8 +22,11 @@ async fn story(seed: u64, bug: Bug) -> Result<(), String> {
     // What `sync` said, what was durable elsewhere when it was trimmed, and what was ever appended.
     let (mut said, mut elsewhere, mut appended) = (0, 0, 0);
     for life in 0..LIVES {
+        let salt = seed.wrapping_mul(1000).wrapping_add(life as u64);
+        for attempt in 0..rng.u64(..3) {
+            disk = interrupted_open(disk, &mut rng, salt + 100 * (attempt + 1)).await;
+        }
         disk.set_faults(DiskFaults::default());
-        let salt = seed * 1000 + life as u64;
         let (mut journal, recovery) = match open_with(&disk, 256 << 10, salt).await {
             Ok(opened) => opened,
             Err(error) => return Err(format!("life {life}: {error}")),
@@ -90,6 +93,15 @@ async fn story(seed: u64, bug: Bug) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Opens the journal and dies in the middle of it: what an earlier crash left must not be lost by the next.
+async fn interrupted_open(disk: SimDisk, rng: &mut fastrand::Rng, salt: u64) -> SimDisk {
+    let latency = Duration::from_millis(1)..Duration::from_millis(2);
+    disk.set_faults(DiskFaults { latency, ..DiskFaults::default() });
+    let patience = Duration::from_micros(rng.u64(0..60_000));
+    let _ = tokio::time::timeout(patience, open_with(&disk, 256 << 10, salt)).await;
+    if rng.bool() { disk.crash() } else { disk.kill() }
 }
 
 fn stories(bug: Bug, seeds: std::ops::Range<u64>) -> Option<(u64, String)> {

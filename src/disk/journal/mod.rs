@@ -3,8 +3,8 @@
 //!
 //! Invariants:
 //! - a file is never appended to after it was opened again: a new one begins, with a salt of its own (nonces are never reused);
-//! - a failed fdatasync ends its file, and nothing past its last good sync is believed, then or later: the next file says
-//!   how much of the one before counts;
+//! - a failed fdatasync ends its file, and nothing past its last good sync is called durable: the next file says how much of
+//!   the one before was;
 //! - the tail that no later sync vouches for is written anew when the journal is opened: what the page cache shows after a
 //!   kill may be what a failed write-back never stored;
 //! - files are removed oldest first, each removal synced, so that a missing one in the middle is damage;
@@ -374,7 +374,7 @@ impl Journal {
         self.busy = false;
         match made {
             Ok(current) => {
-                // The new file says how much of the one before counts; what that shows beyond is void.
+                // What the one before shows past its last good sync is appended again, here.
                 if let Some(left) = self.left.iter_mut().find(|left| left.number == self.previous.number) {
                     left.limit = self.previous.len;
                 }

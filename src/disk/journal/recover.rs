@@ -244,6 +244,10 @@ fn link(
     for file in begun.into_iter().rev() {
         let previous = chain.last().map(|(newer, _)| newer.opener.previous().clone());
         match previous {
+            // That it was made is durable only once something was appended: until then no file may name it.
+            None if file.holds_nothing() => {
+                empty.push(LeftFile { number: file.number, disk_bytes: file.file_len, limit: 0, end: None });
+            }
             None => chain.push((file, None)),
             Some(previous) if previous.number == file.number => chain.push((file, Some(previous.len))),
             Some(_) if file.holds_nothing() => {
