@@ -11,6 +11,8 @@ use walden::store::{Credentials, Store, StoreError, probe_init, probe_start};
 
 #[path = "store/conformance.rs"]
 mod conformance;
+#[path = "store/power_cut.rs"]
+mod power_cut;
 #[path = "store/sim.rs"]
 mod sim;
 
