@@ -20,7 +20,7 @@ const AZURITE_KEY: &str =
 /// A running store.
 #[derive(Debug)]
 pub struct StoreServer {
-    child: Child,
+    _process: Process,
     /// The bucket's URL; prefixes are appended before the `?` by [`StoreServer::url`].
     bucket: String,
     query: String,
@@ -30,11 +30,15 @@ pub struct StoreServer {
     _dir: TempDir,
 }
 
-impl Drop for StoreServer {
+/// A server's process, ended when dropped, also by the failure of whatever was to follow its start.
+#[derive(Debug)]
+struct Process(Child);
+
+impl Drop for Process {
     fn drop(&mut self) {
         // SeaweedFS takes 17 s to end when asked kindly.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -73,7 +77,7 @@ impl StoreServer {
         let names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc"];
         let names = names.iter().chain(&["filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc"]);
         command.args(names.zip(&ports).map(|(name, port)| format!("-{name}={port}")));
-        let child = start(&mut command, dir.path());
+        let process = start(&mut command, dir.path());
         let (filer, s3) = (ports[4], ports[6]);
         // A folder of the filer is a bucket. The volume servers come last, so an object must be taken as well.
         wait_until("SeaweedFS", || {
@@ -81,7 +85,7 @@ impl StoreServer {
         });
         wait_until("SeaweedFS's S3", || TcpStream::connect(("127.0.0.1", s3)).is_ok());
         ask(filer, "DELETE", "/buckets/walden/ready", "");
-        StoreServer::s3(child, s3, dir)
+        StoreServer::s3(process, s3, dir)
     }
 
     /// moto: fast, and checks little.
@@ -90,9 +94,9 @@ impl StoreServer {
         let (dir, port) = (tempfile::tempdir().unwrap(), free_ports(1)[0]);
         let mut command = python(&home);
         command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
-        let child = start(&mut command, dir.path());
+        let process = start(&mut command, dir.path());
         wait_until("moto", || ask(port, "PUT", "/walden", ""));
-        Some(StoreServer::s3(child, port, dir))
+        Some(StoreServer::s3(process, port, dir))
     }
 
     /// nanio: ignores the condition of a conditional create.
@@ -104,9 +108,9 @@ impl StoreServer {
         command.env("NANIO_ACCESS_KEY", "testkey").env("NANIO_SECRET_KEY", "testsecret");
         command.args(["-m", "nanio", "serve", "--host", "127.0.0.1", "--no-access-log"]);
         command.args(["--port", &port.to_string(), "--data-dir"]).arg(dir.path().join("data"));
-        let child = start(&mut command, dir.path());
+        let process = start(&mut command, dir.path());
         wait_until("nanio", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Some(StoreServer::s3(child, port, dir))
+        Some(StoreServer::s3(process, port, dir))
     }
 
     /// azurite.
@@ -116,7 +120,7 @@ impl StoreServer {
         let mut command = Command::new(home.join("node_modules/.bin/azurite-blob"));
         command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "-l"]).arg(dir.path());
         command.args(["--silent", "--disableTelemetry", "--skipApiVersionCheck"]);
-        let child = start(&mut command, dir.path());
+        let process = start(&mut command, dir.path());
         wait_until("azurite", || TcpStream::connect(("127.0.0.1", port)).is_ok());
         create_container(port);
         let (id, secret) = ("devstoreaccount1".to_owned(), AZURITE_KEY.to_owned());
@@ -124,15 +128,29 @@ impl StoreServer {
         let env =
             vec![("AZURE_STORAGE_ACCOUNT_NAME", id.clone()), ("AZURE_STORAGE_ACCOUNT_KEY", secret.clone())];
         let credentials = Credentials::AccessKey { id, secret: Zeroizing::new(secret), session_token: None };
-        Some(StoreServer { child, bucket: "az://walden".to_owned(), query, credentials, env, _dir: dir })
+        Some(StoreServer {
+            _process: process,
+            bucket: "az://walden".to_owned(),
+            query,
+            credentials,
+            env,
+            _dir: dir,
+        })
     }
 
-    fn s3(child: Child, port: u16, dir: TempDir) -> StoreServer {
+    fn s3(process: Process, port: u16, dir: TempDir) -> StoreServer {
         let (id, secret) = ("testkey".to_owned(), "testsecret".to_owned());
         let query = format!("endpoint=http://127.0.0.1:{port}&allow_http=true&region=us-east-1");
         let env = vec![("AWS_ACCESS_KEY_ID", id.clone()), ("AWS_SECRET_ACCESS_KEY", secret.clone())];
         let credentials = Credentials::AccessKey { id, secret: Zeroizing::new(secret), session_token: None };
-        StoreServer { child, bucket: "s3://walden".to_owned(), query, credentials, env, _dir: dir }
+        StoreServer {
+            _process: process,
+            bucket: "s3://walden".to_owned(),
+            query,
+            credentials,
+            env,
+            _dir: dir,
+        }
     }
 }
 
@@ -166,10 +184,10 @@ fn python(home: &Path) -> Command {
 }
 
 /// Starts a server with its output in `dir`.
-fn start(command: &mut Command, dir: &Path) -> Child {
+fn start(command: &mut Command, dir: &Path) -> Process {
     let log =
         || Stdio::from(std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap());
-    command.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().unwrap()
+    Process(command.stdin(Stdio::null()).stdout(log()).stderr(log()).spawn().unwrap())
 }
 
 fn wait_until(what: &str, mut serves: impl FnMut() -> bool) {
