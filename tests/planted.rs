@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::crash::{Mode, Planted, diverging_round, duel, round, simulate};
+use common::crash::{Mode, Planted, diverging_round, duel, round, seal_one, simulate};
 use walden::base::planted::{Bug, plant};
 use walden::codec::audit;
 
@@ -79,7 +79,7 @@ fn an_overlap_that_is_not_compared_is_found() {
 fn a_nonce_used_twice_is_found() {
     let found = found(Some(Bug::NonceReused), |seed| {
         audit::take_reused();
-        simulate(round(seed, Mode::Object, Planted::default()))?;
+        simulate(seal_one(seed));
         if audit::take_reused() { Err("a key was used twice with one nonce".into()) } else { Ok(()) }
     });
     expect_found("nonce reused", found);

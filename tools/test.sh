@@ -27,7 +27,8 @@ done
 # CI searches from a fixed seed, so that a change is what makes it fail; a long run goes elsewhere each time.
 [ -n "$SEED" ] || { [ -n "$LONG" ] && SEED=$(date +%s) || SEED=1; }
 export WALDEN_SEED=$SEED WALDEN_MINUTES=$MINUTES
-[ -z "$LONG" ] || export WALDEN_LONG=1
+# 200 seeds of crash rounds in CI (100 each way of acknowledging), 10,000 in a long run.
+[ -z "$LONG" ] || export WALDEN_LONG=1 WALDEN_SEEDS=5000
 
 STARTED=$SECONDS
 STEP=
@@ -58,6 +59,8 @@ else
     cargo test --locked "${PROFILE[@]}" --no-fail-fast
 fi
 cargo test --locked "${PROFILE[@]}" --doc --quiet
+step "planted bugs"
+cargo test --locked "${PROFILE[@]}" --features planted --test planted
 
 if [ -x tools/demo.sh ]; then
     step "demo"

@@ -183,7 +183,8 @@ impl World {
         let journal = (self.mode == Mode::Journal).then(|| JournalPlace {
             disk: Arc::new(self.disk.clone()),
             dir: PathBuf::from("/journal"),
-            budget_bytes: 64 << 20,
+            // Files of 256 or 512 KiB, so that they are left and trimmed.
+            budget_bytes: 1 << self.rng.u32(20..=21),
         });
         let cut = Cut {
             bytes_max: self.rng.usize(20_000..300_000),
@@ -281,6 +282,9 @@ pub fn simulate<T>(body: impl Future<Output = T>) -> T {
 pub async fn round(seed: u64, mode: Mode, planted: Planted) -> Result<(), String> {
     let mut world = World::new(seed, mode, 1 << 20).await;
     world.unleash(planted);
+    if mode == Mode::Journal || seed.is_multiple_of(2) {
+        world.server.forget_at_once();
+    }
     for life in 0..world.rng.u32(2..6) {
         let (_stop, stopped) = watch::channel(false);
         let receiving = world.receiver(life, stopped).await;
@@ -326,6 +330,18 @@ pub async fn round(seed: u64, mode: Mode, planted: Planted) -> Result<(), String
 fn may_end(error: &ReceiveError) -> bool {
     matches!(error, ReceiveError::Journal(_))
         || matches!(error, ReceiveError::Repo(error) if error.is_transient())
+}
+
+/// Seals an object of several frames on this thread.
+pub async fn seal_one(seed: u64) {
+    let mut world = World::new(seed, Mode::Object, 1 << 20).await;
+    let repo = world.open(1).await.unwrap();
+    let key = walden::repo::layout::probe("sealed");
+    let mut writer = repo.writer(walden::format::header::ObjectKind::WalSegment, &key, [0; 16], 0, 0);
+    for position in 0..3 {
+        writer.add(b"a frame", walden::base::ChunkId([0; 32]), position);
+    }
+    writer.finish(Vec::new());
 }
 
 /// Two receivers on one repository: the first is stopped in the middle, the second takes over, the first wakes. Each has

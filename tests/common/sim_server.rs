@@ -34,6 +34,7 @@ struct State {
     session: u64,
     exclusive: bool,
     unstable: bool,
+    forgets_at_once: bool,
 }
 
 impl SimServer {
@@ -54,12 +55,18 @@ impl SimServer {
             session: 0,
             exclusive: true,
             unstable,
+            forgets_at_once: false,
         })))
     }
 
     /// Lets several sessions stream at once, as if each had a slot of its own.
     pub fn allow_many_sessions(&self) {
         self.state().exclusive = false;
+    }
+
+    /// Removes WAL up to the very byte that was acknowledged, not by whole segments: nobody can get it from here again.
+    pub fn forget_at_once(&self) {
+        self.state().forgets_at_once = true;
     }
 
     /// The highest position it was ever told to be flushed.
@@ -162,7 +169,8 @@ impl Server for SimServer {
         _timeline: TimelineId,
     ) -> Result<Started, UpstreamError> {
         let mut state = self.state();
-        let oldest = state.restart.unwrap_or(Lsn::new(START)).align_down(SEGMENT);
+        let restart = state.restart.unwrap_or(Lsn::new(START));
+        let oldest = if state.forgets_at_once { restart } else { restart.align_down(SEGMENT) };
         if start < oldest {
             let reason = format!("removed up to {oldest}");
             return Err(UpstreamError::WalRemoved { at: start, reason });
