@@ -2,8 +2,8 @@
 # Installs what the tests need and runs everything, the demo once included.
 #
 #   tools/test.sh                                 what CI runs
-#   tools/test.sh --long [--seed N] [--minutes M] every number the project promises: 10,000 seeds of crash rounds,
-#                                                 50 kills a version, fuzzing, benchmarks; M minutes for each search
+#   tools/test.sh --long [--seed N] [--minutes M] release builds, and 10,000 seeds of crash rounds (5,000 for each
+#                                                 way of acknowledging)
 #
 # The seed of this run is printed first; a failure is repeated with --seed. Network: the package registries alone.
 

@@ -1,3 +1,5 @@
+//! Page checksums and verdicts, one test each.
+
 use super::*;
 
 const START: Lsn = Lsn::new(0x300_0000);

@@ -1,3 +1,5 @@
+//! How files are cut into chunks, one test each.
+
 use super::*;
 use crate::backup::tar::testing::{File, archive, file};
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Tar streams, whole, cut anywhere and hostile.
+
 use super::testing::*;
 use super::*;
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Chunks stored once and read back, over stores that fail.
+
 use super::bed::{bed, bed_on};
 use super::*;
 use crate::base::ObjectKey;

@@ -1,3 +1,5 @@
+//! Manifests written, read and refused.
+
 use super::*;
 use crate::base::{Generation, Lsn, SystemId, TimelineId, Timestamp};
 use crate::format::index::PagesEntry;

@@ -1,3 +1,5 @@
+//! What single records say, version by version.
+
 use super::*;
 use crate::base::{SegmentSize, SystemId};
 use crate::wal::{DecodeFrom, Decoder, Outcome, Synth};

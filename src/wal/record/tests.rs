@@ -1,3 +1,5 @@
+//! Record headers and fragments, whole and hostile.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Records found in pages, however the bytes are cut.
+
 use super::*;
 use crate::base::Timestamp;
 use crate::wal::{Decoder, Fact, Record, Synth};
