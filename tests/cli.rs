@@ -1,10 +1,12 @@
-//! The command line's promises that need no server: exit codes, where things are printed, who wins, what is refused.
+//! The command line's promises: exit codes, where things are printed, who wins, what is refused.
 
 mod common;
 
+use common::pg::{Pg, Process, wait_until};
 use common::walden::{Place, files, finish};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 #[test]
 fn init_can_be_run_again_and_changes_nothing() {
@@ -130,4 +132,114 @@ fn help_and_completions_are_results() {
         assert!(ended.out.contains("walden"), "{args:?}");
     }
     assert_eq!(place.run(&[]).code, 2);
+}
+
+/// A server, a repository, and a `walden receive` between them.
+fn archived(major: u32) -> (Pg, Place, Process) {
+    let pg = Pg::builder(major).wal_segment_mib(1).start();
+    let place = Place::init();
+    let receive = Process::start(place.command_for(&pg, &["receive", "--flush-interval", "100ms"]));
+    let active = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walden_shop' AND active";
+    pg.wait_for(active, "1", Duration::from_secs(60));
+    (pg, place, receive)
+}
+
+#[test]
+fn receive_stops_cleanly_on_sigterm_and_leaves_its_slot() {
+    let (pg, place, mut receive) = archived(15);
+    pg.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS a");
+    let end = pg.sql("SELECT pg_current_wal_flush_lsn()");
+    receive.signal(rustix::process::Signal::TERM);
+    let status = receive.wait(Duration::from_secs(60)).expect("it stops");
+    assert_eq!(status.code(), Some(0));
+    let durable = place.json(&["info"])["clusters"][0]["durable_lsn"].as_str().unwrap().to_owned();
+    assert_eq!(pg.sql(&format!("SELECT '{durable}'::pg_lsn >= '{end}'::pg_lsn")), "t", "{durable} {end}");
+
+    assert_eq!(finish(&mut place.command_for(&pg, &["slot", "drop"])).code, 0);
+    assert_eq!(pg.sql("SELECT count(*) FROM pg_replication_slots"), "0");
+    assert_eq!(finish(&mut place.command_for(&pg, &["slot", "drop"])).code, 6);
+}
+
+#[test]
+fn sigint_stops_receive_with_130() {
+    let (_pg, _place, mut receive) = archived(15);
+    receive.signal(rustix::process::Signal::INT);
+    assert_eq!(receive.wait(Duration::from_secs(60)).expect("it stops").code(), Some(130));
+}
+
+#[test]
+fn check_sees_a_position_durable_and_names_what_fails() {
+    let (pg, place, receive) = archived(15);
+    let checked = finish(&mut place.command_for(&pg, &["--json", "check"])).expect(0);
+    let document: serde_json::Value = serde_json::from_str(&checked).unwrap();
+    let checks = document["checks"].as_array().unwrap();
+    let level = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap()["level"].clone();
+    assert_eq!(document["ok"], true);
+    assert_eq!((level("archived"), level("slot")), ("ok".into(), "ok".into()));
+    assert_eq!(level("max_slot_wal_keep_size"), "warn");
+    drop(receive);
+
+    // The same cluster name for another server.
+    let other = Pg::start(15);
+    assert_eq!(finish(&mut place.command_for(&other, &["check"])).code, 11);
+    assert_eq!(finish(&mut place.command_for(&other, &["receive"])).code, 11);
+    assert_eq!(finish(&mut place.command_for(&other, &["backup"])).code, 11);
+    assert_eq!(
+        other.sql("SELECT count(*) FROM pg_replication_slots"),
+        "0",
+        "a refused server keeps no slot of ours"
+    );
+}
+
+#[test]
+fn a_backup_without_a_receiver_is_complete_and_leaves_no_slot() {
+    let pg = Pg::builder(15).wal_segment_mib(1).start();
+    let place = Place::init();
+    let made = finish(&mut place.command_for(&pg, &["--json", "backup"])).expect(0);
+    let document: serde_json::Value = serde_json::from_str(&made).unwrap();
+    assert_eq!((&document["backup"]["state"], &document["streamed_wal"]), (&"complete".into(), &true.into()));
+    assert_eq!(pg.sql("SELECT count(*) FROM pg_replication_slots"), "0");
+
+    let info = place.json(&["info"]);
+    let cluster = &info["clusters"][0];
+    assert_eq!(cluster["system_identifier"], pg.sql("SELECT system_identifier FROM pg_control_system()"));
+    assert!(cluster["window"]["start"].is_string() && cluster["window"]["gaps"] == serde_json::json!([]));
+    for field in ["id", "start_lsn", "stop_lsn", "bytes_raw", "bytes_stored", "bytes_new", "state"] {
+        assert!(!cluster["backups"][0][field].is_null(), "{field}");
+    }
+    for field in ["bytes_raw", "bytes_stored", "bytes_waiting"] {
+        assert!(cluster["wal"][field].is_u64(), "{field}");
+    }
+    let restore = |args: &[&str]| {
+        place.run(&[&["restore", "--target-dir", "/nonexistent/r", "--dry-run"], args].concat())
+    };
+    assert_eq!(restore(&["--to-time", "2001-01-01 00:00:00+00"]).code, 3);
+    assert_eq!(restore(&["--to-time", "half past nine"]).code, 2);
+    assert_eq!(restore(&["--to-lsn", "0/1", "--latest"]).code, 2);
+    assert_eq!(restore(&["--backup", "19990101T000000Z"]).code, 6);
+    let planned = restore(&["--latest"]).expect(0);
+    assert!(planned.contains("start with") && !std::path::Path::new("/nonexistent").exists(), "{planned}");
+}
+
+#[test]
+fn log_finds_a_drop_and_not_a_rewrite() {
+    let (pg, place, receive) = archived(15);
+    pg.sql("CREATE TABLE kept AS SELECT generate_series(1, 100) AS a; CREATE TABLE gone (a int)");
+    pg.sql("VACUUM FULL kept");
+    pg.sql("DROP TABLE gone");
+    let drops = |args: &[&str]| place.json(args)["entries"].as_array().unwrap().clone();
+    let mut found = Vec::new();
+    wait_until(Duration::from_secs(30), || {
+        found = drops(&["log", "--drops"]);
+        !found.is_empty()
+    });
+    assert_eq!(found.iter().map(|entry| &entry["kind"]).collect::<Vec<_>>(), ["drop"]);
+    // Compaction moves it into the index, which leaves relations out; it is shown with them all the same.
+    finish(&mut place.command_for(&pg, &["compact", "--all"])).expect(0);
+    assert_eq!(drops(&["log", "--drops"]), found);
+    let xid = found[0]["xid"].to_string();
+    assert_eq!(drops(&["log", "--xid", &xid])[0]["lsn"], found[0]["lsn"]);
+    let around = drops(&["log", "--around", found[0]["time"].as_str().unwrap()]);
+    assert!(around.iter().any(|entry| entry["kind"] == "commit"), "{around:?}");
+    drop(receive);
 }

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
 /// How far from the time of `--around` events are shown.
-const AROUND_MICROS: i64 = 600 * 1_000_000;
+const AROUND_MICROS: u64 = 600 * 1_000_000;
 /// Commits shown on either side of it.
 const AROUND_COMMITS: usize = 10;
 /// Pieces of WAL read for those on either side: quiet clusters have many without a commit, which are not read.
@@ -136,7 +136,7 @@ fn wanted(event: &Event, options: &LogOptions) -> bool {
     if options.xid.is_some_and(|xid| event.xid != xid) {
         return false;
     }
-    if options.around.is_some_and(|time| event.time.micros_since(time).abs() > AROUND_MICROS) {
+    if options.around.is_some_and(|time| event.time.micros_since(time).unsigned_abs() > AROUND_MICROS) {
         return false;
     }
     match event.kind {

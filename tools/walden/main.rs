@@ -23,8 +23,12 @@ mod verify;
 mod wal_fetch;
 
 use std::process::ExitCode;
+use walden::operate::Exit;
 
 fn main() -> ExitCode {
     // Called once for each WAL file of a recovery, and to be quick.
-    wal_fetch::main().unwrap_or_else(run::main)
+    wal_fetch::main().unwrap_or_else(|| {
+        // A panic is a bug of ours, and has the exit code that was promised for one.
+        std::panic::catch_unwind(run::main).unwrap_or(ExitCode::from(Exit::Internal.code()))
+    })
 }

@@ -58,6 +58,12 @@ fn a_time_or_a_transaction_narrows() {
         let time = Some(Timestamp::from_micros(0));
         wanted(&event(EventKind::Drop, second), &LogOptions { around: time, ..LogOptions::default() })
     };
+    // An event before the first commit has no time.
+    let timeless = Event { time: Timestamp::MIN, ..event(EventKind::Drop, 0) };
+    assert!(!wanted(
+        &timeless,
+        &LogOptions { around: Some(Timestamp::from_micros(0)), ..LogOptions::default() }
+    ));
     assert!(around(-600) && around(600) && !around(601) && !around(-601));
     let of =
         |xid| wanted(&event(EventKind::Drop, 0), &LogOptions { xid: Some(xid), ..LogOptions::default() });
