@@ -239,9 +239,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Reads back what is durable, or was recovered, past `from`; in order.
+    /// Reads back what is durable, or was recovered, past `from`; in order. Trimming up to `from` does not disturb it.
     pub fn read_from(&self, from: Option<JournalPosition>) -> JournalReader {
-        let mut files: VecDeque<_> = self.left.iter().map(|file| (file.number, file.limit)).collect();
+        let holds_some = |file: &&LeftFile| file.end.is_some_and(|end| from.is_none_or(|from| end > from));
+        let left = self.left.iter().filter(holds_some);
+        let mut files: VecDeque<_> = left.map(|file| (file.number, file.limit)).collect();
         files.extend(self.current.as_ref().map(|current| (current.number, current.synced_len)));
         JournalReader::new(self, files, from)
     }

@@ -119,6 +119,22 @@ async fn files_are_numbered_filled_and_trimmed_whole() {
 }
 
 #[tokio::test]
+async fn trimming_what_lies_before_a_reader_does_not_disturb_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, _) = open(&dir, 4 << 20).await;
+    for start in (0..2_500_000).step_by(100_000) {
+        journal.append(&record(start, 100_000)).await.unwrap();
+    }
+    journal.sync().await.unwrap();
+    assert!(journal.left.len() > 1);
+    let read_to = journal.left[0].end.unwrap();
+    let mut reader = journal.read_from(Some(read_to));
+    journal.trim(read_to).await.unwrap();
+    let next = reader.next().await.unwrap().unwrap();
+    assert_eq!(next.start, read_to.lsn);
+}
+
+#[tokio::test]
 async fn one_process_holds_it() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&dir, 4 << 20).await;
