@@ -7,7 +7,7 @@ use super::pipeline::ReceiveError;
 use super::session::JournalPlace;
 use super::start::{self, Start};
 use super::upstream::{Identity, Server, Slot, UpstreamError};
-use crate::base::{ClusterName, Generation, Lsn, LsnRange, ObjectId, TimelineId, limits};
+use crate::base::{ClusterName, Generation, Lsn, LsnRange, ObjectId, SegmentSize, TimelineId, limits};
 use crate::disk::journal::{Journal, JournalOptions, JournalPosition};
 use crate::format::index::{GapEntry, HistoryEntry};
 use crate::format::record::Blob;
@@ -93,6 +93,27 @@ async fn journal_ahead(
     let overlap = journal.tail(JournalPosition { lsn: tail_start, ..end }, end.lsn).await?;
     let start = Start { timeline: end.timeline, at: end.lsn, compare_from: None };
     Ok(Some(Begin { start, stored: first, overlap: Some(overlap) }))
+}
+
+/// The server as it was when the journal's newest WAL came, from what is stored of it; none when the journal holds nothing
+/// that the repository lacks.
+pub(super) async fn journal_identity(
+    journal: &JournalHandle,
+    cluster: &Cluster,
+    snapshot: &Snapshot,
+) -> Result<Option<Identity>, ReceiveError> {
+    let stored = start::stored_end(snapshot);
+    let Some(ahead) = journal_ahead(journal, stored).await? else { return Ok(None) };
+    let record = cluster.read_generation(snapshot.root.generation).await?;
+    let segment_size = SegmentSize::new(record.segment_size.into());
+    Ok(Some(Identity {
+        system_id: record.system_id,
+        major_version: record.major_version,
+        timeline: ahead.start.timeline,
+        flushed: ahead.start.at,
+        segment_size: segment_size.map_err(|error| ReceiveError::Internal(error.to_string()))?,
+        block_size: record.block_size,
+    }))
 }
 
 pub(super) fn generation_record(

@@ -79,9 +79,14 @@ pub async fn run(
             Ok(Ended::Again) => continue,
             Err(error) if error.is_transient() => {
                 tracing::warn!(%error, "connecting again in {wait:?}");
-                if !matches!(error, ReceiveError::Upstream(_)) {
+                match error {
+                    // The server may never come back: what only the journal has goes to the repository all the same.
+                    ReceiveError::Upstream(_) if receiver.pipeline.is_none() => {
+                        receiver.pipeline = receiver.resume_from_journal().await?;
+                    }
+                    ReceiveError::Upstream(_) => {}
                     // What the pipeline holds in memory may not be what is stored: the next takeover finds out.
-                    receiver.pipeline = None;
+                    _ => receiver.pipeline = None,
                 }
             }
             Err(error) => return Err(error),
@@ -207,6 +212,42 @@ impl Receiver<'_> {
         }
         let snapshot = walmap::load(cluster).await?;
         resume::store_histories(cluster, &snapshot, server.as_mut(), identity.timeline).await?;
+        Ok((server, self.take_over(cluster, identity, slot).await?))
+    }
+
+    /// A pipeline that stores what the journal holds and the repository does not, without the server; none when there is
+    /// no such WAL, or the store is away too.
+    async fn resume_from_journal(&mut self) -> Result<Option<Pipeline>, ReceiveError> {
+        let found = async {
+            let Some(journal) = &self.journal else { return Ok(None) };
+            let cluster = match Cluster::open(self.repo.clone(), self.name.clone()).await {
+                Err(RepoError::NotFound { .. }) => return Ok(None),
+                other => other?,
+            };
+            let snapshot = walmap::load(&cluster).await?;
+            let Some(identity) = resume::journal_identity(journal, &cluster, &snapshot).await? else {
+                return Ok(None);
+            };
+            tracing::info!(journal = %identity.flushed, "storing what only the journal has");
+            let slot = Slot { restart: None, created: false };
+            Ok(Some(self.take_over(&cluster, &identity, &slot).await?))
+        };
+        match found.await {
+            Err(error) if ReceiveError::is_transient(&error) => {
+                tracing::warn!(%error, "what only the journal has cannot be stored now");
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    /// Wins a new stream, and continues in it where the repository ends, or the journal.
+    async fn take_over(
+        &mut self,
+        cluster: &Cluster,
+        identity: &Identity,
+        slot: &Slot,
+    ) -> Result<Pipeline, ReceiveError> {
         let snapshot = walmap::load(cluster).await?;
         let planned = resume::begin(self.journal.as_ref(), &snapshot, identity, slot).await?;
         let won = takeover::take_over(cluster, snapshot.root.generation, planned.start.timeline).await;
@@ -228,8 +269,7 @@ impl Receiver<'_> {
         tracing::info!(stream = %won.stream, epoch = won.writer_epoch, at = %begin.start.at, "took over");
         let parts = (self.options.cut, self.journal.clone());
         let stored = self.stored.clone();
-        let pipeline = Pipeline::new(cluster.clone(), won, begin.stored, overlap, parts, summarizer, stored);
-        Ok((server, pipeline))
+        Ok(Pipeline::new(cluster.clone(), won, begin.stored, overlap, parts, summarizer, stored))
     }
 }
 
