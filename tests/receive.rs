@@ -3,12 +3,13 @@
 
 mod common;
 
+use common::archive::compare;
 use common::pg::{Pg, majors};
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use walden::base::{Env, Lsn, LsnRange, SegmentSize, TimelineId, WalFileName};
+use walden::base::{Env, Lsn, LsnRange, SegmentSize, TimelineId};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsDisk, OsEntropy, SystemClock};
 use walden::format::keyslot::SlotCost;
@@ -18,7 +19,7 @@ use walden::receive::machine::Cut;
 use walden::receive::pipeline::{ReceiveError, Stored};
 use walden::receive::postgres::PostgresConnector;
 use walden::receive::session::{self, JournalPlace, ReceiveOptions};
-use walden::repo::{Cluster, Repository, WalReader, walmap};
+use walden::repo::{Cluster, Repository, walmap};
 use walden::retain::gc;
 use walden::store::{self, StoreOptions};
 use zeroize::Zeroizing;
@@ -95,26 +96,7 @@ async fn compare_with_server(
     timeline: TimelineId,
     size: SegmentSize,
 ) -> LsnRange {
-    let cluster = Cluster::open(repo.clone(), CLUSTER.parse().unwrap()).await.unwrap();
-    let snapshot = walmap::load(&cluster).await.unwrap();
-    let ranges = snapshot.wal.ranges(timeline);
-    assert_eq!(ranges.len(), 1, "one range without holes: {ranges:?}");
-    let range = ranges[0];
-    let mut reader = WalReader::new(cluster, snapshot.wal);
-    let mut at = range.start;
-    let mut compared = 0;
-    while at < range.end {
-        let segment = size.segment_at(at);
-        let part = LsnRange::new(at, segment.range(size).end.min(range.end));
-        let stored = reader.read(timeline, part).await.unwrap();
-        let name = WalFileName::segment(timeline, segment, size).to_string();
-        if let Ok(file) = fs::read(pg.data_dir().join("pg_wal").join(&name)) {
-            let from = at.bytes_since(segment.range(size).start) as usize;
-            assert!(stored == file[from..from + stored.len()], "{name} differs");
-            compared += stored.len();
-        }
-        at = part.end;
-    }
+    let (range, compared) = compare(repo, CLUSTER, pg, timeline, size).await;
     assert!(compared > 0, "nothing was there to compare");
     range
 }

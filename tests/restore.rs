@@ -11,10 +11,9 @@ mod restore {
 }
 
 use backup_bed::Receiving;
+use common::load::{Committed, Rows, commits, load, prepare, rows, time};
 use common::pg::{Pg, Stop, give_to_postgres, is_root, majors, postgres_command, run, wait_until};
-use restore::bed::{
-    Committed, RECOVERY_LIMIT, Rows, Scene, WALDEN, commits, load, prepare, rows, time, wait_there,
-};
+use restore::bed::{RECOVERY_LIMIT, Scene, WALDEN, wait_there};
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;

@@ -1,7 +1,9 @@
 //! What integration tests share. Each test file uses a part of it.
 #![allow(dead_code, missing_docs)]
 
+pub mod archive;
 pub mod crash;
+pub mod load;
 pub mod pg;
 pub mod sim_disk;
 pub mod sim_server;

@@ -1,11 +1,15 @@
 //! The real binary: a repository, a passphrase, and commands run in an environment of their own.
 
-use super::pg::{Pg, temp_dir};
+use super::pg::{Pg, Process, give_to_postgres, temp_dir};
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 use tempfile::TempDir;
+
+/// How long a restored server may replay.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
 
 /// The binary under test.
 pub const WALDEN: &str = env!("CARGO_BIN_EXE_walden");
@@ -90,6 +94,56 @@ impl Place {
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
         let out = self.ok(&[&["--json"], args].concat());
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?} printed no JSON: {error}\n{out}"))
+    }
+}
+
+impl Place {
+    /// Starts a command in the background, its output at the end of the log `name`, which a failing test shows.
+    pub fn start(&self, mut command: Command, name: &str) -> Process {
+        let log = self.path(&format!("{name}.log"));
+        let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        Process::start(command)
+    }
+
+    /// What the log `name` says.
+    pub fn log(&self, name: &str) -> String {
+        let log = fs::read(self.path(&format!("{name}.log"))).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Restores into `name` with the arguments `args`, starts a server of `major` there, and waits until it is where it was to
+    /// stop. What it needs to fetch WAL is given to its user.
+    pub fn restored(&self, major: u32, name: &str, args: &[&str]) -> Pg {
+        let target = self.path(name);
+        let target_arg = target.display().to_string();
+        self.ok(&[&["restore", "--target-dir", &target_arg], args].concat());
+        give_to_postgres(&self.path("passphrase"));
+        if self.path("repo").exists() {
+            give_to_postgres(&self.path("repo"));
+        }
+        let mut pg = Pg::adopt(major, &target);
+        pg.start_again();
+        let there = "SELECT NOT pg_is_in_recovery() OR pg_get_wal_replay_pause_state() = 'paused'";
+        pg.wait_for(there, "t", RECOVERY_LIMIT);
+        pg
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let entries = fs::read_dir(self.dir.path()).into_iter().flatten().flatten();
+        for path in
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "log"))
+        {
+            let log = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
+            let tail: Vec<&str> = log.lines().rev().take(25).collect();
+            let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
+            eprintln!("--- the end of {}\n{tail}", path.display());
+        }
     }
 }
 
