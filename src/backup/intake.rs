@@ -5,8 +5,9 @@ use super::checksum::{PageVerdict, Suspect, judge_page, page_lsn, suspects};
 use super::cutter::{Piece, is_zero, relation_file};
 use super::error::BackupError;
 use super::label::{BACKUP_LABEL, LABEL_BYTES_MAX};
-use super::source::{BlockRead, Source};
+use super::source::BlockRead;
 use super::tar::TarEntry;
+use super::upstream::Source;
 use crate::base::Lsn;
 use crate::base::limits::BLOCK_BYTES;
 use crate::format::manifest::{CHUNK_BYTES, DamagedBlock, FileEntry, FileKind, Tablespace};
@@ -33,7 +34,7 @@ const TABLESPACE_MAP: &str = "tablespace_map";
 pub struct Intake<'a, 's> {
     chunks: ChunkWriter,
     manifest: ManifestBuilder,
-    source: &'a mut Source<'s>,
+    source: &'a mut (dyn Source + 's),
     /// Where the backup starts; pages without checksums are not judged.
     judge_from: Option<Lsn>,
     open: Option<OpenFile>,
@@ -82,7 +83,7 @@ pub struct Taken {
 
 impl<'a, 's> Intake<'a, 's> {
     /// Before the first file.
-    pub fn new(chunks: ChunkWriter, source: &'a mut Source<'s>) -> Self {
+    pub fn new(chunks: ChunkWriter, source: &'a mut (dyn Source + 's)) -> Self {
         Intake {
             chunks,
             manifest: ManifestBuilder::default(),

@@ -12,9 +12,11 @@ mod pending;
 mod run;
 mod source;
 pub mod tar;
+pub mod upstream;
 mod wal;
 
 pub use crate::net::Checkpoint;
 pub use error::BackupError;
 pub use run::{BackupJob, BackupOptions, BackupReport, run};
+pub use source::BlockRead;
 pub use wal::{EnsureWal, ReceiverElsewhere, WalFailure, is_durable};

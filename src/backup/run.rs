@@ -7,7 +7,8 @@ use super::error::BackupError;
 use super::intake::{Findings, Intake, Taken};
 use super::label::BackupLabel;
 use super::pending::Registration;
-use super::source::{Source, settings_kept};
+use super::source::settings_kept;
+use super::upstream::{Connected, Replication, Server, Source};
 use super::wal::{self, EnsureWal};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::progress::Progress;
@@ -17,7 +18,6 @@ use crate::format::manifest::{DamagedBlock, ManifestMeta, Tablespace};
 use crate::format::root::GenerationRecord;
 use crate::net::server::ServerSettings;
 use crate::net::{BaseBackupEvent, BaseBackupOptions, Checkpoint, ServerManifest};
-use crate::net::{ConnectOptions, Connection, ConnectionKind};
 use crate::repo::chunks::{ChunkIndex, ChunkStats, ChunkWriter};
 use crate::repo::cluster::RootChange;
 use crate::repo::index::{IndexEdit, empty_page};
@@ -76,7 +76,7 @@ pub struct BackupJob<'a> {
     /// The cluster; made if it is not there.
     pub cluster: ClusterName,
     /// The server.
-    pub server: &'a ConnectOptions,
+    pub server: &'a dyn Server,
     /// What is asked for.
     pub options: &'a BackupOptions,
     /// Who sees to the WAL.
@@ -95,8 +95,7 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
     let mut stop = job.stop.clone();
     let name = &job.options.application_name;
     let connected = async {
-        let replication = Connection::connect(job.server, ConnectionKind::PhysicalReplication, name).await?;
-        let mut source = Source::connect(job.server, name).await?;
+        let Connected { replication, mut source } = job.server.connect(name).await?;
         let server = source.settings().await?;
         let cluster = Cluster::create(job.repo.clone(), generation_of(&job.cluster, &server)?).await?;
         Ok::<_, BackupError>((replication, source, server, cluster))
@@ -160,7 +159,7 @@ struct Backup<'a> {
     cluster: &'a Cluster,
     registration: &'a Registration,
     server: ServerSettings,
-    source: Source<'a>,
+    source: Box<dyn Source + 'a>,
 }
 
 /// Where and when BASE_BACKUP began and ended.
@@ -177,7 +176,7 @@ impl Backup<'_> {
     /// Stores everything, and gives the WAL a moment to become durable: then one commit does.
     async fn store_and_settle(
         &mut self,
-        replication: Connection,
+        replication: Box<dyn Replication>,
     ) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
         let (mut report, segments) = self.store(replication).await?;
         self.job.progress.stage("waiting for WAL", None);
@@ -201,7 +200,7 @@ impl Backup<'_> {
     /// Streams and stores everything. Nothing refers to it yet; the segments are to be committed with the entry.
     async fn store(
         &mut self,
-        replication: Connection,
+        replication: Box<dyn Replication>,
     ) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
         let (job, cluster) = (self.job, self.cluster);
         job.progress.stage("reading the index", None);
@@ -258,7 +257,7 @@ impl Backup<'_> {
     /// Runs BASE_BACKUP and takes its files in.
     async fn stream(
         &mut self,
-        replication: Connection,
+        replication: Box<dyn Replication>,
         chunks: ChunkWriter,
     ) -> Result<(Span, Taken), BackupError> {
         let progress = self.job.progress;
@@ -277,7 +276,7 @@ impl Backup<'_> {
             ..BaseBackupOptions::new(format!("walden {}", BackupId::at(span.started_at)))
         };
         let mut events = replication.base_backup(&options).await?;
-        let mut intake = Intake::new(chunks, &mut self.source);
+        let mut intake = Intake::new(chunks, &mut *self.source);
         let mut archive: Option<(String, Cutter)> = None;
         while let Some(event) = events.next().await? {
             match event {

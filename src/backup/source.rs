@@ -2,12 +2,14 @@
 //! A connection that was cut while the backup ran is made anew once.
 
 use super::config::{ConfigKind, Include, includes};
+use super::upstream::Source;
 use crate::base::limits::BLOCK_BYTES;
 use crate::format::manifest::{ConfigFile, Setting};
 use crate::format::record::Blob;
 use crate::net::server::{ServerSettings, WalPosition};
 use crate::net::{ConnectOptions, Connection, ConnectionKind, PgError};
 use crate::wire::command::quote_string;
+use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -59,9 +61,9 @@ pub enum BlockRead {
     Refused,
 }
 
-/// The SQL side of a backup.
+/// The SQL side of a backup of a PostgreSQL server.
 #[derive(Debug)]
-pub struct Source<'a> {
+pub struct SqlSource<'a> {
     options: &'a ConnectOptions,
     application_name: &'a str,
     connection: Option<Connection>,
@@ -83,10 +85,10 @@ macro_rules! ask {
     }};
 }
 
-impl<'a> Source<'a> {
+impl<'a> SqlSource<'a> {
     /// Connects for SQL.
     pub async fn connect(options: &'a ConnectOptions, application_name: &'a str) -> Result<Self, PgError> {
-        let mut source = Source { options, application_name, connection: None };
+        let mut source = SqlSource { options, application_name, connection: None };
         source.connection().await?;
         Ok(source)
     }
@@ -104,29 +106,6 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The server's settings.
-    pub async fn settings(&mut self) -> Result<ServerSettings, PgError> {
-        ask!(self, connection => connection.server_settings())
-    }
-
-    /// The server's clock, and the end of its WAL.
-    pub async fn position(&mut self) -> Result<WalPosition, PgError> {
-        ask!(self, connection => connection.wal_position())
-    }
-
-    /// Reads block `block` of the file at `path` again, from the server's disk.
-    pub async fn read_block(&mut self, path: &str, block: u32) -> Result<BlockRead, PgError> {
-        let offset = u64::from(block) * BLOCK_BYTES as u64;
-        Ok(match self.read_file(path, offset, BLOCK_BYTES).await? {
-            FileRead::Content(content) => match <[u8; BLOCK_BYTES]>::try_from(&content[..]) {
-                Ok(page) => BlockRead::Page(Box::new(page)),
-                Err(_) => BlockRead::Gone,
-            },
-            FileRead::Gone => BlockRead::Gone,
-            FileRead::Refused => BlockRead::Refused,
-        })
-    }
-
     async fn read_file(&mut self, path: &str, offset: u64, len: usize) -> Result<FileRead, PgError> {
         match ask!(self, connection => connection.read_file_range(path, offset, len as u32)) {
             Ok(Some(content)) => Ok(FileRead::Content(content)),
@@ -141,8 +120,47 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The configuration files outside the data directory with everything they include, and what could not be read.
-    pub async fn config_files(
+    /// The `.conf` files of a directory, last first; `None` when the server does not let us.
+    async fn list_configs(&mut self, directory: &Path) -> Result<Option<Vec<PathBuf>>, PgError> {
+        let sql = format!(
+            "SELECT pg_ls_dir({}, true, false) ORDER BY 1 DESC",
+            quote_string(&directory.to_string_lossy())
+        );
+        match ask!(self, connection => connection.query(&sql)) {
+            Ok(rows) => {
+                let names = rows.iter().filter_map(|row| row.get(0));
+                let configs = names.filter(|name| name.ends_with(".conf") && !name.starts_with('.'));
+                Ok(Some(configs.map(|name| directory.join(name)).collect()))
+            }
+            Err(PgError::Server(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for SqlSource<'_> {
+    async fn settings(&mut self) -> Result<ServerSettings, PgError> {
+        ask!(self, connection => connection.server_settings())
+    }
+
+    async fn position(&mut self) -> Result<WalPosition, PgError> {
+        ask!(self, connection => connection.wal_position())
+    }
+
+    async fn read_block(&mut self, path: &str, block: u32) -> Result<BlockRead, PgError> {
+        let offset = u64::from(block) * BLOCK_BYTES as u64;
+        Ok(match self.read_file(path, offset, BLOCK_BYTES).await? {
+            FileRead::Content(content) => match <[u8; BLOCK_BYTES]>::try_from(&content[..]) {
+                Ok(page) => BlockRead::Page(Box::new(page)),
+                Err(_) => BlockRead::Gone,
+            },
+            FileRead::Gone => BlockRead::Gone,
+            FileRead::Refused => BlockRead::Refused,
+        })
+    }
+
+    async fn config_files(
         &mut self,
         server: &ServerSettings,
     ) -> Result<(Vec<ConfigFile>, Vec<String>), PgError> {
@@ -191,23 +209,6 @@ impl<'a> Source<'a> {
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
         Ok((files, missed))
-    }
-
-    /// The `.conf` files of a directory, last first; `None` when the server does not let us.
-    async fn list_configs(&mut self, directory: &Path) -> Result<Option<Vec<PathBuf>>, PgError> {
-        let sql = format!(
-            "SELECT pg_ls_dir({}, true, false) ORDER BY 1 DESC",
-            quote_string(&directory.to_string_lossy())
-        );
-        match ask!(self, connection => connection.query(&sql)) {
-            Ok(rows) => {
-                let names = rows.iter().filter_map(|row| row.get(0));
-                let configs = names.filter(|name| name.ends_with(".conf") && !name.starts_with('.'));
-                Ok(Some(configs.map(|name| directory.join(name)).collect()))
-            }
-            Err(PgError::Server(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 }
 

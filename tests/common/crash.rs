@@ -1,9 +1,11 @@
-//! Crash rounds: the real receive, compact and gc code over a disk that forgets, a store with five verdicts and a server
+//! Crash rounds: the real receive, compact, backup and gc code over a disk that forgets, a store with five verdicts and a server
 //! that breaks connections; killed and crashed at random, started again, and held to what PostgreSQL was told.
 
+use super::sim_backup::Sent;
 use super::sim_disk::{DiskFaults, SimDisk};
 use super::sim_server::SimServer;
 use super::sim_store::{Chances, SimStore, StoreFaults};
+use futures_util::TryStreamExt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -11,14 +13,23 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use walden::backup::{
+    self, BackupError, BackupJob, BackupOptions, BackupReport, Checkpoint, ReceiverElsewhere,
+};
 use walden::base::clock::{Clock, Entropy, Env, Timestamp};
-use walden::base::{ClusterName, Lsn, TimelineId};
+use walden::base::progress::Unwatched;
+use walden::base::{BackupId, ClusterName, Lsn, TimelineId};
 use walden::codec::keyslot::Unlock;
+use walden::format::index::{BackupEntry, BackupState};
 use walden::format::keyslot::SlotCost;
+use walden::format::manifest::{FileEntry, FileKind};
 use walden::receive::compact::{self, Extent};
 use walden::receive::machine::Cut;
 use walden::receive::pipeline::{ReceiveError, Stored};
 use walden::receive::session::{self, JournalPlace, ReceiveOptions};
+use walden::repo::chunks::{ChunkIndex, ChunkReader};
+use walden::repo::manifest::Manifest;
+use walden::repo::walmap::Snapshot;
 use walden::repo::{Cluster, RepoError, Repository, WalReader, walmap};
 use walden::retain::gc;
 use walden::store::Store;
@@ -103,6 +114,8 @@ pub struct World {
     pub mode: Mode,
     lives: u64,
     born: Instant,
+    /// Backups that were said to be made.
+    made: Vec<BackupId>,
 }
 
 fn cluster_name() -> ClusterName {
@@ -125,6 +138,7 @@ impl World {
             mode,
             lives: 0,
             born: Instant::now(),
+            made: Vec::new(),
         };
         let store = Arc::new(world.store.clone());
         Repository::init(store, &unlock(), SlotCost::DEFAULT, world.env()).await.unwrap();
@@ -206,21 +220,43 @@ impl World {
         let (env, options, server) = (self.env(), self.options(), self.server.clone());
         let pace = Duration::from_millis(self.rng.u64(500..8000));
         async move {
-            let repo = loop {
-                match Repository::open(store.clone(), &unlock(), env.clone()).await {
-                    Ok(repo) => break Arc::new(repo),
-                    Err(error) if error.is_transient() => tokio::time::sleep(Duration::from_secs(1)).await,
-                    // A list that misses the key slot: the next one may not.
-                    Err(RepoError::Key { .. }) => tokio::time::sleep(Duration::from_secs(1)).await,
-                    Err(error) => return Err(error.into()),
-                }
-            };
+            let repo = open_in_the_end(store, env).await?;
             let (stored, _) = watch::channel(Stored::default());
             let receiving = session::run(repo.clone(), cluster_name(), &server, &options, stored, stop);
             tokio::select! {
                 ended = receiving => ended,
                 never = upkeep(repo, pace) => match never {},
             }
+        }
+    }
+
+    /// A `backup` by a process of its own.
+    pub async fn backup(&mut self, client: u32) -> impl Future<Output = Made> + use<> {
+        let store: Arc<dyn Store> = Arc::new(self.store.client(client));
+        let (env, server) = (self.env(), self.server.clone());
+        let options = BackupOptions {
+            checkpoint: Checkpoint::Fast,
+            max_rate_kib: None,
+            wal_timeout: Duration::from_secs(600),
+            application_name: "walden_shop_backup".into(),
+            holder: format!("client {client}"),
+            // One: what is drawn by chance comes in order.
+            threads: 1,
+        };
+        async move {
+            let repo = open_in_the_end(store, env).await?;
+            let (_stop, stop) = watch::channel(false);
+            let (cluster, progress) = (cluster_name(), &Unwatched);
+            let job = BackupJob {
+                repo,
+                cluster,
+                server: &server,
+                options: &options,
+                wal: &ReceiverElsewhere,
+                progress,
+                stop,
+            };
+            backup::run(job).await
         }
     }
 
@@ -239,7 +275,9 @@ impl World {
         }
         let repo = self.open(1000).await.map_err(|error| error.to_string())?;
         let cluster = Cluster::open(repo, cluster_name()).await.map_err(|error| error.to_string())?;
-        let map = walmap::load(&cluster).await.map_err(|error| error.to_string())?.wal;
+        let snapshot = walmap::load(&cluster).await.map_err(|error| error.to_string())?;
+        self.compare_backups(&cluster, &snapshot).await?;
+        let map = snapshot.wal;
         let (range, expected) = self.server.wal_until(told);
         let end = map.contiguous_end(TimelineId(1), range.start);
         if end < told {
@@ -250,6 +288,76 @@ impl World {
             stored if stored == expected => Ok(()),
             _ => Err(format!("the bytes up to {told} differ from the server's")),
         }
+    }
+}
+
+impl World {
+    /// Every backup that a root names has all its bytes; every one that was said to be made is named, and restorable.
+    async fn compare_backups(&self, cluster: &Cluster, snapshot: &Snapshot) -> Result<(), String> {
+        let listed = &snapshot.index.backups;
+        let complete = |id: &&BackupId| {
+            listed.iter().any(|backup| backup.id == **id && backup.state == BackupState::Complete)
+        };
+        if let Some(id) = self.made.iter().find(|id| !complete(id)) {
+            return Err(format!("backup {id} was said to be made, and no root says so"));
+        }
+        if listed.is_empty() {
+            return Ok(());
+        }
+        let index =
+            ChunkIndex::load(cluster, &snapshot.index.pages).await.map_err(|error| error.to_string())?;
+        let reader = ChunkReader::new(cluster.clone(), Arc::new(index), 1);
+        for backup in listed {
+            let sent = self.server.sent(backup.start);
+            let sent = sent.ok_or_else(|| format!("backup {} was never sent", backup.id))?;
+            let stored = read_backup(cluster, &reader, backup).await;
+            let stored = stored.map_err(|error| format!("backup {}: {error}", backup.id))?;
+            if stored != sent {
+                return Err(format!("the files of backup {} differ from the server's", backup.id));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a backup ended.
+pub type Made = Result<BackupReport, BackupError>;
+
+/// All regular files of a backup.
+pub async fn read_backup(
+    cluster: &Cluster,
+    reader: &ChunkReader,
+    backup: &BackupEntry,
+) -> Result<Sent, RepoError> {
+    let manifest = Manifest::open(cluster, &backup.id).await?;
+    let files: Vec<Vec<FileEntry>> = manifest.files(reader).try_collect().await?;
+    let mut all = Sent::new();
+    for file in files.into_iter().flatten().filter(|file| file.kind == FileKind::Regular) {
+        let mut content = Vec::new();
+        for run in manifest.runs(reader, &file).await? {
+            let mut bytes = Vec::new();
+            for chunk in &run.chunks {
+                bytes.extend(reader.read(*chunk).await?);
+            }
+            bytes.resize(run.len as usize, 0);
+            content.extend(bytes);
+        }
+        all.insert(file.path, content);
+    }
+    Ok(all)
+}
+
+/// Opens the repository, however often that fails at first.
+async fn open_in_the_end(store: Arc<dyn Store>, env: Env) -> Result<Arc<Repository>, RepoError> {
+    loop {
+        match Repository::open(store.clone(), &unlock(), env.clone()).await {
+            Ok(repo) => return Ok(Arc::new(repo)),
+            Err(error) if error.is_transient() => {}
+            // A list that misses the key slot: the next one may not.
+            Err(RepoError::Key { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
@@ -285,14 +393,22 @@ pub async fn round(seed: u64, mode: Mode, planted: Planted) -> Result<(), String
     if mode == Mode::Journal || seed.is_multiple_of(2) {
         world.server.forget_at_once();
     }
+    // It may outlive a receiver, and is stopped while none runs.
+    let mut backup: Option<Pin<Box<dyn Future<Output = Made>>>> = None;
     for life in 0..world.rng.u32(2..6) {
         let (_stop, stopped) = watch::channel(false);
         let receiving = world.receiver(life, stopped).await;
         let span = Duration::from_millis(world.rng.u64(500..40_000));
-        match tokio::time::timeout(span, receiving).await {
+        if backup.is_none() && world.rng.bool() {
+            backup = Some(Box::pin(world.backup(100 + life).await));
+        }
+        match beside(&mut world, tokio::time::timeout(span, receiving), &mut backup).await? {
             Err(_) => {}
             Ok(Err(error)) if may_end(&error) => {}
             Ok(ended) => return Err(format!("receive ended by itself: {ended:?}")),
+        }
+        if world.rng.bool() {
+            backup = None;
         }
         world.disk = if world.rng.bool() { world.disk.crash() } else { world.disk.kill() };
         if mode == Mode::Object
@@ -305,6 +421,10 @@ pub async fn round(seed: u64, mode: Mode, planted: Planted) -> Result<(), String
     let (stop, stopped) = watch::channel(false);
     let receiving = world.receiver(900, stopped).await;
     let server = world.server.clone();
+    let mut backup = match backup {
+        None => Some(Box::pin(world.backup(901).await) as Pin<Box<dyn Future<Output = Made>>>),
+        running => running,
+    };
     let finish = async move {
         while !server.is_finished() {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -314,16 +434,52 @@ pub async fn round(seed: u64, mode: Mode, planted: Planted) -> Result<(), String
         stop.send_replace(true);
         std::future::pending::<()>().await;
     };
-    let ended = tokio::select! {
-        ended = tokio::time::timeout(Duration::from_secs(7200), receiving) => ended,
-        () = finish => unreachable!(),
+    let receiving = async {
+        tokio::select! {
+            ended = tokio::time::timeout(Duration::from_secs(7200), receiving) => ended,
+            () = finish => unreachable!(),
+        }
     };
-    match ended {
+    match beside(&mut world, receiving, &mut backup).await? {
         Err(_) => return Err("the last receiver did not finish in two hours".into()),
         Ok(Err(error)) => return Err(format!("the last receiver: {error}")),
         Ok(Ok(())) => {}
     }
     world.lost().await.map_or(Ok(()), Err)
+}
+
+/// Runs `receiving` to its end, and `backup` beside it as far as it gets.
+async fn beside<T>(
+    world: &mut World,
+    receiving: impl Future<Output = T>,
+    backup: &mut Option<Pin<Box<dyn Future<Output = Made>>>>,
+) -> Result<T, String> {
+    tokio::pin!(receiving);
+    loop {
+        let Some(running) = backup else { return Ok(receiving.await) };
+        tokio::select! {
+            biased;
+            ended = &mut receiving => return Ok(ended),
+            made = running => {
+                *backup = None;
+                match made {
+                    Ok(report) => world.made.push(report.entry.id),
+                    Err(error) if backup_may_fail(&error) => {}
+                    Err(error) => return Err(format!("the backup: {error}")),
+                }
+            }
+        }
+    }
+}
+
+/// What may end a backup among faults.
+fn backup_may_fail(error: &BackupError) -> bool {
+    match error {
+        BackupError::Repo(error) => error.is_transient(),
+        BackupError::Pg(error) => error.is_transient(),
+        BackupError::Expired | BackupError::WalMissing { .. } => true,
+        _ => false,
+    }
 }
 
 /// What may end a receiver among faults: the store or the disk refused too often.

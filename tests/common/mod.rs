@@ -5,6 +5,7 @@ pub mod archive;
 pub mod crash;
 pub mod load;
 pub mod pg;
+pub mod sim_backup;
 pub mod sim_disk;
 pub mod sim_server;
 pub mod sim_store;

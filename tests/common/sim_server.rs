@@ -1,8 +1,10 @@
 //! A primary made of synthetic WAL: streams in pieces of any size, drops connections, asks for replies, removes WAL
 //! behind its slot, and remembers everything it was ever told to be flushed.
 
+use super::sim_backup::{DataDir, Sent};
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -35,6 +37,8 @@ struct State {
     exclusive: bool,
     unstable: bool,
     forgets_at_once: bool,
+    data: DataDir,
+    backups: BTreeMap<Lsn, Sent>,
 }
 
 impl SimServer {
@@ -56,6 +60,8 @@ impl SimServer {
             exclusive: true,
             unstable,
             forgets_at_once: false,
+            data: DataDir::default(),
+            backups: BTreeMap::new(),
         })))
     }
 
@@ -94,6 +100,60 @@ impl SimServer {
         for byte in &mut state.wal[at..] {
             *byte ^= 0x55;
         }
+    }
+
+    /// The end of its WAL.
+    pub fn end(&self) -> Lsn {
+        self.state().end()
+    }
+
+    /// Its clock.
+    pub fn clock(&self) -> Timestamp {
+        Timestamp::from_micros(self.state().clock)
+    }
+
+    /// Takes a while.
+    pub async fn pause(&self) {
+        let pause = self.state().rng.u64(1..50);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+
+    /// What its own chance says.
+    pub fn chance<T>(&self, say: impl FnOnce(&mut fastrand::Rng) -> T) -> T {
+        say(&mut self.state().rng)
+    }
+
+    /// Whether a connection breaks now, once in `often`.
+    pub fn breaks(&self, often: u32) -> bool {
+        let mut state = self.state();
+        state.unstable && state.rng.u32(0..often) == 0
+    }
+
+    /// Makes a checkpoint, and says where a backup that begins with it starts and what it holds.
+    pub fn begin_backup(&self) -> (Lsn, Sent) {
+        let mut state = self.state();
+        let state = &mut *state;
+        state.data.change(&mut state.rng);
+        // Ids of backups are whole seconds.
+        state.clock += 1_000_000;
+        let made = state.synth.checkpoint(Timestamp::from_micros(state.clock));
+        state.wal.extend(state.synth.take());
+        (made.start, state.data.files(made.start))
+    }
+
+    /// Ends the backup that began at `start` and sent `files`; says where it is consistent.
+    pub fn end_backup(&self, start: Lsn, files: Sent) -> Lsn {
+        let mut state = self.state();
+        state.synth.noise(64);
+        let bytes = state.synth.take();
+        state.wal.extend(bytes);
+        state.backups.insert(start, files);
+        state.end()
+    }
+
+    /// What the backup that began at `start` sent.
+    pub fn sent(&self, start: Lsn) -> Option<Sent> {
+        self.state().backups.get(&start).cloned()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -91,7 +91,7 @@ impl Backup {
         let job = BackupJob {
             repo: repository,
             cluster: name.clone(),
-            server: &server,
+            server: &*server,
             options: &options,
             wal: &wal,
             progress: &*progress,
