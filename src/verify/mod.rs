@@ -1,12 +1,17 @@
 //! `walden verify`: reads everything back and says what is wrong, and what each damage costs in recovery.
 //! [`objects`] reads every object as it lies; [`references`] follows roots, index, chains and manifests and finds what is
-//! missing. Damage is a finding, not an error: the rest is still looked at.
+//! missing; [`numbers`] holds lists against what numbers promise. Damage is a finding, not an error: the rest is still looked at.
+//!
+//! What nobody can see: an object that is gone without anything else saying that it was there. The newest root, the newest flush
+//! objects of a stream, the fence of a stream that is wholly compacted: without them the repository is in an earlier, whole state.
 
+pub mod numbers;
 pub mod objects;
 pub mod references;
 
-use crate::base::{ObjectKey, Progress};
-use crate::repo::{Cluster, RepoError, Repository};
+use crate::base::{Env, ObjectKey, Progress};
+use crate::codec::Unlock;
+use crate::repo::{Cluster, RepoError, Repository, layout};
 use crate::store::Store;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,27 +41,63 @@ pub struct Report {
 /// Checks checksums, lengths and places of every object, without any secret.
 pub async fn without_key(store: &dyn Store, progress: &dyn Progress) -> Result<Report, RepoError> {
     let read = objects::read_all(store, None, progress).await?;
-    let unknown = |(key, reason): (ObjectKey, String)| Finding {
-        key: key.to_string(),
-        reason,
-        cost: "unknown without a key".into(),
+    let cost_of_slot = |key: &ObjectKey| match layout::parse_key_object(key) {
+        Some(_) => references::cost_unreferenced(key),
+        None => "unknown without a key".into(),
     };
-    Ok(Report {
-        objects: read.objects,
-        bytes: read.bytes,
-        findings: read.damaged.into_iter().map(unknown).collect(),
-    })
+    let damaged = read.damaged.into_iter();
+    let mut findings: Vec<Finding> = damaged
+        .map(|(key, reason)| Finding { cost: cost_of_slot(&key), key: key.to_string(), reason })
+        .chain(numbers::slots(&read.listed))
+        .collect();
+    findings.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(Report { objects: read.objects, bytes: read.bytes, findings })
+}
+
+/// Opens the repository and checks everything. When it does not open because of damage, what can be said without its keys.
+///
+/// # Errors
+/// [`RepoError::Key`] when no slot opens and none is damaged: the secret is another one's.
+pub async fn unlocking(
+    store: Arc<dyn Store>,
+    unlock: &Unlock,
+    env: Env,
+    progress: &dyn Progress,
+) -> Result<Report, RepoError> {
+    match Repository::open(store.clone(), unlock, env).await {
+        Ok(repo) => with_key(&Arc::new(repo), progress).await,
+        Err(error) => {
+            let about_keys = matches!(
+                error,
+                RepoError::Key { .. } | RepoError::KeySlot { .. } | RepoError::NotFound { .. }
+            );
+            if !about_keys && !error.is_damage() {
+                return Err(error);
+            }
+            let report = without_key(&*store, progress).await?;
+            // With a wrong secret, damage elsewhere is not what hinders.
+            let hinders =
+                |finding: &Finding| !finding.key.starts_with(layout::CLUSTERS_PREFIX) || !about_keys;
+            if report.findings.iter().any(hinders) { Ok(report) } else { Err(error) }
+        }
+    }
 }
 
 /// Checks everything: seals, chunk ids, chains, coverage, references.
 pub async fn with_key(repo: &Arc<Repository>, progress: &dyn Progress) -> Result<Report, RepoError> {
     let read = objects::read_all(&**repo.store(), Some(repo), progress).await?;
     let mut damaged: BTreeMap<ObjectKey, String> = read.damaged.into_iter().collect();
-    let mut findings = Vec::new();
-    for name in repo.clusters().await? {
+    let mut findings = numbers::slots(&read.listed);
+    for name in numbers::clusters(&read.listed) {
         progress.stage("following references", None);
-        match Cluster::open(repo.clone(), name.clone()).await {
-            Ok(cluster) => findings.extend(references::check(&cluster, &mut damaged).await?),
+        findings.extend(numbers::roots(repo, &name, &read.listed).await?);
+        let checked = match Cluster::open(repo.clone(), name.clone()).await {
+            Ok(cluster) => references::check(&cluster, &read.listed, &mut damaged).await,
+            Err(error) => Err(error),
+        };
+        match checked {
+            Ok(found) => findings.extend(found),
+            Err(error) if error.is_transient() => return Err(error),
             Err(error) => findings.push(Finding {
                 key: format!("clusters/{name}"),
                 reason: error.to_string(),

@@ -1,7 +1,7 @@
 //! Every object of a repository as it lies: checksums, lengths and place always; seals and chunk ids with a key.
 
 use crate::base::{ObjectKey, Progress, RepositoryId};
-use crate::codec::check::check_without_key;
+use crate::codec::check::{check_header, check_without_key};
 use crate::codec::read::{Expect, OpenObject};
 use crate::format::envelope::PlainObject;
 use crate::format::keyslot::{EpochSlot, KeySlot};
@@ -11,6 +11,7 @@ use crate::repo::{RepoError, Repository};
 use crate::store::{ObjectMeta, Store, StoreError};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Objects being read at once: a segment takes up to 64 MiB of memory, compressed.
@@ -25,6 +26,8 @@ pub struct Read {
     pub bytes: u64,
     /// Objects that are wrong, and why.
     pub damaged: Vec<(ObjectKey, String)>,
+    /// Every object that was there.
+    pub listed: BTreeSet<ObjectKey>,
 }
 
 /// Reads every object that a list shows; opens each when `repo` has the keys.
@@ -44,51 +47,81 @@ pub async fn read_all(
             }
         },
         Err(StoreError::NotFound { .. }) => {
-            return Err(RepoError::NotFound { what: "a walden repository".into(), url: store.url() });
+            read.damaged.push((marker, "it is gone".into()));
+            None
         }
         Err(error) => return Err(error.into()),
     };
     let mut listed = store.list(layout::KEYS_PREFIX).await?;
     listed.extend(store.list(layout::CLUSTERS_PREFIX).await?);
+    if listed.is_empty() && id.is_none() {
+        return Err(RepoError::NotFound { what: "a walden repository".into(), url: store.url() });
+    }
     progress.stage("reading objects", Some(listed.iter().map(|meta| meta.len).sum()));
     let reads = futures_util::stream::iter(listed)
         .map(|meta| async move { check(store, repo, id, meta).await })
         .buffer_unordered(READS_IN_FLIGHT);
     futures_util::pin_mut!(reads);
+    let mut foreign = 0;
     while let Some(checked) = reads.next().await {
-        let (key, len, verdict) = checked?;
+        let Some(Checked { key, len, says, verdict }) = checked? else { continue };
         read.objects += 1;
         read.bytes += len;
         progress.advance(len);
+        foreign += u64::from(says.is_some() && says != id);
+        read.listed.insert(key.clone());
         if let Err(reason) = verdict {
             read.damaged.push((key, reason));
         }
     }
+    if id.is_some() && foreign > 0 && foreign == read.objects {
+        read.damaged.push((layout::marker(), "it names another repository than every other object".into()));
+    }
     Ok(read)
 }
 
-type Checked = (ObjectKey, u64, Result<(), String>);
+/// An object that was read.
+struct Checked {
+    key: ObjectKey,
+    len: u64,
+    /// The repository that it names.
+    says: Option<RepositoryId>,
+    verdict: Result<(), String>,
+}
 
 async fn check(
     store: &dyn Store,
     repo: Option<&Arc<Repository>>,
     id: Option<RepositoryId>,
     meta: ObjectMeta,
-) -> Result<Checked, RepoError> {
+) -> Result<Option<Checked>, RepoError> {
     let bytes = match store.get(&meta.key).await {
         Ok(bytes) => bytes,
         // Collected since it was listed; what refers to it, if anything, is found out by following references.
-        Err(StoreError::NotFound { .. }) => return Ok((meta.key, 0, Ok(()))),
+        Err(StoreError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let len = bytes.len() as u64;
     let (key, repo) = (meta.key, repo.cloned());
     // Checksums, seals and decompression keep a core busy: off the runtime's threads.
     let checking = tokio::task::spawn_blocking(move || {
+        let says = repository_of(&key, &bytes);
         let verdict = judge(&key, bytes, id, repo.as_deref());
-        (key, len, verdict)
+        Some(Checked { key, len, says, verdict })
     });
     Ok(checking.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic())))
+}
+
+/// The repository that an object says it belongs to, if it says anything.
+fn repository_of(key: &ObjectKey, bytes: &[u8]) -> Option<RepositoryId> {
+    match layout::parse_key_object(key) {
+        Some(KeyObject::Slot(_)) => KeySlot::from_object(bytes).ok().map(|slot| slot.repository),
+        Some(KeyObject::Epoch(..)) => EpochSlot::from_object(bytes).ok().map(|epoch| epoch.repository),
+        None => {
+            let any = Expect { repository: None, key: None, kind: None };
+            check_header(bytes, &any).ok().map(|(header, _)| header.repository)
+        }
+    }
 }
 
 fn judge(
@@ -98,11 +131,7 @@ fn judge(
     repo: Option<&Repository>,
 ) -> Result<(), String> {
     if let Some(object) = layout::parse_key_object(key) {
-        return match object {
-            KeyObject::Slot(_) => KeySlot::from_object(&bytes).map(drop),
-            KeyObject::Epoch(..) => EpochSlot::from_object(&bytes).map(drop),
-        }
-        .map_err(|error| error.to_string());
+        return judge_key_object(&object, &bytes, id);
     }
     let expect = Expect { repository: id, key: Some(key), kind: None };
     check_without_key(&bytes, &expect).map_err(|error| error.to_string())?;
@@ -110,6 +139,27 @@ fn judge(
     let object = OpenObject::open(bytes, repo.keys(), &expect).map_err(|error| error.to_string())?;
     for number in 0..object.directory().frames.len() {
         object.chunk(number, repo.keys()).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// Slots and epochs are plain: they repeat where they belong.
+fn judge_key_object(object: &KeyObject, bytes: &[u8], id: Option<RepositoryId>) -> Result<(), String> {
+    let (repository, found) = match object {
+        KeyObject::Slot(_) => {
+            let slot = KeySlot::from_object(bytes).map_err(|error| error.to_string())?;
+            (slot.repository, KeyObject::Slot(slot.name))
+        }
+        KeyObject::Epoch(..) => {
+            let epoch = EpochSlot::from_object(bytes).map_err(|error| error.to_string())?;
+            (epoch.repository, KeyObject::Epoch(epoch.epoch, epoch.slot))
+        }
+    };
+    if id.is_some_and(|id| id != repository) {
+        return Err(format!("its repository is {repository}"));
+    }
+    if found != *object {
+        return Err(format!("it is {found:?}"));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What a cluster's newest root leads to: every object is there and whole, WAL has no holes but recorded gaps, every
 //! backup finds its chunks and its WAL. A damaged object is put to what it costs.
 
-use super::Finding;
+use super::{Finding, numbers};
 use crate::base::{Lsn, LsnRange, ObjectKey, SegmentSize};
 use crate::format::index::BackupEntry;
 use crate::format::wal::WalSummary;
@@ -19,10 +19,11 @@ const THREADS: usize = 2;
 /// Follows everything. Takes out of `damaged` what it finds referred to, as findings with their cost.
 pub async fn check(
     cluster: &Cluster,
+    listed: &BTreeSet<ObjectKey>,
     damaged: &mut BTreeMap<ObjectKey, String>,
 ) -> Result<Vec<Finding>, RepoError> {
     let mut findings = Vec::new();
-    let snapshot = match walmap::load(cluster).await {
+    let snapshot = match walmap::load(cluster).await.map_err(as_damage) {
         Ok(snapshot) => snapshot,
         Err(RepoError::Damage { key, reason }) => {
             damaged.remove(&key);
@@ -48,8 +49,20 @@ pub async fn check(
         }
     }
     findings.extend(holes(cluster, &snapshot));
+    findings.extend(numbers::chains(cluster, &snapshot, listed).await?);
+    findings.extend(numbers::pending(cluster, &snapshot.root).await?);
     findings.extend(check_backups(cluster, &snapshot, damaged, &lost_wal).await?);
     Ok(findings)
+}
+
+/// What is gone and referred to is damaged.
+fn as_damage(error: RepoError) -> RepoError {
+    match error {
+        RepoError::Store(StoreError::NotFound { key }) => {
+            RepoError::Damage { key, reason: "it is gone".into() }
+        }
+        other => other,
+    }
 }
 
 /// Why `key` is not to be had, if it is not.
@@ -119,7 +132,12 @@ async fn check_backups(
     }
     let index = Arc::new(ChunkIndex::load(cluster, &snapshot.index.pages).await?);
     let chunks = ChunkReader::new(cluster.clone(), index.clone(), THREADS);
-    let size = cluster.generation().await?.segment_size;
+    let size = match cluster.generation().await {
+        Ok(generation) => generation.segment_size,
+        // Named where generations are looked for.
+        Err(error) if error.is_damage() => return Ok(findings),
+        Err(error) => return Err(error),
+    };
     for backup in &snapshot.index.backups {
         let key = layout::manifest(cluster.name(), &backup.id);
         let name = format!("backup {}", backup.id);

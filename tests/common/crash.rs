@@ -114,39 +114,47 @@ pub struct World {
     pub mode: Mode,
     lives: u64,
     born: Instant,
+    /// The cluster's name.
+    pub cluster: ClusterName,
+    /// Time between two compactions; chance says when nobody does.
+    pub pace: Option<Duration>,
     /// Backups that were said to be made.
     made: Vec<BackupId>,
 }
 
-fn cluster_name() -> ClusterName {
-    "shop".parse().unwrap()
-}
-
-fn unlock() -> Unlock {
+pub fn unlock() -> Unlock {
     Unlock::Key(Zeroizing::new([9; 32]))
 }
 
 impl World {
     /// A world in which everything works still, with a repository.
     pub async fn new(seed: u64, mode: Mode, wal_max: u64) -> World {
-        let mut world = World {
-            seed,
-            rng: fastrand::Rng::with_seed(seed),
-            server: SimServer::new(seed, wal_max, true),
-            store: SimStore::new(seed),
-            disk: SimDisk::new(seed),
-            mode,
-            lives: 0,
-            born: Instant::now(),
-            made: Vec::new(),
-        };
+        let (server, store) = (SimServer::new(seed, wal_max, true), SimStore::new(seed));
+        let mut world = World::of(seed, mode, server, store, SimDisk::new(seed));
         let store = Arc::new(world.store.clone());
         Repository::init(store, &unlock(), SlotCost::DEFAULT, world.env()).await.unwrap();
         world
     }
 
+    /// A world of parts that are there already.
+    pub fn of(seed: u64, mode: Mode, server: SimServer, store: SimStore, disk: SimDisk) -> World {
+        World {
+            seed,
+            rng: fastrand::Rng::with_seed(seed),
+            server,
+            store,
+            disk,
+            mode,
+            lives: 0,
+            born: Instant::now(),
+            cluster: "shop".parse().unwrap(),
+            pace: None,
+            made: Vec::new(),
+        }
+    }
+
     /// Time and chance for the next life.
-    fn env(&mut self) -> Env {
+    pub fn env(&mut self) -> Env {
         self.lives += 1;
         let dice = fastrand::Rng::with_seed(self.seed.wrapping_mul(1000) + self.lives);
         Env { clock: Arc::new(Tick(self.born)), entropy: Arc::new(Dice(Mutex::new(dice))) }
@@ -219,13 +227,14 @@ impl World {
         let store: Arc<dyn Store> = Arc::new(self.store.client(client));
         let (env, options, server) = (self.env(), self.options(), self.server.clone());
         let pace = Duration::from_millis(self.rng.u64(500..8000));
+        let (pace, cluster) = (self.pace.unwrap_or(pace), self.cluster.clone());
         async move {
             let repo = open_in_the_end(store, env).await?;
             let (stored, _) = watch::channel(Stored::default());
-            let receiving = session::run(repo.clone(), cluster_name(), &server, &options, stored, stop);
+            let receiving = session::run(repo.clone(), cluster.clone(), &server, &options, stored, stop);
             tokio::select! {
                 ended = receiving => ended,
-                never = upkeep(repo, pace) => match never {},
+                never = upkeep(repo, cluster, pace) => match never {},
             }
         }
     }
@@ -233,7 +242,7 @@ impl World {
     /// A `backup` by a process of its own.
     pub async fn backup(&mut self, client: u32) -> impl Future<Output = Made> + use<> {
         let store: Arc<dyn Store> = Arc::new(self.store.client(client));
-        let (env, server) = (self.env(), self.server.clone());
+        let (env, server, cluster) = (self.env(), self.server.clone(), self.cluster.clone());
         let options = BackupOptions {
             checkpoint: Checkpoint::Fast,
             max_rate_kib: None,
@@ -246,7 +255,7 @@ impl World {
         async move {
             let repo = open_in_the_end(store, env).await?;
             let (_stop, stop) = watch::channel(false);
-            let (cluster, progress) = (cluster_name(), &Unwatched);
+            let progress = &Unwatched;
             let job = BackupJob {
                 repo,
                 cluster,
@@ -274,7 +283,7 @@ impl World {
             return Ok(());
         }
         let repo = self.open(1000).await.map_err(|error| error.to_string())?;
-        let cluster = Cluster::open(repo, cluster_name()).await.map_err(|error| error.to_string())?;
+        let cluster = Cluster::open(repo, self.cluster.clone()).await.map_err(|error| error.to_string())?;
         let snapshot = walmap::load(&cluster).await.map_err(|error| error.to_string())?;
         self.compare_backups(&cluster, &snapshot).await?;
         let map = snapshot.wal;
@@ -362,10 +371,10 @@ async fn open_in_the_end(store: Arc<dyn Store>, env: Env) -> Result<Arc<Reposito
 }
 
 /// Compacts and collects at a pace, whatever fails.
-async fn upkeep(repo: Arc<Repository>, pace: Duration) -> std::convert::Infallible {
+async fn upkeep(repo: Arc<Repository>, name: ClusterName, pace: Duration) -> std::convert::Infallible {
     loop {
         tokio::time::sleep(pace).await;
-        let Ok(cluster) = Cluster::open(repo.clone(), cluster_name()).await else { continue };
+        let Ok(cluster) = Cluster::open(repo.clone(), name.clone()).await else { continue };
         if compact::compact(&cluster, Extent::All).await.is_ok() {
             // The grace is longer than any request is delayed, as a day is in earnest.
             let _ = gc::collect(&cluster, Duration::from_secs(300)).await;

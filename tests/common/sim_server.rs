@@ -23,7 +23,7 @@ const START: u64 = 16 * SEGMENT;
 #[derive(Debug, Clone)]
 pub struct SimServer(Arc<Mutex<State>>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct State {
     rng: fastrand::Rng,
     synth: Synth,
@@ -63,6 +63,17 @@ impl SimServer {
             data: DataDir::default(),
             backups: BTreeMap::new(),
         })))
+    }
+
+    /// Another server in the same state.
+    pub fn fork(&self) -> SimServer {
+        SimServer(Arc::new(Mutex::new(self.state().clone())))
+    }
+
+    /// Writes up to `bytes` more.
+    pub fn write_more(&self, bytes: u64) {
+        let mut state = self.state();
+        state.wal_max = state.wal.len() as u64 + bytes;
     }
 
     /// Lets several sessions stream at once, as if each had a slot of its own.

@@ -164,6 +164,13 @@ impl SimStore {
         SimStore { client, ..self.clone() }
     }
 
+    /// Another store with the same objects, in which everything works.
+    pub fn fork(&self) -> SimStore {
+        let fork = SimStore::new(0);
+        fork.world().objects = self.world().objects.clone();
+        fork
+    }
+
     fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap()
     }

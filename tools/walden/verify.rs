@@ -1,6 +1,6 @@
 //! `walden verify`.
 
-use crate::context::Context;
+use crate::context::{Ask, Context};
 use clap::Args;
 use serde::Serialize;
 use walden::operate::units::Bytes;
@@ -48,7 +48,8 @@ impl Verify {
         let report = if self.no_key {
             verify::without_key(&*context.store()?, &*progress).await?
         } else {
-            verify::with_key(&context.repository().await?, &*progress).await?
+            let (store, unlock) = (context.store()?, context.unlock(Ask::Once).await?);
+            verify::unlocking(store, &unlock, context.env.clone(), &*progress).await?
         };
         let damage = |finding: verify::Finding| Damage {
             object: finding.key,

@@ -1,0 +1,291 @@
+//! A small repository with every kind of object, kept in memory, so that it can be damaged thousands of times.
+
+use crate::common::crash::{Mode, World, simulate, unlock};
+use crate::common::pg::temp_dir;
+use crate::common::sim_backup::Sent;
+use crate::common::sim_server::SimServer;
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::watch;
+use walden::base::{ClusterName, Env, LsnRange, ObjectKey, TimelineId, Unwatched};
+use walden::codec::keyslot::{self, SlotCost, Unlock};
+use walden::disk::{OsEntropy, SecretSource, SystemClock};
+use walden::operate::Failure;
+use walden::receive::compact::{self, Extent};
+use walden::repo::{Cluster, RepoError, Repository, WalReader, layout, walmap};
+use walden::restore::place::Existing;
+use walden::restore::run::{ReachedBy, RestoreOptions, plan};
+use walden::restore::settings::Harmful;
+use walden::restore::{Boundary, Request, Target, TimelineChoice};
+use walden::retain::gc;
+use walden::store::{ObjectMeta, Store, StoreError};
+use walden::verify::{self, Report};
+
+/// The cluster that is damaged, and the one that is not.
+pub const CLUSTER: &str = "shop";
+pub const OTHER: &str = "stall";
+
+pub type Objects = BTreeMap<ObjectKey, Bytes>;
+
+/// A whole repository, and what belongs into it.
+pub struct Scene {
+    pub objects: Arc<Objects>,
+    pub backups: Vec<Sent>,
+    pub range: LsnRange,
+    pub wal: Vec<u8>,
+}
+
+/// The scene, made once.
+pub fn scene() -> &'static Scene {
+    static SCENE: OnceLock<Scene> = OnceLock::new();
+    // On a thread of its own: its clock is not the caller's.
+    SCENE.get_or_init(|| std::thread::spawn(|| simulate(make(1))).join().unwrap())
+}
+
+/// Two clusters, each with compacted and uncompacted WAL of two writers, two backups, one that was broken off, a floor.
+async fn make(seed: u64) -> Scene {
+    let mut world = World::new(seed, Mode::Object, 16 << 10).await;
+    world.pace = Some(Duration::from_secs(360_000));
+    add_slot(&mut world).await;
+    world.server = SimServer::new(seed, 16 << 10, false);
+    fill(&mut world, OTHER).await;
+    world.server = SimServer::new(seed + 1, 16 << 10, false);
+    let backups = fill(&mut world, CLUSTER).await;
+    let (range, wal) = world.server.wal_until(world.server.acknowledged());
+    Scene { objects: Arc::new(world.store.objects()), backups, range, wal }
+}
+
+/// A second slot, opened by a passphrase.
+async fn add_slot(world: &mut World) {
+    let repo = world.open(1).await.unwrap();
+    let entropy = &*repo.env().entropy;
+    let passphrase = Unlock::Passphrase("correct horse".to_owned().into());
+    let (name, chunk_id_key) = ("spare".parse().unwrap(), &repo.keys().newest().chunk_id_key);
+    let made = keyslot::create_slot(&passphrase, repo.id(), &name, chunk_id_key, SlotCost::LEAST, entropy);
+    let (slot, public) = made.unwrap();
+    let epoch = keyslot::seal_epoch(&public, repo.keys().newest(), entropy);
+    world.store.put(&layout::slot(&name), slot.into());
+    world.store.put(&layout::key_epoch(1, &name), epoch.into());
+}
+
+async fn fill(world: &mut World, name: &str) -> Vec<Sent> {
+    world.cluster = name.parse().unwrap();
+    let first = receive(world, 1).await;
+    let cluster = open(world).await;
+    compact::compact(&cluster, Extent::All).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(400)).await;
+    gc::collect(&cluster, Duration::from_secs(300)).await.unwrap();
+    world.server.write_more(24 << 10);
+    let second = receive(world, 2).await;
+    let broken_off = world.backup(3).await;
+    tokio::time::timeout(Duration::from_millis(400), broken_off).await.unwrap_err();
+    vec![first, second]
+}
+
+async fn open(world: &mut World) -> Cluster {
+    let repo = world.open(9).await.unwrap();
+    Cluster::open(repo, world.cluster.clone()).await.unwrap()
+}
+
+/// Receives all that the server writes, takes a backup beside that, and says what it holds.
+async fn receive(world: &mut World, client: u32) -> Sent {
+    let (stop, stopped) = watch::channel(false);
+    let receiving = world.receiver(client, stopped).await;
+    let backing_up = world.backup(10 + client).await;
+    let server = world.server.clone();
+    let working = async {
+        let made = backing_up.await.unwrap();
+        while !server.is_finished() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        stop.send_replace(true);
+        server.sent(made.entry.start).unwrap()
+    };
+    let (ended, sent) = tokio::join!(receiving, working);
+    ended.unwrap();
+    sent
+}
+
+/// A store that cannot be written to: the objects of a scene, some of them other.
+#[derive(Debug, Clone)]
+pub struct Damaged {
+    whole: Arc<Objects>,
+    other: BTreeMap<ObjectKey, Option<Bytes>>,
+}
+
+impl Damaged {
+    pub fn nowhere() -> Damaged {
+        Damaged { whole: scene().objects.clone(), other: BTreeMap::new() }
+    }
+
+    /// Some objects alone.
+    pub fn only(kept: impl Fn(&ObjectKey) -> bool) -> Damaged {
+        let objects = scene().objects.iter().filter(|(key, _)| kept(key));
+        let whole = objects.map(|(key, bytes)| (key.clone(), bytes.clone())).collect();
+        Damaged { whole: Arc::new(whole), other: BTreeMap::new() }
+    }
+
+    /// The objects.
+    pub fn objects(&self) -> Arc<Objects> {
+        self.whole.clone()
+    }
+
+    /// Puts other bytes, or nothing, in an object's place.
+    pub fn with(mut self, key: &ObjectKey, bytes: Option<Bytes>) -> Damaged {
+        self.other.insert(key.clone(), bytes);
+        self
+    }
+
+    /// Flips bits of one byte.
+    pub fn flipped(self, key: &ObjectKey, at: usize, bits: u8) -> Damaged {
+        let mut bytes = self.whole[key].to_vec();
+        bytes[at] ^= bits;
+        self.with(key, Some(bytes.into()))
+    }
+
+    fn find(&self, key: &ObjectKey) -> Result<&Bytes, StoreError> {
+        let found = self.other.get(key).map_or_else(|| self.whole.get(key), |other| other.as_ref());
+        found.ok_or_else(|| StoreError::NotFound { key: key.clone() })
+    }
+}
+
+#[async_trait]
+impl Store for Damaged {
+    async fn create(&self, key: &ObjectKey, _body: Bytes) -> Result<(), StoreError> {
+        Err(StoreError::Denied { key: key.clone(), reason: "read-only".into() })
+    }
+
+    async fn get(&self, key: &ObjectKey) -> Result<Bytes, StoreError> {
+        self.find(key).cloned()
+    }
+
+    async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let bytes = self.find(key)?;
+        if range.end > bytes.len() as u64 {
+            return Err(StoreError::Short { key: key.clone(), wanted: range.end });
+        }
+        Ok(bytes.slice(range.start as usize..range.end as usize))
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        let len = self.find(key)?.len() as u64;
+        Ok(ObjectMeta { key: key.clone(), len, modified_unix_micros: 0 })
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+        let below =
+            |key: &&ObjectKey| key.as_str().strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
+        let mut found = Vec::new();
+        for key in self.whole.keys().filter(below) {
+            found.extend(self.head(key).await.ok());
+        }
+        Ok(found)
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        Err(StoreError::Denied { key: key.clone(), reason: "read-only".into() })
+    }
+
+    fn url(&self) -> String {
+        "memory".into()
+    }
+}
+
+fn env() -> Env {
+    Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) }
+}
+
+/// What `walden verify` finds.
+pub async fn verified(store: &Damaged) -> Result<Report, RepoError> {
+    verify::unlocking(Arc::new(store.clone()), &unlock(), env(), &Unwatched).await
+}
+
+/// What `walden verify --no-key` finds.
+pub async fn verified_without_key(store: &Damaged) -> Result<Report, RepoError> {
+    verify::without_key(store, &Unwatched).await
+}
+
+/// Whether a report names the object.
+pub fn names(report: &Report, key: &ObjectKey) -> bool {
+    report.findings.iter().any(|finding| finding.key == key.as_str())
+}
+
+/// What a restore gives: the files of the newest backup, and all WAL.
+pub async fn restored(store: &Damaged) -> Result<(Sent, Vec<u8>), Failure> {
+    let repo = Repository::open(Arc::new(store.clone()), &unlock(), env()).await?;
+    let name: ClusterName = CLUSTER.parse().unwrap();
+    let cluster = Cluster::open(Arc::new(repo), name).await?;
+    let dir = temp_dir();
+    let options = options(&dir.path().join("restored"));
+    let done = plan(&cluster, &options).await?.execute(Arc::new(Unwatched)).await?;
+    assert!(done.written.files > 0);
+    let mut files = Sent::new();
+    for path in scene().backups[1].keys() {
+        match fs::read(options.target_dir.join(path)) {
+            Ok(content) => drop(files.insert(path.clone(), content)),
+            Err(error) => panic!("{path}: {error}"),
+        }
+    }
+    let map = walmap::load(&cluster).await?.wal;
+    let wal = WalReader::new(cluster, map).read(TimelineId(1), scene().range).await?;
+    Ok((files, wal))
+}
+
+fn options(target_dir: &Path) -> RestoreOptions {
+    RestoreOptions {
+        request: Request {
+            target: Target::Latest,
+            boundary: Boundary::Inclusive,
+            timeline: TimelineChoice::Newest,
+            backup: None,
+        },
+        target_dir: target_dir.to_owned(),
+        wal_dir: None,
+        config_dir: None,
+        tablespaces: Vec::new(),
+        action: None,
+        existing: Existing::Refuse,
+        harmful: Harmful::Disarm,
+        repository: ReachedBy {
+            url: "/srv/repo".into(),
+            endpoint: None,
+            region: None,
+            secret: Some(SecretSource::KeyFile("/srv/key".into())),
+        },
+        binary: "/usr/bin/walden".into(),
+        threads: 1,
+    }
+}
+
+/// A runtime for one test.
+pub fn block_on<T>(body: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body)
+}
+
+/// What kind of object a key names, and whether it is of the cluster that is damaged.
+pub fn kind(key: &ObjectKey) -> Option<&'static str> {
+    let parts: Vec<&str> = key.as_str().split('/').collect();
+    Some(match parts.as_slice() {
+        ["walden"] => "marker",
+        ["keys", "epochs", ..] => "sealed epoch",
+        ["keys", _] => "key slot",
+        ["clusters", CLUSTER, folder, ..] => match *folder {
+            "generations" => "generation",
+            "roots" => "root",
+            "floors" => "floor",
+            "wal" => "flush object or fence",
+            "index" => "index",
+            "segments" => "segment",
+            "backups" => "manifest",
+            "pending" => "pending",
+            other => panic!("{other}"),
+        },
+        _ => return None,
+    })
+}

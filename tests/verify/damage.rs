@@ -1,0 +1,118 @@
+//! Every kind of object, damaged in every way: `verify` names it, with what it costs.
+
+use crate::bed::*;
+use bytes::Bytes;
+use walden::base::ObjectKey;
+
+/// A way to be damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Harm {
+    Deleted,
+    Emptied,
+    Halved,
+    /// The last byte is gone.
+    Shortened,
+    /// One more byte.
+    Lengthened,
+    Flipped,
+    /// Another of its kind stands in its place, of this cluster where there is one.
+    Replaced,
+    /// It and the other cluster's stand in each other's place.
+    Exchanged,
+}
+
+const HARMS: [Harm; 8] = [
+    Harm::Deleted,
+    Harm::Emptied,
+    Harm::Halved,
+    Harm::Shortened,
+    Harm::Lengthened,
+    Harm::Flipped,
+    Harm::Replaced,
+    Harm::Exchanged,
+];
+
+/// Another object of the kind of `key`: of its own cluster or, for `Exchanged`, at the same place of the other one.
+fn other(key: &ObjectKey, harm: Harm) -> Option<ObjectKey> {
+    let objects = &scene().objects;
+    let same = |other: &&ObjectKey| kind(other) == kind(key) && *other != key;
+    let shop = format!("clusters/{CLUSTER}/");
+    let rest = key.as_str().strip_prefix(&shop);
+    // Numbered objects have a namesake; of random names, any of the same folder.
+    let abroad = || {
+        let folder = format!("clusters/{OTHER}/{}/", rest?.split('/').next()?);
+        let namesake = format!("clusters/{OTHER}/{}", rest?);
+        let mut found = objects.keys().filter(|other| other.as_str().starts_with(&folder));
+        objects.keys().find(|other| other.as_str() == namesake).or_else(|| found.next())
+    };
+    match harm {
+        Harm::Replaced => objects.keys().find(same).or_else(abroad).cloned(),
+        _ => abroad().or_else(|| objects.keys().find(same)).cloned(),
+    }
+}
+
+fn damaged(key: &ObjectKey, harm: Harm) -> Option<Damaged> {
+    let (store, bytes) = (Damaged::nowhere(), &scene().objects[key]);
+    let len = bytes.len();
+    Some(match harm {
+        Harm::Deleted => store.with(key, None),
+        Harm::Emptied => store.with(key, Some(Bytes::new())),
+        Harm::Halved => store.with(key, Some(bytes.slice(..len / 2))),
+        Harm::Shortened => store.with(key, Some(bytes.slice(..len - 1))),
+        Harm::Lengthened => store.with(key, Some([bytes, &[0][..]].concat().into())),
+        Harm::Flipped => store.flipped(key, len / 2, 0x10),
+        Harm::Replaced => store.with(key, Some(scene().objects[&other(key, harm)?].clone())),
+        Harm::Exchanged => {
+            let other = other(key, harm)?;
+            store.with(key, Some(scene().objects[&other].clone())).with(&other, Some(bytes.clone()))
+        }
+    })
+}
+
+/// What cannot be seen, since nothing else says that it was there: without the newest root, or the newest flush object of the open
+/// stream, an earlier, whole state is left.
+fn is_out_of_sight(key: &ObjectKey, harm: Harm) -> bool {
+    let folder = &key.as_str()[..=key.as_str().rfind('/').unwrap_or(0)];
+    let mut inside = scene().objects.keys().filter(|other| other.as_str().starts_with(folder));
+    // The closed stream is compacted: its fence alone is there.
+    let numbered = matches!(kind(key), Some("root" | "flush object or fence")) && inside.clone().count() > 1;
+    harm == Harm::Deleted && numbered && inside.next_back() == Some(key)
+}
+
+#[test]
+fn every_kind_of_object_is_missed_when_it_is_damaged_in_any_way() {
+    block_on(async {
+        let mut unseen = Vec::new();
+        for key in scene().objects.keys().filter(|key| kind(key).is_some()) {
+            for harm in HARMS {
+                let Some(store) = damaged(key, harm) else { continue };
+                let report = verified(&store).await.unwrap_or_else(|error| panic!("{key} {harm:?}: {error}"));
+                let named = names(&report, key);
+                if is_out_of_sight(key, harm) {
+                    assert!(!named, "{key} is seen to be gone: {:?}", report.findings);
+                } else if !named && harm == Harm::Deleted && kind(key) == Some("index") {
+                    // An older root alone leads to it.
+                    let (files, wal) = restored(&store).await.unwrap();
+                    assert!(files == scene().backups[1] && wal == scene().wal, "{key} was of use");
+                } else if !named {
+                    unseen.push(format!("{key} {harm:?}: {:?}", report.findings));
+                }
+                assert!(report.findings.iter().all(|finding| !finding.cost.is_empty()));
+            }
+        }
+        assert!(unseen.is_empty(), "{} unseen:\n{}", unseen.len(), unseen.join("\n"));
+    });
+}
+
+#[test]
+fn without_a_key_all_but_what_is_gone_is_named() {
+    block_on(async {
+        for key in scene().objects.keys().filter(|key| kind(key).is_some()) {
+            for harm in HARMS.into_iter().filter(|harm| *harm != Harm::Deleted) {
+                let Some(store) = damaged(key, harm) else { continue };
+                let report = verified_without_key(&store).await.unwrap();
+                assert!(names(&report, key), "{key} {harm:?}: {:?}", report.findings);
+            }
+        }
+    });
+}
