@@ -95,11 +95,12 @@ impl Archive {
 /// What a server was told is flushed, by replication slot: looked at as often as it answers.
 pub struct Told {
     seen: Arc<Mutex<BTreeMap<String, Seen>>>,
+    looked: Mutex<BTreeMap<String, Lsn>>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What was seen of one slot.
+/// What was seen of one slot, look after look.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     /// Where the slot was made: not our word.
@@ -132,12 +133,12 @@ impl Told {
                 }
             });
         });
-        Told { seen, stop, thread: Some(thread) }
+        Told { seen, looked: Mutex::default(), stop, thread: Some(thread) }
     }
 
     /// Looks once more, after whoever told it is gone.
     pub fn look(&self, pg: &Pg) {
-        note(&mut self.seen.lock().unwrap(), &pg.sql(TOLD));
+        self.looked.lock().unwrap().extend(told_in(&pg.sql(TOLD)));
     }
 
     /// The most that the server was ever told by way of `slot`; zero before anything was said. It was never told less
@@ -147,14 +148,20 @@ impl Told {
         if let Some((from, to)) = seen.back {
             panic!("{slot} was told {from}, and then {to}");
         }
-        if seen.newest > seen.first { seen.newest } else { Lsn::ZERO }
+        let looked = self.looked.lock().unwrap().get(slot).copied();
+        let newest = seen.newest.max(looked.unwrap_or(Lsn::ZERO));
+        if newest > seen.first { newest } else { Lsn::ZERO }
     }
 }
 
+fn told_in(row: &str) -> impl Iterator<Item = (String, Lsn)> {
+    let entries = row.split(',').filter_map(|entry| entry.split_once(' '));
+    entries.map(|(slot, lsn)| (slot.to_owned(), lsn.parse().unwrap()))
+}
+
 fn note(seen: &mut BTreeMap<String, Seen>, row: &str) {
-    for (slot, lsn) in row.split(',').filter_map(|entry| entry.split_once(' ')) {
-        let lsn: Lsn = lsn.parse().unwrap();
-        let known = seen.entry(slot.to_owned()).or_insert(Seen { first: lsn, newest: lsn, back: None });
+    for (slot, lsn) in told_in(row) {
+        let known = seen.entry(slot).or_insert(Seen { first: lsn, newest: lsn, back: None });
         if lsn < known.newest && known.newest > known.first {
             known.back.get_or_insert((known.newest, lsn));
         }
