@@ -5,6 +5,7 @@ use super::units;
 use crate::base::ClusterName;
 use crate::disk::SecretSource;
 use crate::net::contains_password;
+use crate::store::StoreOptions;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -62,6 +63,14 @@ pub struct RepositoryTable {
     pub region: Option<String>,
     /// `single_writer`: the operator declares that one process at a time writes.
     pub single_writer: bool,
+}
+
+impl RepositoryTable {
+    /// What the table says of its store beside the URL, which comes first where both say something.
+    pub fn store_options(&self) -> StoreOptions {
+        let at = StoreOptions::at(self.endpoint.as_deref(), self.region.as_deref());
+        StoreOptions { single_writer: self.single_writer, ..at }
+    }
 }
 
 /// A `[cluster.NAME]` table.

@@ -46,6 +46,14 @@ impl Default for StoreOptions {
     }
 }
 
+impl StoreOptions {
+    /// The defaults, at a service's address and in a region where these are given.
+    pub fn at(endpoint: Option<&str>, region: Option<&str>) -> Self {
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        StoreOptions { endpoint: owned(endpoint), region: owned(region), ..StoreOptions::default() }
+    }
+}
+
 /// Who we are to the store.
 #[derive(Clone, Default)]
 pub enum Credentials {

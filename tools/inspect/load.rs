@@ -13,7 +13,7 @@ use walden::format::keyslot::KeySlot;
 use walden::operate::settings::{Given, Settings};
 use walden::operate::{Exit, Failure, config};
 use walden::repo::Repository;
-use walden::store::{self, Store, StoreOptions};
+use walden::store::{self, Store};
 
 /// The longest file that is read. No object of ours comes near it.
 const FILE_BYTES_MAX: u64 = 2 << 30;
@@ -36,10 +36,7 @@ pub async fn load(cli: &Cli) -> Result<Loaded, Failure> {
     let settings = Settings::resolve(&cli.given(), &environment, &config::load(cli.config.as_deref())?)?;
     let repository = settings.repository().ok();
     let store = match repository {
-        Some(table) => Some(store::open(
-            &table.url,
-            &StoreOptions { single_writer: table.single_writer, ..StoreOptions::default() },
-        )?),
+        Some(table) => Some(store::open(&table.url, &table.store_options())?),
         None => None,
     };
     let (bytes, key) = read(&cli.file, store.as_deref()).await?;

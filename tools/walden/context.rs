@@ -12,7 +12,7 @@ use walden::net::ConnectOptions;
 use walden::operate::settings::{Given, Settings};
 use walden::operate::{Exit, Failure, config};
 use walden::repo::{Cluster, Repository};
-use walden::store::{self, Store, StoreOptions, probe_start};
+use walden::store::{self, Store, probe_start};
 use zeroize::Zeroizing;
 
 /// Whether a prompt asks once or, for a new passphrase, twice.
@@ -46,10 +46,7 @@ impl Context {
     /// The repository's store, not yet asked anything.
     pub fn store(&self) -> Result<Arc<dyn Store>, Failure> {
         let repository = self.settings.repository()?;
-        Ok(store::open(
-            &repository.url,
-            &StoreOptions { single_writer: repository.single_writer, ..StoreOptions::default() },
-        )?)
+        Ok(store::open(&repository.url, &repository.store_options())?)
     }
 
     /// The passphrase or key: from its source, else from a person at the terminal.

@@ -43,8 +43,8 @@ pub async fn open_repository(place: &RepositoryPlace, env: Env) -> Result<Reposi
     Ok(Repository::open(store, &unlock, env).await?)
 }
 
-fn store_options(_place: &RepositoryPlace) -> StoreOptions {
-    StoreOptions::default()
+fn store_options(place: &RepositoryPlace) -> StoreOptions {
+    StoreOptions::at(place.endpoint.as_deref(), place.region.as_deref())
 }
 
 impl RepoArchive {
@@ -166,6 +166,19 @@ fn trouble(error: RestoreError) -> Trouble {
 mod tests {
     use super::*;
     use crate::base::ObjectKey;
+    use crate::disk::SecretSource;
+
+    #[test]
+    fn the_repository_is_reached_where_the_restore_reached_it() {
+        let place = RepositoryPlace {
+            url: "s3://bucket/walden".into(),
+            endpoint: Some("https://s3.example.org".into()),
+            region: Some("eu-7".into()),
+            secret: SecretSource::KeyFile("/k".into()),
+        };
+        let options = store_options(&place);
+        assert_eq!((options.endpoint, options.region), (place.endpoint, place.region));
+    }
 
     #[test]
     fn a_store_may_come_back_and_a_wrong_key_may_not() {
