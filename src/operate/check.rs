@@ -12,6 +12,8 @@ use crate::net::server::{RoleAttributes, ServerSettings, SlotState, WalPosition,
 use crate::net::{Connection, PgError};
 use std::time::Duration;
 
+/// The question about the replication slot.
+pub const SLOT: &str = "slot";
 /// A shorter `wal_sender_timeout` ends streams that merely stall.
 const SENDER_TIMEOUT_LOW: Duration = Duration::from_secs(5);
 
@@ -212,14 +214,14 @@ impl Judge<'_> {
             let (max, used) = (self.facts.settings.max_replication_slots, self.facts.slots.len());
             let found = format!("{name} does not exist yet, {used} of max_replication_slots = {max} in use");
             if used >= max as usize {
-                return fail("slot", found, "raise max_replication_slots and restart PostgreSQL");
+                return fail(SLOT, found, "raise max_replication_slots and restart PostgreSQL");
             }
-            return warn("slot", found, "`walden receive` creates it: start it");
+            return warn(SLOT, found, "`walden receive` creates it: start it");
         };
         if !slot.physical {
             let hint = "choose another name with --slot, or drop that slot";
             return Finding::new(
-                "slot",
+                SLOT,
                 Level::Fail(Exit::Conflict),
                 format!("{name} is a logical slot"),
                 hint,
@@ -232,17 +234,17 @@ impl Judge<'_> {
         }
         match slot.wal_status {
             Some(WalStatus::Lost) => fail(
-                "slot",
+                SLOT,
                 format!("{name} has lost WAL before it was archived"),
                 "a running `walden receive` records the gap; take a backup after it",
             ),
             Some(WalStatus::Unreserved) => {
-                warn("slot", found, "WAL is about to be removed: see why `walden receive` is behind")
+                warn(SLOT, found, "WAL is about to be removed: see why `walden receive` is behind")
             }
             Some(WalStatus::Reserved | WalStatus::Extended) | None if !slot.active => {
-                warn("slot", format!("{found}, nobody is connected"), "start `walden receive`")
+                warn(SLOT, format!("{found}, nobody is connected"), "start `walden receive`")
             }
-            Some(WalStatus::Reserved | WalStatus::Extended) | None => Finding::ok("slot", found),
+            Some(WalStatus::Reserved | WalStatus::Extended) | None => Finding::ok(SLOT, found),
         }
     }
 

@@ -5,6 +5,7 @@ use crate::receive::duration;
 use clap::Args;
 use serde::Serialize;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use walden::base::SystemId;
 use walden::disk::{Disk, OsDisk};
@@ -12,7 +13,7 @@ use walden::net::{Connection, ConnectionKind};
 use walden::operate::check::{self, Finding, Level};
 use walden::operate::config::Ack;
 use walden::operate::{Exit, Failure};
-use walden::repo::{Cluster, RepoError};
+use walden::repo::{Cluster, RepoError, Repository};
 use walden::store::probe_start;
 
 const HELP: &str = "\
@@ -32,6 +33,8 @@ pub struct Check {
     timeout: Duration,
 }
 
+/// How long the look beside a receiver may take.
+const BESIDE_LIMIT: Duration = Duration::from_secs(60);
 /// Less free space than this is worth a warning.
 const FREE_LOW: u64 = 1 << 30;
 
@@ -89,7 +92,11 @@ impl Check {
             probe_start(&**repository.store(), &*context.env.entropy).await?;
             findings.push(Finding::ok("store", "creates an object only once"));
         }
-        free_space(context, &repository.store().url(), findings).await;
+        let journal = match context.settings.ack(None) {
+            Ack::Object => None,
+            Ack::Journal => Some(context.settings.journal_dir(None, name)),
+        };
+        free_space(&repository.store().url(), journal.as_deref(), findings).await;
         let cluster = match Cluster::open(repository, name.clone()).await {
             Ok(cluster) => Some(cluster),
             Err(RepoError::NotFound { .. }) => None,
@@ -138,16 +145,71 @@ async fn stored_system(cluster: Option<&Cluster>) -> Result<Option<SystemId>, Fa
     }
 }
 
-async fn free_space(context: &Context, url: &str, findings: &mut Vec<Finding>) {
+/// What a receiver does not find out by itself, looked at while it begins. Logs what is not as it should be, and what could not be
+/// looked at; neither is its failure.
+pub async fn warn_beside_receiving(
+    context: &Context,
+    repository: Arc<Repository>,
+    slot: &str,
+    journal: Option<&Path>,
+) {
+    let mut findings = Vec::new();
+    let looking = look_beside_receiving(context, repository, slot, journal, &mut findings);
+    let failed = match tokio::time::timeout(BESIDE_LIMIT, looking).await {
+        Ok(Ok(())) => None,
+        Ok(Err(failure)) => Some(failure.what),
+        Err(_) => Some(format!("no answer within {BESIDE_LIMIT:?}")),
+    };
+    for Finding { name, level, found, hint } in findings {
+        match level {
+            Level::Ok => {}
+            Level::Warn | Level::Fail(_) => {
+                tracing::warn!(hint, "check: {name}: {found}");
+            }
+        }
+    }
+    if let Some(failed) = failed {
+        tracing::warn!("check: not everything could be looked at: {failed}");
+    }
+}
+
+async fn look_beside_receiving(
+    context: &Context,
+    repository: Arc<Repository>,
+    slot: &str,
+    journal: Option<&Path>,
+    findings: &mut Vec<Finding>,
+) -> Result<(), Failure> {
+    free_space(&repository.store().url(), journal, findings).await;
+    let name = context.settings.require_cluster()?;
+    let mut server =
+        Connection::connect(&context.connect_options()?, ConnectionKind::Sql, &name.slot_name()).await?;
+    let mut facts = check::gather(&mut server).await?;
+    server.close().await;
+    // It is just being taken, or made.
+    facts.slots.iter_mut().filter(|known| known.name == slot).for_each(|known| known.active = true);
+    let is_made = facts.slots.iter().any(|known| known.name == slot);
+    let judged = check::judge(&facts, slot).into_iter();
+    findings.extend(
+        judged.filter(|finding| {
+            is_made || finding.name != check::SLOT || matches!(finding.level, Level::Fail(_))
+        }),
+    );
+    let stored = match Cluster::open(repository, name.clone()).await {
+        Ok(cluster) => stored_system(Some(&cluster)).await?,
+        Err(RepoError::NotFound { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    findings.push(check::system_identifier(facts.settings.system_id, stored));
+    Ok(())
+}
+
+async fn free_space(url: &str, journal: Option<&Path>, findings: &mut Vec<Finding>) {
     let mut places = Vec::new();
     if let Some(path) = url.strip_prefix("file://") {
         places.push(("repository disk", path.to_owned()));
     }
-    if let Some(name) = context.settings.cluster_name()
-        && context.settings.ack(None) == Ack::Journal
-    {
-        places.push(("journal disk", context.settings.journal_dir(None, name).display().to_string()));
-    }
+    places.extend(journal.map(|dir| ("journal disk", dir.display().to_string())));
     for (name, place) in places {
         match OsDisk.free_bytes(Path::new(&place)).await {
             Ok(free) => findings.push(check::free_space(name, &place, free, FREE_LOW)),

@@ -1,5 +1,6 @@
 //! `walden receive`: streams a server's WAL into the repository until SIGTERM.
 
+use crate::check;
 use crate::context::Context;
 use crate::signals::stop_on_signal;
 use clap::Args;
@@ -48,6 +49,16 @@ pub struct Receive {
     flush_interval: Option<Duration>,
 }
 
+/// Runs `work` to its end; `other` goes on beside it as long as that takes.
+async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
+    tokio::pin!(work);
+    tokio::select! {
+        ended = &mut work => return ended,
+        () = other => {}
+    }
+    work.await
+}
+
 /// A duration on the command line.
 pub fn duration(text: &str) -> Result<Duration, String> {
     units::duration(text).ok_or_else(|| "expected a duration such as 500ms, 30s or 24h".to_owned())
@@ -88,8 +99,10 @@ impl Receive {
             shutdown_grace: settings.cluster().shutdown_grace.unwrap_or(limits::SHUTDOWN_GRACE),
         };
         let (stop, stopping) = watch::channel(false);
+        let journal_dir = options.journal.as_ref().map(|journal| journal.dir.as_path());
+        let checking = check::warn_beside_receiving(context, repository.clone(), &options.slot, journal_dir);
         let receiving = daemon::run(repository, name, &connector, &options, stopping);
-        let (ended, signal) = stop_on_signal(receiving, stop).await;
+        let (ended, signal) = stop_on_signal(beside(receiving, checking), stop).await;
         let stored = ended?;
         let stopped = Stopped {
             durable_lsn: stored.durable.to_string(),
