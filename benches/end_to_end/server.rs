@@ -61,9 +61,11 @@ impl Server {
         }
         pg.start_again();
         let mut server = Server { pg, customers: size.customers, wal_start: 0, wal_end: 0 };
-        if server.pg.sql("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'bench_holder'") == "0"
-        {
+        if server.pg.sql("SELECT to_regclass('purchase') IS NULL") == "t" {
             server.fill(size);
+        }
+        if server.pg.sql("SELECT to_regclass('bench') IS NULL") == "t" {
+            server.write_wal(size);
         }
         server.archive_all_with("/bin/true");
         server.archive_with("");
@@ -81,13 +83,22 @@ impl Server {
         self.archive_with("/bin/true");
         let psql_file = std::fs::read_to_string(workload("schema.sql")).expect("the workload's schema");
         pg.sql(&format!("\\set customers {}\n{psql_file}\nVACUUM;\nCHECKPOINT;", size.customers));
-        pg.sql("SELECT pg_switch_wal()");
-        pg.sql(&format!("CHECKPOINT; SELECT pg_create_physical_replication_slot('{HOLDER}', true)"));
+    }
+
+    fn write_wal(&self, size: &Size) {
+        let pg = &self.pg;
+        self.drop_slot(HOLDER);
+        pg.sql(&format!(
+            "SELECT pg_switch_wal(); CHECKPOINT; SELECT pg_create_physical_replication_slot('{HOLDER}', true)"
+        ));
         let start = pg.sql("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'bench_holder'");
         eprintln!("writing {} MB of WAL", size.wal_bytes / 1_000_000);
         let mut load = self.load(size.customers, "100000", 4);
         let written = format!("SELECT (pg_current_wal_lsn() - '{start}'::pg_lsn) >= {}", size.wal_bytes);
-        pg.wait_for(&written, "t", Duration::from_secs(3600));
+        while pg.sql(&written) != "t" {
+            assert!(load.try_wait().is_none(), "pgbench ended early");
+            std::thread::sleep(Duration::from_secs(1));
+        }
         load.signal(rustix::process::Signal::INT);
         load.wait(Duration::from_secs(60)).expect("pgbench stops");
         pg.sql(&format!(
