@@ -11,10 +11,9 @@ mod restore {
 }
 
 use backup_bed::Receiving;
-use common::load::{Committed, Rows, commits, load, prepare, rows, time};
+use common::load::{Rows, commits, expected, load, prepare, quiet_moment, rows, time};
 use common::pg::{Pg, Stop, give_to_postgres, is_root, majors, postgres_command, run, wait_until};
 use restore::bed::{RECOVERY_LIMIT, Scene, WALDEN, wait_there};
-use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 use std::sync::Arc;
@@ -30,24 +29,6 @@ fn source(major: u32, mib: u32) -> Pg {
     let pg =
         pg.option("track_commit_timestamp", "on").option("wal_keep_size", "2GB").option("autovacuum", "off");
     pg.option("max_prepared_transactions", "5").start()
-}
-
-/// The rows of transactions that `belongs` says are in.
-fn expected(all: &Rows, commits: &BTreeMap<u32, Committed>, belongs: impl Fn(&Committed) -> bool) -> Rows {
-    let known = |xid: &u32| commits.get(xid).unwrap_or_else(|| panic!("transaction {xid} is not in the WAL"));
-    all.iter().filter(|(_, xid)| belongs(known(xid))).copied().collect()
-}
-
-/// A moment in the middle third of the load at which nobody committed for a while: commit times are taken before the record
-/// is written, so that close neighbours may swap.
-fn quiet_moment(commits: &BTreeMap<u32, Committed>) -> Timestamp {
-    let mut times: Vec<Timestamp> = commits.values().map(|commit| commit.time).collect();
-    times.sort();
-    let third = times.len() / 3;
-    let gaps = times[third..2 * third].windows(2).map(|pair| (pair[1].micros_since(pair[0]), pair[0]));
-    let (gap, after) = gaps.max().unwrap();
-    assert!(gap > 1000, "the load leaves {gap} microseconds at most");
-    after.saturating_add_micros(gap / 2)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

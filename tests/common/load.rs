@@ -103,3 +103,25 @@ pub fn tablespace_maps(pg: &Pg, target: &Path) -> Vec<String> {
     let beside = |name: &str| format!("{}={}-{name}", pg.side_dir(name).display(), target.display());
     vec![beside("fast"), beside("slow")]
 }
+
+/// The rows of transactions that `belongs` says are in.
+pub fn expected(
+    all: &Rows,
+    commits: &BTreeMap<u32, Committed>,
+    belongs: impl Fn(&Committed) -> bool,
+) -> Rows {
+    let known = |xid: &u32| commits.get(xid).unwrap_or_else(|| panic!("transaction {xid} is not in the WAL"));
+    all.iter().filter(|(_, xid)| belongs(known(xid))).copied().collect()
+}
+
+/// A moment in the middle third of the load at which nobody committed for a while: commit times are taken before the record
+/// is written, so that close neighbours may swap.
+pub fn quiet_moment(commits: &BTreeMap<u32, Committed>) -> Timestamp {
+    let mut times: Vec<Timestamp> = commits.values().map(|commit| commit.time).collect();
+    times.sort();
+    let third = times.len() / 3;
+    let gaps = times[third..2 * third].windows(2).map(|pair| (pair[1].micros_since(pair[0]), pair[0]));
+    let (gap, after) = gaps.max().unwrap();
+    assert!(gap > 1000, "the load leaves {gap} microseconds at most");
+    after.saturating_add_micros(gap / 2)
+}

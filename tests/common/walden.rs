@@ -37,12 +37,10 @@ impl Place {
     /// A new place; `init` has not run.
     pub fn new() -> Place {
         let dir = temp_dir();
-        let mut options = fs::OpenOptions::new();
-        let file =
-            options.write(true).create_new(true).mode(0o600).open(dir.path().join("passphrase")).unwrap();
-        std::io::Write::write_all(&mut { file }, b"correct horse\n").unwrap();
         let repo = dir.path().join("repo").display().to_string();
-        Place { dir, repo }
+        let place = Place { dir, repo };
+        place.write_private("passphrase", "correct horse\n");
+        place
     }
 
     /// A new place with a repository in it.
@@ -50,6 +48,14 @@ impl Place {
         let place = Place::new();
         place.ok(&["init"]);
         place
+    }
+
+    /// Writes a file that only its owner may read.
+    pub fn write_private(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.path(name);
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        std::io::Write::write_all(&mut { file }, content.as_bytes()).unwrap();
+        path
     }
 
     /// A path in it.
@@ -118,9 +124,10 @@ impl Place {
         let target = self.path(name);
         let target_arg = target.display().to_string();
         self.ok(&[&["restore", "--target-dir", &target_arg], args].concat());
-        give_to_postgres(&self.path("passphrase"));
-        if self.path("repo").exists() {
-            give_to_postgres(&self.path("repo"));
+        for needed in ["passphrase", "credentials", "repo"].map(|name| self.path(name)) {
+            if needed.exists() {
+                give_to_postgres(&needed);
+            }
         }
         let mut pg = Pg::adopt(major, &target);
         pg.start_again();
