@@ -22,6 +22,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+/// The first wait before an object that could not be stored is sent again.
+const STORE_WAIT_MIN: Duration = Duration::from_millis(500);
+/// The longest.
+const STORE_WAIT_MAX: Duration = Duration::from_secs(10);
+
 /// Why receiving stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
@@ -58,7 +63,8 @@ impl ReceiveError {
             ReceiveError::Upstream(error) => {
                 matches!(error, UpstreamError::Lost(_) | UpstreamError::SlotInUse { .. })
             }
-            ReceiveError::Repo(error) => error.is_transient(),
+            // A receiver outlives a store that is full: the slot holds what it cannot store.
+            ReceiveError::Repo(error) => error.is_transient() || error.is_no_space(),
             ReceiveError::Hole(_) | ReceiveError::Again(_) => true,
             ReceiveError::Divergence(_) | ReceiveError::Timeline(_) => false,
             ReceiveError::Journal(_) | ReceiveError::Internal(_) => false,
@@ -337,10 +343,21 @@ impl Pipeline {
     }
 }
 
-/// Stores one object; finds out who won when its number is taken.
+/// Stores one object, however long the store is away or full; finds out who won when its number is taken.
 async fn upload(cluster: Cluster, won: Won, sealed: Sealed) -> Result<Uploaded, RepoError> {
     let stored_bytes = sealed.bytes.len() as u64;
-    match cluster.repo().create(&sealed.key, &sealed.bytes).await? {
+    let mut wait = STORE_WAIT_MIN;
+    let created = loop {
+        match cluster.repo().create(&sealed.key, &sealed.bytes).await {
+            Err(error) if error.is_transient() || error.is_no_space() => {
+                tracing::error!(%error, "WAL cannot be stored, and is not acknowledged by it; trying again in {wait:?}");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(STORE_WAIT_MAX);
+            }
+            other => break other?,
+        }
+    };
+    match created {
         Created::Ours => Ok(Uploaded { number: sealed.number, stored_bytes }),
         Created::Taken(bytes) => match chain::open_numbered(&cluster, won.stream, sealed.number, bytes)? {
             Numbered::Fence(fence) => Err(fenced(won.stream, sealed.number, fence.writer_epoch)),

@@ -108,4 +108,9 @@ impl RepoError {
     pub fn is_transient(&self) -> bool {
         matches!(self, RepoError::Store(StoreError::Unknown { .. }))
     }
+
+    /// Whether the store has no room: somebody has to make some.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, RepoError::Store(StoreError::NoSpace { .. }))
+    }
 }
