@@ -12,7 +12,8 @@ mod restore {
 
 use backup_bed::Receiving;
 use common::load::{Rows, commits, expected, load, prepare, quiet_moment, rows, time};
-use common::pg::{Pg, Stop, give_to_postgres, is_root, majors, postgres_command, run, wait_until};
+use common::mount::SmallDisk;
+use common::pg::{Pg, Stop, give_to_postgres, majors, postgres_command, run, wait_until};
 use restore::bed::{RECOVERY_LIMIT, Scene, WALDEN, wait_there};
 use std::fs;
 use std::process::Command;
@@ -316,24 +317,12 @@ async fn a_new_timeline_is_followed_across_its_fork_and_the_old_one_on_request()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_leaves_what_nobody_can_start_and_force_replaces_it() {
-    if !is_root() {
-        return;
-    }
     let major = one_of_them(1);
     let pg = source(major, 16);
     let (scene, receiving) = backed_up(&pg).await;
     receiving.wait_durable(&pg).await;
     receiving.stop().await;
-    let mount = scene.path("small");
-    fs::create_dir(&mount).unwrap();
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8M", "walden-test"]).arg(&mount));
-    struct Mounted(std::path::PathBuf);
-    impl Drop for Mounted {
-        fn drop(&mut self) {
-            Command::new("umount").arg("-l").arg(&self.0).status().ok();
-        }
-    }
-    let mounted = Mounted(mount.clone());
+    let mounted = SmallDisk::mount(&scene.path("small"), 8);
     let mut options = scene.options("small/data", Request::new(Target::Latest)).await;
     let full = plan(&scene.cluster, &options).await.unwrap().execute(Arc::new(Unwatched)).await.unwrap_err();
     assert!(matches!(&full, RestoreError::NoSpace { .. }), "{full}");
@@ -343,7 +332,7 @@ async fn a_full_disk_leaves_what_nobody_can_start_and_force_replaces_it() {
     assert!(broken.try_start().is_err());
     let refused = plan(&scene.cluster, &options).await.unwrap_err();
     assert!(matches!(&refused, RestoreError::Conflict { hint, .. } if hint.contains("--force")), "{refused}");
-    run(Command::new("mount").args(["-o", "remount,size=400M"]).arg(&mount));
+    mounted.resize(400);
     options.existing = Existing::Replace;
     let mut restored = scene.restore(major, &options).await.unwrap();
     restored.start_again();

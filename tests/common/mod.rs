@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod crash;
 pub mod load;
+pub mod mount;
 pub mod pg;
 pub mod sim_backup;
 pub mod sim_disk;
