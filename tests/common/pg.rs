@@ -305,6 +305,7 @@ pub struct Pg {
     port: u16,
     tcp: Option<Port>,
     options: Vec<(String, String)>,
+    env: Vec<(String, String)>,
     server: Option<Process>,
 }
 
@@ -340,7 +341,7 @@ impl Pg {
         let tcp = tcp.then(Port::reserve);
         let port = tcp.as_ref().map_or(5432, Port::number);
         let data_dir = dir.path().join("data");
-        Pg { major, dir, data_dir, port, tcp, options: Vec::new(), server: None }
+        Pg { major, dir, data_dir, port, tcp, options: Vec::new(), env: Vec::new(), server: None }
     }
 
     /// Its major version.
@@ -435,6 +436,11 @@ impl Pg {
         self.options.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Sets a variable of the server's environment for the next start.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts the stopped server; panics with its log when it does not come up.
     pub fn start_again(&mut self) {
         if let Err(why) = self.try_start() {
@@ -453,6 +459,7 @@ impl Pg {
         assert!(!self.is_running(), "the server runs already");
         let mut command = self.command("postgres");
         command.arg("-D").arg(&self.data_dir);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let listen = if self.tcp.is_some() { "127.0.0.1" } else { "" };
         let own = [
             ("listen_addresses", listen),
