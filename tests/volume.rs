@@ -1,0 +1,49 @@
+//! What a gigabyte of WAL leaves behind: a handful of objects, once it is compacted and collected.
+
+mod common;
+
+use common::archive::{Archive, Told};
+use common::pg::{Pg, wait_until};
+use common::walden::{Place, files};
+use rustix::process::Signal;
+use std::time::Duration;
+use walden::base::Lsn;
+
+#[test]
+fn a_gigabyte_of_wal_is_twenty_objects_at_most() {
+    let pg = Pg::builder(16).option("autovacuum", "off").option("max_wal_size", "256MB").start();
+    let place = Place::init();
+    let told = Told::watch(&pg);
+    let mut receiver = place.start(place.command_for(&pg, &["receive"]), "receive");
+    let limit = Duration::from_secs(120);
+    pg.wait_for(
+        "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop'",
+        "1",
+        limit,
+    );
+    let begin: Lsn = pg.wal_lsn().parse().unwrap();
+    pg.sql("CREATE TABLE t (a int, b text)");
+    let end = loop {
+        pg.sql("INSERT INTO t SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 100000) AS i; TRUNCATE t");
+        let end: Lsn = pg.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+        if end.bytes_since(begin) >= 1 << 30 {
+            break end;
+        }
+    };
+    assert!(wait_until(limit, || told.of("walden_shop") >= end), "{}", place.log("receive"));
+    receiver.signal(Signal::TERM);
+    assert_eq!(receiver.wait(limit).expect("it stops").code(), Some(0));
+    place.ok(&["compact", "--all"]);
+    place.ok(&["gc", "--grace", "0s"]);
+
+    let cluster = place.path("repo/clusters/shop");
+    // The fence of a stream stays for good, and counts.
+    let objects: Vec<_> =
+        ["wal", "segments"].iter().flat_map(|folder| files(&cluster.join(folder))).collect();
+    let names: Vec<_> =
+        objects.iter().map(|(path, bytes)| (path.display().to_string(), bytes.len())).collect();
+    assert!(objects.len() <= 20, "{} objects: {names:#?}", objects.len());
+    let archive = Archive::open(&place);
+    assert!(archive.durable_end("shop") >= end);
+    place.ok(&["verify"]);
+}
