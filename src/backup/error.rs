@@ -4,7 +4,7 @@ use super::label::LabelError;
 use super::tar::TarError;
 use crate::base::{BackupId, LsnRange, TimelineId};
 use crate::net::PgError;
-use crate::repo::RepoError;
+use crate::repo::{PendingError, RepoError};
 
 /// Why a backup was not made, or is not restorable yet.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +35,9 @@ pub enum BackupError {
     /// The caller asked to stop. Nothing refers to what was stored.
     #[error("the backup was interrupted; nothing was kept of it")]
     Interrupted,
-    /// Collection took the backup's registration away: it took longer than the grace period.
+    /// Collection took the backup's registration away: it could not renew it in time.
     #[error(
-        "the backup took longer than `gc --grace`: its registration was collected, and what it stored may be too"
+        "the backup stalled for so long that its registration was collected, and what it stored may be too"
     )]
     Expired,
     /// Nobody keeps the WAL that the backup would need; it was not begun.
@@ -62,4 +62,13 @@ pub enum BackupError {
         /// What failed, when something did; otherwise the time was up.
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+}
+
+impl From<PendingError> for BackupError {
+    fn from(error: PendingError) -> Self {
+        match error {
+            PendingError::Expired => BackupError::Expired,
+            PendingError::Repo(error) => BackupError::Repo(error),
+        }
+    }
 }

@@ -8,7 +8,6 @@ pub mod cutter;
 mod error;
 mod intake;
 pub mod label;
-mod pending;
 mod run;
 mod source;
 pub mod tar;

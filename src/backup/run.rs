@@ -6,7 +6,6 @@ use super::cutter::Cutter;
 use super::error::BackupError;
 use super::intake::{Findings, Intake, Taken};
 use super::label::BackupLabel;
-use super::pending::Registration;
 use super::source::settings_kept;
 use super::upstream::{Connected, Replication, Server, Source};
 use super::wal::{self, EnsureWal};
@@ -15,14 +14,14 @@ use crate::base::progress::Progress;
 use crate::base::{BackupId, ClusterName, Generation, Lsn, LsnRange, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState, PagesEntry};
 use crate::format::manifest::{DamagedBlock, ManifestMeta, Tablespace};
-use crate::format::root::GenerationRecord;
+use crate::format::root::{GenerationRecord, PendingKind};
 use crate::net::server::ServerSettings;
 use crate::net::{BaseBackupEvent, BaseBackupOptions, Checkpoint, ServerManifest};
 use crate::repo::chunks::{ChunkIndex, ChunkStats, ChunkWriter};
 use crate::repo::cluster::RootChange;
 use crate::repo::index::{IndexEdit, empty_page};
 use crate::repo::manifest::Manifest;
-use crate::repo::{Cluster, RepoError, Repository, backups};
+use crate::repo::{Cluster, Registration, RepoError, Repository, backups};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -49,6 +48,8 @@ pub struct BackupOptions {
     pub application_name: String,
     /// Host and process, for people who find the registration.
     pub holder: String,
+    /// Time between two renewals of its registration.
+    pub renew_interval: Duration,
     /// Threads that compress.
     pub threads: usize,
 }
@@ -104,11 +105,12 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
         connected = connected => connected?,
         () = stopped(&mut stop) => return Err(BackupError::Interrupted),
     };
-    let registration = Registration::create(&cluster, &job.options.holder).await?;
+    let registration = Registration::create(&cluster, PendingKind::Backup, None, &job.options.holder).await?;
     let mut backup = Backup { job: &job, cluster: &cluster, registration: &registration, server, source };
     let stored = tokio::select! {
         stored = backup.store_and_settle(replication) => stored,
         () = stopped(&mut stop) => Err(BackupError::Interrupted),
+        expired = registration.keep(job.options.renew_interval) => Err(expired.into()),
     };
     let committed = match stored {
         Ok((report, segments)) => backup.commit(&report.entry, segments).await.map(|()| report),
@@ -117,7 +119,7 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
     let mut report = match committed {
         Ok(report) => report,
         Err(error) => {
-            let abandoned = tokio::time::timeout(CLEAN_UP_LIMIT, registration.abandon(&cluster)).await;
+            let abandoned = tokio::time::timeout(CLEAN_UP_LIMIT, registration.abandon()).await;
             if !matches!(abandoned, Ok(Ok(()))) {
                 tracing::warn!("the backup's registration stays in the repository until it is collected");
             }
@@ -335,7 +337,7 @@ impl Backup<'_> {
         let mut page = empty_page();
         page.pages = segments;
         page.backups.push(entry.clone());
-        self.registration.commit(self.cluster, &page).await
+        Ok(self.registration.commit(&page).await?)
     }
 
     /// Waits for the WAL, and commits that the backup is restorable.

@@ -30,6 +30,10 @@ pub const CHAIN_GETS_IN_FLIGHT: usize = 16;
 pub const ROOT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a replaced object stays before it is removed.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+/// How long registered work is left alone without a renewal, and what nobody names without a root: whatever grace is asked for.
+pub const WORK_GRACE_MIN: Duration = Duration::from_secs(3600);
+/// Time between two renewals of registered work. Each is a root.
+pub const WORK_RENEW_INTERVAL: Duration = Duration::from_secs(900);
 /// What the files of a journal may take, when nobody says.
 pub const JOURNAL_BYTES_MAX: u64 = 16 << 30;
 /// How long the tail may take to become durable when the primary shuts down.
@@ -40,3 +44,5 @@ pub const PAGES_SEGMENT_BYTES: usize = 32 << 20;
 const _: () = assert!(FLUSH_BYTES_MAX >= WAL_FRAME_BYTES && WAL_FRAME_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(RECEIVE_BUFFER_BYTES_MAX > FLUSH_BYTES_MAX * FLUSHES_IN_FLIGHT_MAX);
 const _: () = assert!(WAL_SEGMENT_BYTES_MAX >= FLUSH_BYTES_MAX as u64);
+const _: () = assert!(GRACE.as_secs() >= WORK_GRACE_MIN.as_secs());
+const _: () = assert!(WORK_RENEW_INTERVAL.as_secs() * 4 <= WORK_GRACE_MIN.as_secs());

@@ -220,8 +220,9 @@ impl From<BackupError> for Failure {
                 Failure::new(Exit::Postgres, error)
             }
             BackupError::Interrupted => Failure::new(Exit::Interrupted, error),
-            BackupError::Expired => Failure::new(Exit::Conflict, error)
-                .hint("take the backup again, and give `walden gc` a grace longer than a backup takes"),
+            BackupError::Expired => Failure::new(Exit::Conflict, error).hint(
+                "take the backup again; if nothing held this process up, see what kept it from the store",
+            ),
             BackupError::Wal { source } => match source.downcast::<Failure>() {
                 Ok(failure) => *failure,
                 Err(source) => Failure::new(Exit::Postgres, format!("the backup's WAL: {source}")),

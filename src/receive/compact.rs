@@ -9,13 +9,13 @@ use crate::codec::KeySource;
 use crate::format::header::ObjectKind;
 use crate::format::index::{RemovedEntry, RemovedKind, WalEntry, without_relations};
 use crate::format::record::Record;
-use crate::format::root::{RetiredFlush, Root};
+use crate::format::root::{PendingKind, RetiredFlush, Root};
 use crate::format::wal::{WalMeta, WalSummary};
 use crate::repo::chain::{Chain, ChainEnd, ChainObject};
 use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{Index, IndexEdit, empty_page};
 use crate::repo::walmap::{self, Snapshot};
-use crate::repo::{Cluster, RepoError, WalReader, layout};
+use crate::repo::{Cluster, PendingError, Registration, RepoError, WalReader, layout};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -26,6 +26,8 @@ const SEGMENTS_PER_COMMIT: usize = 16;
 const SMALL_BYTES: u64 = limits::WAL_SEGMENT_BYTES_MAX / 4;
 /// Small neighbours that are worth a merge in the background.
 const SMALL_RUN: usize = 8;
+/// How long a pass that failed tries to take its registration away.
+const ABANDON_LIMIT: Duration = Duration::from_secs(30);
 /// Times a pass starts again because another compaction was faster.
 const PASS_TRIES: u32 = 5;
 
@@ -248,7 +250,28 @@ fn merge_job(run: &[&WalEntry]) -> Option<Job> {
     })
 }
 
+/// Carries a plan out, registered as work in progress from before the first segment is written: a pass that stalled until
+/// collection took its segments for leftovers does not commit.
 async fn run(cluster: &Cluster, snapshot: Snapshot, plan: Plan) -> Result<Compacted, RepoError> {
+    let registration = Registration::create(cluster, PendingKind::Compaction, None, "compaction").await?;
+    let passed = tokio::select! {
+        passed = pass(cluster, snapshot, plan, &registration) => passed,
+        expired = registration.keep(limits::WORK_RENEW_INTERVAL) => Err(conflict(expired.to_string())),
+    };
+    match &passed {
+        Ok(_) => registration.left().await,
+        // What cannot be taken back now expires.
+        Err(_) => drop(tokio::time::timeout(ABANDON_LIMIT, registration.abandon()).await),
+    }
+    passed
+}
+
+async fn pass(
+    cluster: &Cluster,
+    snapshot: Snapshot,
+    plan: Plan,
+    registration: &Registration,
+) -> Result<Compacted, RepoError> {
     let mut reader = WalReader::new(cluster.clone(), snapshot.wal);
     let mut written = Vec::with_capacity(plan.jobs.len());
     for job in plan.jobs {
@@ -256,7 +279,11 @@ async fn run(cluster: &Cluster, snapshot: Snapshot, plan: Plan) -> Result<Compac
         let entry = if job.start == job.end { None } else { Some(write(cluster, &mut reader, &job).await?) };
         written.push((job, entry));
     }
-    cluster.commit_indexed(|root, index| commit(root, index, &written, &plan.finished).map(Some)).await?;
+    let committing = |root: &Root, index: &Index| {
+        let root = registration.leave(root).ok_or_else(|| conflict(PendingError::Expired.to_string()))?;
+        commit(&root, index, &written, &plan.finished).map(Some)
+    };
+    cluster.commit_indexed(committing).await?;
     let mut done = Compacted::default();
     for (job, entry) in &written {
         match &job.replaces {
@@ -267,6 +294,10 @@ async fn run(cluster: &Cluster, snapshot: Snapshot, plan: Plan) -> Result<Compac
         done.wal_bytes += job.end.bytes_since(job.start);
     }
     Ok(done)
+}
+
+fn conflict(reason: String) -> RepoError {
+    RepoError::Conflict { reason }
 }
 
 /// Writes one segment and reads its directory back before anything it replaces may go.
@@ -342,7 +373,6 @@ fn commit(
     written: &[(Job, Option<WalEntry>)],
     finished: &[StreamId],
 ) -> Result<RootChange, RepoError> {
-    let conflict = |reason: String| RepoError::Conflict { reason };
     let mut next = root.clone();
     let mut page = empty_page();
     let number = root.number + 1;

@@ -9,6 +9,7 @@ pub mod config_files;
 pub mod decode;
 pub mod error;
 pub mod files;
+mod hold;
 pub mod host;
 pub mod lineage;
 

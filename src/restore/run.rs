@@ -8,6 +8,7 @@ use super::backup_manifest::BackupManifestWriter;
 use super::config_files;
 use super::error::RestoreError;
 use super::files::{self, Durability, WriteOptions, Written};
+use super::hold::{self, Hold};
 use super::host;
 use super::lineage::Coverage;
 use super::place::{Existing, INCOMPLETE, Places, TablespaceMapping};
@@ -33,6 +34,9 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Times a restore that only reads begins again because what it reads has moved.
+const LOOKS_AGAIN_MAX: u32 = 5;
 
 /// What was asked for.
 #[derive(Debug, Clone)]
@@ -283,9 +287,42 @@ impl Planned {
     /// Does what the plan says. Everything is durable on return. If it fails or is dropped, the target is marked and cannot be
     /// started.
     pub async fn execute(self, progress: Arc<dyn Progress>) -> Result<Restored, RestoreError> {
-        let Planned { plan, cluster, snapshot, manifest, threads } = self;
+        let hold = Hold::take(&self.cluster, &self.plan.resolution.backup.id).await;
+        let written = hold.during(self.execute_held(&progress)).await;
+        hold.release().await;
+        Ok(Restored { written: written?, plan: self.plan })
+    }
+
+    async fn execute_held(&self, progress: &Arc<dyn Progress>) -> Result<Written, RestoreError> {
+        let plan = &self.plan;
         plan.places.inspect(plan.existing)?;
         plan.clearance.clear()?;
+        // Since the plan was made and until it was registered, anything may have moved.
+        let backup = &plan.resolution.backup.id;
+        let mut now = hold::moved(&self.cluster, &self.snapshot, backup).await?;
+        for _ in 0..LOOKS_AGAIN_MAX {
+            let snapshot = now.as_ref().unwrap_or(&self.snapshot);
+            let error = match self.write(snapshot, progress).await {
+                Err(RestoreError::Repo(error)) if error.is_damage() => error,
+                done => return done,
+            };
+            match hold::moved(&self.cluster, snapshot, backup).await? {
+                None => return Err(error.into()),
+                newer => now = newer,
+            }
+            tracing::info!(%error, "what was being read has moved; beginning again");
+            plan.places.inspect(Existing::Replace)?.clear()?;
+        }
+        let reason = format!("what it reads moved {LOOKS_AGAIN_MAX} times while it was being restored");
+        Err(RestoreError::Damage { what: format!("backup {backup}"), reason })
+    }
+
+    async fn write(
+        &self,
+        snapshot: &Snapshot,
+        progress: &Arc<dyn Progress>,
+    ) -> Result<Written, RestoreError> {
+        let Planned { plan, cluster, manifest, threads, .. } = self;
         let owner = plan.owner.as_ref().map(|owner| owner.owner);
         let places = plan.places.clone();
         let mut options = WriteOptions { places, owner, durability: Arc::new(Durability::begin([])?) };
@@ -294,25 +331,25 @@ impl Planned {
         let roots =
             [Some(plan.places.data_dir.as_path()), plan.places.wal_dir.as_deref()].into_iter().flatten();
         options.durability = Arc::new(Durability::begin(roots.chain(tablespaces))?);
-        write_recovery_file(&plan, owner)?;
+        write_recovery_file(plan, owner)?;
 
         progress.stage("reading the index of chunks", None);
-        let index = ChunkIndex::load(&cluster, &snapshot.index.pages).await?;
-        let chunks = ChunkReader::new(cluster.clone(), Arc::new(index), threads);
+        let index = ChunkIndex::load(cluster, &snapshot.index.pages).await?;
+        let chunks = ChunkReader::new(cluster.clone(), Arc::new(index), *threads);
         progress.stage("restoring files", Some(manifest.meta.bytes_raw));
-        let mut listing = begin_listing(&plan, &manifest.meta)?;
-        let replaced = replaced(&plan);
+        let mut listing = begin_listing(plan, &manifest.meta)?;
+        let replaced = replaced(plan);
         let almost =
-            files::write_files(&manifest, &chunks, &options, &replaced, &mut listing, &progress).await?;
+            files::write_files(manifest, &chunks, &options, &replaced, &mut listing, progress).await?;
 
-        write_config(&plan, owner, &mut listing)?;
-        write_settings(&plan, owner)?;
-        finish_listing(&plan, &manifest.meta, listing, owner)?;
+        write_config(plan, owner, &mut listing)?;
+        write_settings(plan, owner)?;
+        finish_listing(plan, &manifest.meta, listing, owner)?;
         progress.stage("making it durable", None);
         let durability = options.durability.clone();
         let synced = tokio::task::spawn_blocking(move || durability.sync()).await;
         synced.map_err(|_| RestoreError::Interrupted)??;
-        almost.write_control(&manifest, &chunks, &options).await?;
+        almost.write_control(manifest, &chunks, &options).await?;
         let data_dir = &plan.places.data_dir;
         let marker = data_dir.join(INCOMPLETE);
         fs::remove_file(&marker).map_err(|error| RestoreError::io(&marker, "remove", error))?;
@@ -320,7 +357,7 @@ impl Planned {
         for dir in plan.places.all().filter_map(Path::parent) {
             files::sync_dir(dir)?;
         }
-        Ok(Restored { plan, written: almost.written })
+        Ok(almost.written)
     }
 }
 

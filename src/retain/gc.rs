@@ -2,7 +2,7 @@
 //! Order: out of the root, grace, the floor, then the objects. Ages are the store's Last-Modified, never a host's clock.
 //! Fences and floors are never removed. Spec: formats/layout.md.
 
-use crate::base::{ObjectId, ObjectKey};
+use crate::base::{ObjectId, ObjectKey, limits};
 use crate::format::header::ObjectKind;
 use crate::format::index::{RemovedEntry, RemovedKind};
 use crate::format::record::Record;
@@ -17,9 +17,6 @@ use futures_util::StreamExt;
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// Objects that nothing refers to may belong to work that has not committed yet: they stay this long at least,
-/// whatever grace is asked for.
-pub const ORPHAN_GRACE_MIN: Duration = Duration::from_secs(3600);
 /// Deletes in flight.
 const DELETES_IN_FLIGHT: usize = 16;
 
@@ -41,22 +38,33 @@ pub struct Collected {
 }
 
 /// Removes what has been unreferenced for `grace`. Safe beside everything else; a second run does what the first did not.
+/// Work in progress and what it may have stored stays for [`limits::WORK_GRACE_MIN`] at least, whatever grace is asked for.
 pub async fn collect(cluster: &Cluster, grace: Duration) -> Result<Collected, RepoError> {
+    collect_with(cluster, grace, limits::WORK_GRACE_MIN).await
+}
+
+/// [`collect`] with another least time for work.
+pub async fn collect_with(
+    cluster: &Cluster,
+    grace: Duration,
+    work_grace_min: Duration,
+) -> Result<Collected, RepoError> {
     let mut done = Collected::default();
     let now = store_now(&**cluster.repo().store(), cluster).await?;
-    let grace_micros = i64::try_from(grace.as_micros()).unwrap_or(i64::MAX);
-    let cutoff = now.saturating_sub(grace_micros);
-    done.expired = expire_pending(cluster, cutoff).await?;
+    let before = |age: Duration| now.saturating_sub(i64::try_from(age.as_micros()).unwrap_or(i64::MAX));
+    let (cutoff, work_cutoff) = (before(grace), before(grace.max(work_grace_min)));
+    done.expired = expire_pending(cluster, work_cutoff).await?;
     let root = cluster.newest_root().await?;
-    let keep_from = oldest_root_kept(cluster, &root, cutoff).await?;
+    // Whatever the first root of work in progress refers to, it may read.
+    let first_needed = root.pending.iter().map(|entry| entry.root).min().unwrap_or(u64::MAX);
+    let keep_from = oldest_root_kept(cluster, &root, cutoff).await?.min(first_needed);
     let floor_root = raise_floor(cluster, &root, keep_from).await?;
     done.roots = delete_roots(cluster, floor_root).await?;
     // What a root at or below the floor's let go, no root that can still be read refers to.
     done.flushes = delete_retired(cluster, floor_root).await?;
     done.removed = delete_removed(cluster, floor_root).await?;
     done.indexes = delete_indexes(cluster, floor_root).await?;
-    let orphan_micros = i64::try_from(grace.max(ORPHAN_GRACE_MIN).as_micros()).unwrap_or(i64::MAX);
-    done.orphans = delete_orphans(cluster, now.saturating_sub(orphan_micros)).await?;
+    done.orphans = delete_orphans(cluster, work_cutoff).await?;
     Ok(done)
 }
 
@@ -229,12 +237,16 @@ async fn delete_orphans(cluster: &Cluster, cutoff: i64) -> Result<u64, RepoError
     listed.extend(store.list(&layout::pending_prefix(cluster.name())).await?);
     let root = cluster.newest_root().await?;
     let index = cluster.index(&root).await?;
+    // Work began after the first root it may refer to, however often it was renewed since.
     let mut oldest_pending = cutoff;
     for entry in &root.pending {
-        match store.head(&layout::pending(cluster.name(), entry.id)).await {
-            Ok(meta) => oldest_pending = oldest_pending.min(meta.modified_unix_micros),
-            Err(StoreError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+        let begun = [layout::root(cluster.name(), entry.root), layout::pending(cluster.name(), entry.id)];
+        for key in begun {
+            match store.head(&key).await {
+                Ok(meta) => oldest_pending = oldest_pending.min(meta.modified_unix_micros),
+                Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     let named = named_objects(cluster, &root, &index);

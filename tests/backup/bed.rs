@@ -13,7 +13,7 @@ use walden::backup::{
     self, BackupError, BackupJob, BackupOptions, BackupReport, Checkpoint, ReceiverElsewhere,
 };
 use walden::base::progress::{Progress, Unwatched};
-use walden::base::{BackupId, Env, Lsn};
+use walden::base::{BackupId, Env, Lsn, limits};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, SystemClock};
 use walden::format::keyslot::SlotCost;
@@ -117,6 +117,7 @@ impl Bed {
             wal_timeout,
             application_name: "walden_backup".into(),
             holder: "test".into(),
+            renew_interval: limits::WORK_RENEW_INTERVAL,
             threads: 2,
         };
         backup::run(BackupJob {

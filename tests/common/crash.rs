@@ -35,6 +35,10 @@ use walden::retain::gc;
 use walden::store::Store;
 use zeroize::Zeroizing;
 
+/// How long what was replaced stays, and work that does not renew itself: longer than any request is delayed, as a day is.
+pub const GRACE: Duration = Duration::from_secs(90);
+pub const WORK_GRACE: Duration = GRACE;
+
 /// What is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -249,6 +253,7 @@ impl World {
             wal_timeout: Duration::from_secs(600),
             application_name: "walden_shop_backup".into(),
             holder: format!("client {client}"),
+            renew_interval: WORK_GRACE / 4,
             // One: what is drawn by chance comes in order.
             threads: 1,
         };
@@ -376,8 +381,7 @@ async fn upkeep(repo: Arc<Repository>, name: ClusterName, pace: Duration) -> std
         tokio::time::sleep(pace).await;
         let Ok(cluster) = Cluster::open(repo.clone(), name.clone()).await else { continue };
         if compact::compact(&cluster, Extent::All).await.is_ok() {
-            // The grace is longer than any request is delayed, as a day is in earnest.
-            let _ = gc::collect(&cluster, Duration::from_secs(300)).await;
+            let _ = gc::collect_with(&cluster, GRACE, WORK_GRACE).await;
         }
     }
 }
@@ -401,6 +405,10 @@ pub async fn round(seed: u64, mode: Mode, planted: Planted) -> Result<(), String
     world.unleash(planted);
     if mode == Mode::Journal || seed.is_multiple_of(2) {
         world.server.forget_at_once();
+    }
+    if world.rng.u8(0..4) == 0 {
+        // Some twenty pieces: longer than the grace of work that does not renew itself.
+        world.server.send_backups_slowly(Duration::from_secs(20));
     }
     // It may outlive a receiver, and is stopped while none runs.
     let mut backup: Option<Pin<Box<dyn Future<Output = Made>>>> = None;

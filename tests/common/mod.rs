@@ -6,6 +6,7 @@ pub mod crash;
 pub mod load;
 pub mod mount;
 pub mod pg;
+pub mod restoring;
 pub mod sim_backup;
 pub mod sim_disk;
 pub mod sim_server;

@@ -143,7 +143,7 @@ struct SimArchives {
 #[async_trait]
 impl Archives for SimArchives {
     async fn next(&mut self) -> Result<Option<BaseBackupEvent>, PgError> {
-        self.server.pause().await;
+        self.server.pause_in_backup().await;
         if self.server.breaks(100) {
             return Err(broken());
         }

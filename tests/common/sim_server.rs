@@ -39,6 +39,7 @@ struct State {
     forgets_at_once: bool,
     data: DataDir,
     backups: BTreeMap<Lsn, Sent>,
+    backup_pause_ms: u64,
 }
 
 impl SimServer {
@@ -62,6 +63,7 @@ impl SimServer {
             forgets_at_once: false,
             data: DataDir::default(),
             backups: BTreeMap::new(),
+            backup_pause_ms: 50,
         })))
     }
 
@@ -121,6 +123,21 @@ impl SimServer {
     /// Its clock.
     pub fn clock(&self) -> Timestamp {
         Timestamp::from_micros(self.state().clock)
+    }
+
+    /// Sends each piece of a backup after up to so long.
+    pub fn send_backups_slowly(&self, pause_max: Duration) {
+        self.state().backup_pause_ms = pause_max.as_millis() as u64;
+    }
+
+    /// Takes as long as a piece of a backup does.
+    pub async fn pause_in_backup(&self) {
+        let pause = {
+            let mut state = self.state();
+            let max = state.backup_pause_ms;
+            state.rng.u64(1..max)
+        };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
     }
 
     /// Takes a while.

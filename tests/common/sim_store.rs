@@ -60,6 +60,8 @@ pub struct StoreFaults {
     pub capacity: Option<u64>,
     /// Everything is refused.
     pub denies: bool,
+    /// Everything that changes something is refused.
+    pub read_only: bool,
     pub lie: Lie,
 }
 
@@ -76,6 +78,7 @@ impl Default for StoreFaults {
             list_misses: 0.0,
             capacity: None,
             denies: false,
+            read_only: false,
             lie: Lie::None,
         }
     }
@@ -111,6 +114,13 @@ pub struct StoreOp {
     pub done: Vec<(Duration, bool)>,
     /// `ok`, or the error's first word; `None` while the caller waits, or when it is gone.
     pub told: Option<String>,
+}
+
+impl StoreOp {
+    /// Whether it creates an object whose key has `part`.
+    pub fn creates(&self, part: &str) -> bool {
+        matches!(&self.request, Request::Create(key, _) if key.as_str().contains(part))
+    }
 }
 
 /// A handle of one client.
@@ -167,7 +177,11 @@ impl SimStore {
     /// Another store with the same objects, in which everything works.
     pub fn fork(&self) -> SimStore {
         let fork = SimStore::new(0);
-        fork.world().objects = self.world().objects.clone();
+        {
+            let (mut theirs, ours) = (fork.world(), self.world());
+            theirs.objects = ours.objects.clone();
+            (theirs.born, theirs.clock_unix_micros) = (ours.born, ours.clock_unix_micros);
+        }
         fork
     }
 
@@ -412,7 +426,7 @@ impl World {
         let at = self.now();
         let (changed, result) = match self.log[number].request.clone() {
             Request::Create(key, bytes) => self.create(key, bytes, was_there),
-            Request::Delete(key) if self.faults.denies => (false, Err(denied(&key))),
+            Request::Delete(key) if self.faults.denies || self.faults.read_only => (false, Err(denied(&key))),
             Request::Delete(key) => {
                 let removed = self.objects.remove(&key);
                 let changed = removed.is_some();
@@ -426,7 +440,7 @@ impl World {
     }
 
     fn create(&mut self, key: ObjectKey, bytes: Bytes, was_there: bool) -> (bool, Result<(), StoreError>) {
-        if self.faults.denies {
+        if self.faults.denies || self.faults.read_only {
             return (false, Err(denied(&key)));
         }
         if self.faults.capacity.is_some_and(|capacity| self.used() + bytes.len() as u64 > capacity) {

@@ -2,6 +2,7 @@
 
 use crate::common::crash::{Mode, World, simulate, unlock};
 use crate::common::pg::temp_dir;
+use crate::common::restoring::options;
 use crate::common::sim_backup::Sent;
 use crate::common::sim_server::SimServer;
 use async_trait::async_trait;
@@ -9,20 +10,16 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use walden::base::{ClusterName, Env, LsnRange, ObjectKey, TimelineId, Unwatched};
 use walden::codec::keyslot::{self, SlotCost, Unlock};
-use walden::disk::{OsEntropy, SecretSource, SystemClock};
+use walden::disk::{OsEntropy, SystemClock};
 use walden::operate::Failure;
 use walden::receive::compact::{self, Extent};
 use walden::repo::{Cluster, RepoError, Repository, WalReader, layout, walmap};
-use walden::restore::place::Existing;
-use walden::restore::run::{ReachedBy, RestoreOptions, plan};
-use walden::restore::settings::Harmful;
-use walden::restore::{Boundary, Request, Target, TimelineChoice};
+use walden::restore::run::plan;
 use walden::retain::gc;
 use walden::store::{ObjectMeta, Store, StoreError};
 use walden::verify::{self, Report};
@@ -235,32 +232,6 @@ pub async fn restored(store: &Damaged) -> Result<(Sent, Vec<u8>), Failure> {
     let map = walmap::load(&cluster).await?.wal;
     let wal = WalReader::new(cluster, map).read(TimelineId(1), scene().range).await?;
     Ok((files, wal))
-}
-
-fn options(target_dir: &Path) -> RestoreOptions {
-    RestoreOptions {
-        request: Request {
-            target: Target::Latest,
-            boundary: Boundary::Inclusive,
-            timeline: TimelineChoice::Newest,
-            backup: None,
-        },
-        target_dir: target_dir.to_owned(),
-        wal_dir: None,
-        config_dir: None,
-        tablespaces: Vec::new(),
-        action: None,
-        existing: Existing::Refuse,
-        harmful: Harmful::Disarm,
-        repository: ReachedBy {
-            url: "/srv/repo".into(),
-            endpoint: None,
-            region: None,
-            secret: Some(SecretSource::KeyFile("/srv/key".into())),
-        },
-        binary: "/usr/bin/walden".into(),
-        threads: 1,
-    }
 }
 
 /// A runtime for one test.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use walden::backup::{self, BackupJob, BackupOptions, BackupReport, Checkpoint};
+use walden::base::limits;
 use walden::operate::info::BackupInfo;
 use walden::operate::own_wal::OwnWal;
 use walden::operate::units::{self, Bytes};
@@ -84,6 +85,7 @@ impl Backup {
             wal_timeout: self.wal_timeout,
             application_name: format!("{}_backup", name.slot_name()),
             holder: holder(),
+            renew_interval: limits::WORK_RENEW_INTERVAL,
             threads: std::thread::available_parallelism().map_or(2, usize::from),
         };
         let progress = watcher(context.output);

@@ -11,8 +11,8 @@ use walden::retain::gc;
 
 const HELP: &str = "\
 `walden receive` does this by itself, once an hour. An object is removed when nothing has referred to it for the grace \
-period, by the store's own clock; restores and backups that are running count as referring. Leftovers of aborted work \
-stay for an hour at least.
+period, by the store's own clock; restores and backups that are running count as referring, however long they take. \
+Leftovers of aborted work stay for an hour at least.
 
 Example:
   walden gc --grace 24h";
@@ -21,7 +21,7 @@ Example:
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct Gc {
-    /// How long something must have been unreferenced; longer than any backup or restore may run
+    /// How long something must have been unreferenced
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     grace: Option<Duration>,
 }
