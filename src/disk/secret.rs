@@ -71,9 +71,10 @@ impl fmt::Display for SecretSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SecretSource::PassphraseFile(path) => write!(f, "passphrase file {}", path.display()),
-            SecretSource::PassphraseCommand(command) => write!(f, "passphrase command `{command}`"),
+            // Its text may hold a secret.
+            SecretSource::PassphraseCommand(_) => f.write_str("the passphrase command"),
             SecretSource::KeyFile(path) => write!(f, "key file {}", path.display()),
-            SecretSource::KeyCommand(command) => write!(f, "key command `{command}`"),
+            SecretSource::KeyCommand(_) => f.write_str("the key command"),
         }
     }
 }
@@ -219,6 +220,7 @@ mod tests {
     fn failures_of_a_command_and_empty_secrets_are_errors() {
         let failed = SecretSource::PassphraseCommand("echo geheim; exit 3".into()).unlock().unwrap_err();
         assert!(failed.to_string().ends_with("ended with exit status: 3"), "{failed}");
+        assert!(!failed.to_string().contains("geheim"), "{failed}");
         for source in [
             SecretSource::PassphraseCommand("true".into()),
             SecretSource::PassphraseCommand("printf '\\377'".into()),
