@@ -9,16 +9,18 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use walden::base::{Env, Lsn, LsnRange, SegmentSize, TimelineId};
+use walden::base::{Env, Lsn, LsnRange, SegmentSize, SystemId, TimelineId};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsDisk, OsEntropy, SystemClock};
 use walden::format::keyslot::SlotCost;
 use walden::net::ConnectOptions;
+use walden::operate::{Exit, Failure};
 use walden::receive::compact::{self, Extent};
 use walden::receive::machine::Cut;
 use walden::receive::pipeline::{ReceiveError, Stored};
 use walden::receive::postgres::PostgresConnector;
 use walden::receive::session::{self, JournalPlace, ReceiveOptions};
+use walden::receive::upstream::{Connector, Identity, Server, Slot, Started, UpstreamError};
 use walden::repo::{Cluster, Repository, walmap};
 use walden::retain::gc;
 use walden::store::{self, StoreOptions};
@@ -205,4 +207,68 @@ async fn a_journal_outlives_a_store_that_is_away() {
     wait_acknowledged(&pg);
     receiving.stop().await;
     assert!(compare_with_server(&repo, &pg, TimelineId(1), size).await.end > acknowledged);
+}
+
+/// A server whose slot another receiver has, for good.
+#[derive(Debug)]
+struct TakenSlot;
+
+#[async_trait::async_trait]
+impl Connector for TakenSlot {
+    async fn connect(&self) -> Result<Box<dyn Server>, UpstreamError> {
+        Ok(Box::new(TakenSlot))
+    }
+}
+
+#[async_trait::async_trait]
+impl Server for TakenSlot {
+    async fn identify(&mut self) -> Result<Identity, UpstreamError> {
+        Ok(Identity {
+            system_id: SystemId(7),
+            major_version: 15,
+            timeline: TimelineId(1),
+            flushed: Lsn::new(3 << 24),
+            segment_size: SegmentSize::DEFAULT,
+            block_size: 8192,
+        })
+    }
+
+    async fn ensure_slot(&mut self, _slot: &str) -> Result<Slot, UpstreamError> {
+        Ok(Slot { restart: Some(Lsn::new(3 << 24)), created: false })
+    }
+
+    async fn history(&mut self, timeline: TimelineId) -> Result<Vec<u8>, UpstreamError> {
+        panic!("timeline {timeline} has no history")
+    }
+
+    async fn stream(
+        self: Box<Self>,
+        slot: &str,
+        _start: Lsn,
+        _timeline: TimelineId,
+    ) -> Result<Started, UpstreamError> {
+        Err(UpstreamError::SlotInUse { slot: slot.to_owned(), reason: "it is active".into() })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_another_keeps_is_a_conflict_after_a_while() {
+    let dir = common::pg::temp_dir();
+    let repo = repository(dir.path()).await;
+    let options = ReceiveOptions {
+        slot: SLOT.into(),
+        journal: None,
+        cut: Cut::default(),
+        shutdown_grace: Duration::from_secs(10),
+    };
+    let (_stop, stopped) = watch::channel(false);
+    let (stored, _) = watch::channel(Stored::default());
+    let began = tokio::time::Instant::now();
+    let ended = session::run(repo, CLUSTER.parse().unwrap(), &TakenSlot, &options, stored, stopped).await;
+    let failure = Failure::from(ended.unwrap_err());
+    assert_eq!(failure.exit, Exit::Conflict, "{failure}");
+    assert!(failure.what.contains(SLOT), "{failure}");
+    // Longer than the server needs to notice that a receiver is gone.
+    let taken = began.elapsed();
+    assert!(taken > Duration::from_secs(60) && taken < Duration::from_secs(150), "{taken:?}");
 }

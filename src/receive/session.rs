@@ -23,6 +23,9 @@ use tokio::time::Instant;
 const RECONNECT_WAIT_MIN: Duration = Duration::from_millis(500);
 /// The longest.
 const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long another may have the slot: the server finds out within `wal_sender_timeout`, a minute unless it is set, that a
+/// receiver is gone.
+const SLOT_PATIENCE: Duration = Duration::from_secs(90);
 /// A status message is sent at least this often.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -71,13 +74,22 @@ pub async fn run(
     };
     let mut receiver = Receiver { repo, name, options, stored, journal, pipeline: None };
     let mut wait = RECONNECT_WAIT_MIN;
+    let mut slot_taken: Option<Instant> = None;
     loop {
         let began = Instant::now();
         let ended = receiver.session(connector, &mut stop).await;
         match ended {
             Ok(Ended::Stopped) => return Ok(()),
-            Ok(Ended::Again) => continue,
+            Ok(Ended::Again) => {
+                slot_taken = None;
+                continue;
+            }
             Err(error) if error.is_transient() => {
+                let taken = matches!(&error, ReceiveError::Upstream(UpstreamError::SlotInUse { .. }));
+                slot_taken = taken.then(|| slot_taken.unwrap_or(began));
+                if slot_taken.is_some_and(|since| since.elapsed() > SLOT_PATIENCE) {
+                    return Err(error);
+                }
                 tracing::warn!(%error, "connecting again in {wait:?}");
                 match error {
                     // The server may never come back: what only the journal has goes to the repository all the same.
