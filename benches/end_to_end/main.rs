@@ -123,7 +123,7 @@ fn catch_up(server: &Server, rounds: usize, peer: Option<&peers::PgBackRest>) {
     for round in 0..rounds {
         let place = Place::init();
         server.slot("walden_shop");
-        let sender = "SELECT pid FROM pg_replication_slots WHERE slot_name = 'walden_shop' AND active";
+        let sender = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'walden_shop' AND active";
         let began = Instant::now();
         let receive = start_receive(server, &place, &[]);
         let meter = Meter::start(Whom::Family(receive.pid()));
