@@ -117,19 +117,36 @@ fn a_missing_object_of_a_backup_is_named_and_never_passed_over() {
     };
     let largest = objects("segments").into_iter().max().unwrap().1;
     let away = place.path("away");
-    for missing in [largest] {
-        fs::rename(&missing, &away).unwrap();
-        let name = PathBuf::from(missing.file_name().unwrap()).display().to_string();
-        let damaged = restore(&place, &["--latest"]);
-        assert_eq!(damaged.code, 4, "{}: {}{}", missing.display(), damaged.out, damaged.err);
-        assert!(damaged.err.contains(&name), "{name}: {}", damaged.err);
-        assert!(!place.path("target/global/pg_control").exists(), "nobody can start it");
-        assert_eq!(place.run(&["verify"]).code, 4, "{}", missing.display());
-        fs::rename(&away, &missing).unwrap();
-        fs::remove_dir_all(place.path("target")).ok();
-    }
+    fs::rename(&largest, &away).unwrap();
+    let name = PathBuf::from(largest.file_name().unwrap()).display().to_string();
+    let damaged = restore(&place, &["--latest"]);
+    assert_eq!(damaged.code, 4, "{}: {}{}", largest.display(), damaged.out, damaged.err);
+    assert!(damaged.err.contains(&name), "{name}: {}", damaged.err);
+    assert!(!place.path("target/global/pg_control").exists(), "nobody can start it");
+    assert_eq!(place.run(&["verify"]).code, 4, "{}", largest.display());
+    fs::rename(&away, &largest).unwrap();
+    fs::remove_dir_all(place.path("target")).ok();
     let restored = place.restored(15, "whole", &["--latest"]);
     assert_eq!(restored.sql("SELECT count(*) FROM t"), "10");
+}
+
+#[test]
+fn a_flush_object_lost_from_the_middle_is_not_taken_for_the_end_of_wal() {
+    let (_pg, place) = archived();
+    let mut flushes = files(&place.path("repo/clusters/shop/wal"));
+    flushes.sort();
+    let (lost, _) = &flushes[flushes.len() - 5];
+    fs::remove_file(lost).unwrap();
+    let refused = restore(&place, &["--latest"]);
+    assert_eq!(refused.code, 4, "{}{}", refused.out, refused.err);
+    let number = lost.file_name().unwrap().to_str().unwrap().trim_start_matches('0');
+    assert!(refused.err.contains(&format!("its object {number} is missing")), "{}", refused.err);
+    assert_eq!(place.run(&["verify"]).code, 4);
+    // What lies before it is restored when that is asked for.
+    let end = refused.err.split("--to-lsn ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let restored = place.restored(15, "before", &["--to-lsn", end]);
+    let rows: u32 = restored.sql("SELECT count(*) FROM t").parse().unwrap();
+    assert!((5..10).contains(&rows), "{rows}");
 }
 
 #[test]

@@ -124,6 +124,11 @@ impl Machine {
         now: Duration,
     ) -> Machine {
         assert!(cut.in_flight_max > 0 && cut.bytes_max > 0, "a machine that may store nothing");
+        // Readers take an object that far past a missing one for proof that one was lost.
+        assert!(
+            cut.in_flight_max <= limits::FLUSHES_IN_FLIGHT_MAX,
+            "more objects in flight than the format allows"
+        );
         Machine {
             cut,
             mode,

@@ -108,6 +108,9 @@ async fn close(
             ChainEnd::Fenced { .. } => return Ok(chain),
             ChainEnd::Open { next } => *next,
         };
+        if let Some(later) = &chain.beyond {
+            tracing::error!(%later, "an object of stream {} is lost: its number {number} is missing", older.id);
+        }
         if planted(Bug::FenceSkipped) {
             return Ok(chain);
         }

@@ -53,6 +53,8 @@ pub struct Chain {
     pub objects: Vec<ChainObject>,
     /// Where it ends.
     pub end: ChainEnd,
+    /// An object found past an open end, which was written only after the end's number was durable: that one was lost.
+    pub beyond: Option<ObjectKey>,
 }
 
 impl Chain {
@@ -111,10 +113,35 @@ pub fn open_numbered(
     }
 }
 
-/// Reads the chain of `stream` to its end. An object that does not link to the one before is damage.
+/// Reads the chain of `stream` to its end. An object that does not link to the one before is damage; one that is missing
+/// while much later ones are there is told by [`Chain::beyond`], for whoever must not take the loss for the end.
 pub async fn read(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, RepoError> {
-    let mut chain =
-        Chain { stream: stream.clone(), objects: Vec::new(), end: ChainEnd::Open { next: stream.low_water } };
+    loop {
+        let mut chain = read_to_end(cluster, stream).await?;
+        let ChainEnd::Open { next } = chain.end else { return Ok(chain) };
+        let later = layout::flush(cluster.name(), stream.id, next + limits::FLUSHES_IN_FLIGHT_MAX as u64);
+        if !exists(cluster, &later).await? {
+            return Ok(chain);
+        }
+        // The writer may have gone on between the two looks; the first number was then durable before the second.
+        if !exists(cluster, &layout::flush(cluster.name(), stream.id, next)).await? {
+            chain.beyond = Some(later);
+            return Ok(chain);
+        }
+    }
+}
+
+async fn exists(cluster: &Cluster, key: &ObjectKey) -> Result<bool, RepoError> {
+    match cluster.repo().read(key).await {
+        Ok(_) => Ok(true),
+        Err(error) if super::cluster::object_is_gone(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn read_to_end(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, RepoError> {
+    let end = ChainEnd::Open { next: stream.low_water };
+    let mut chain = Chain { stream: stream.clone(), objects: Vec::new(), end, beyond: None };
     let reads = futures_util::stream::iter(stream.low_water..)
         .map(|number| async move {
             let key = layout::flush(cluster.name(), stream.id, number);

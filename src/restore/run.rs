@@ -17,7 +17,7 @@ use super::recovery_file::{HOME, NAME, RecoveryFile, RepositoryPlace};
 use super::resolve::Resolution;
 use super::scan::{Meaning, Seen, SourceLimits, WalScan};
 use super::settings::{self, Harmful, SettingsInput};
-use super::target::{Request, TargetAction};
+use super::target::{Request, Target, TargetAction};
 use crate::base::progress::Progress;
 use crate::base::{Generation, LsnRange};
 use crate::disk::SecretSource;
@@ -92,11 +92,29 @@ pub struct Planned {
 /// Decides everything. Writes nothing; reads the index, the manifest's head and the WAL around the target.
 pub async fn plan(cluster: &Cluster, options: &RestoreOptions) -> Result<Planned, RestoreError> {
     let snapshot = walmap::load(cluster).await?;
+    if options.request.target == Target::Latest {
+        refuse_lost_end(&snapshot)?;
+    }
     let (loaded, resolution) = resolve(cluster, &snapshot, &options.request).await?;
     let manifest = Manifest::open(cluster, &resolution.backup.id).await?;
     let plan = draw_up(cluster, options, &loaded, resolution, &manifest.meta).await?;
     let threads = options.threads;
     Ok(Planned { plan, cluster: cluster.clone(), snapshot, manifest, threads })
+}
+
+/// The latest moment is not known when WAL was lost that had been stored: what is left ends too early.
+fn refuse_lost_end(snapshot: &Snapshot) -> Result<(), RestoreError> {
+    for chain in snapshot.wal.chains() {
+        let (Some(later), Some(end)) = (&chain.beyond, chain.end_lsn()) else { continue };
+        return Err(RestoreError::Damage {
+            what: format!("stream {}", chain.stream.id),
+            reason: format!(
+                "its object {} is missing, though {later} is there: WAL from {end} on is lost; --to-lsn {end} restores all before it",
+                chain.end_number()
+            ),
+        });
+    }
+    Ok(())
 }
 
 /// Understands a request against the newest generation, or against the one that the named backup belongs to.

@@ -215,7 +215,7 @@ impl World {
         let cut = Cut {
             bytes_max: self.rng.usize(20_000..300_000),
             interval: Duration::from_millis(self.rng.u64(0..500)),
-            in_flight_max: self.rng.usize(1..6),
+            in_flight_max: self.rng.usize(1..=walden::base::limits::FLUSHES_IN_FLIGHT_MAX),
             buffered_bytes_max: 1 << 20,
             ..Cut::default()
         };
