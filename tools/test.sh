@@ -2,8 +2,8 @@
 # Installs what the tests need and runs everything, the demo once included.
 #
 #   tools/test.sh                                 what CI runs
-#   tools/test.sh --long [--seed N] [--minutes M] release builds, and 10,000 seeds of crash rounds (5,000 for each
-#                                                 way of acknowledging)
+#   tools/test.sh --long [--seed N] [--minutes M] release builds, 10,000 seeds of crash rounds (5,000 for each way of
+#                                                 acknowledging), then the figures of benches/end_to_end beside pgBackRest
 #
 # The seed of this run is printed first; a failure is repeated with --seed. Network: the package registries alone.
 
@@ -65,6 +65,11 @@ cargo test --locked "${PROFILE[@]}" --features planted --test planted
 if [ -x tools/demo.sh ]; then
     step "demo"
     tools/demo.sh
+fi
+
+if [ -n "$LONG" ]; then
+    step "figures"
+    tools/bench-peers
 fi
 
 say "tools/test.sh: everything passed in $((SECONDS - STARTED)) s (seed $SEED)"
