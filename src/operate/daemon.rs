@@ -29,25 +29,25 @@ pub async fn run(
 ) -> Result<Stored, ReceiveError> {
     let (sender, stored) = watch::channel(Stored::default());
     let receiving = session::run(repo.clone(), name.clone(), connector, options, sender, stop);
-    let beside = upkeep(repo, name, stored.clone());
+    let mut receiving = std::pin::pin!(receiving);
+    let mut beside = std::pin::pin!(upkeep(repo, name, stored.clone()));
     tokio::select! {
-        ended = receiving => ended?,
-        never = beside => match never {},
+        ended = &mut receiving => {
+            ended?;
+            // A compaction that is cut short takes its registration away; if it cannot, that expires.
+            tokio::time::timeout(options.shutdown_grace, beside).await.ok();
+        }
+        () = &mut beside => receiving.await?,
     }
     Ok(*stored.borrow())
 }
 
-async fn upkeep(
-    repo: Arc<Repository>,
-    name: ClusterName,
-    stored: watch::Receiver<Stored>,
-) -> std::convert::Infallible {
-    let cluster = cluster_once_stored(repo, name, stored.clone()).await;
+/// Compacts and collects until receiving ended: the sender of `stored` is gone then.
+async fn upkeep(repo: Arc<Repository>, name: ClusterName, stored: watch::Receiver<Stored>) {
+    let Some(cluster) = cluster_once_stored(repo, name, stored.clone()).await else { return };
     let compacting = async {
-        loop {
-            if let Err(error) = compact::follow(cluster.clone(), stored.clone()).await {
-                tracing::error!(%error, "compaction stopped, and begins again in {AGAIN:?}");
-            }
+        while let Err(error) = compact::follow(cluster.clone(), stored.clone()).await {
+            tracing::error!(%error, "compaction stopped, and begins again in {AGAIN:?}");
             tokio::time::sleep(AGAIN).await;
         }
     };
@@ -63,21 +63,26 @@ async fn upkeep(
             tokio::time::sleep(COLLECT_INTERVAL).await;
         }
     };
-    futures_util::future::join(compacting, collecting).await.0
+    tokio::select! {
+        () = compacting => {}
+        never = collecting => match never {},
+    }
 }
 
-/// The cluster: a first receiver makes it only when it has seen the server.
+/// The cluster: a first receiver makes it only when it has seen the server. `None` when receiving ended before that.
 async fn cluster_once_stored(
     repo: Arc<Repository>,
     name: ClusterName,
     mut stored: watch::Receiver<Stored>,
-) -> Cluster {
+) -> Option<Cluster> {
     loop {
         match Cluster::open(repo.clone(), name.clone()).await {
-            Ok(cluster) => return cluster,
+            Ok(cluster) => return Some(cluster),
             Err(RepoError::NotFound { .. }) => {}
             Err(error) => tracing::warn!(%error, "cluster {name} cannot be opened for compaction yet"),
         }
-        tokio::time::timeout(AGAIN, stored.changed()).await.ok();
+        if let Ok(Err(_)) = tokio::time::timeout(AGAIN, stored.changed()).await {
+            return None;
+        }
     }
 }

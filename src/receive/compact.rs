@@ -53,8 +53,18 @@ pub struct Compacted {
     pub wal_bytes: u64,
 }
 
-/// Compacts until nothing of `extent` is left. Safe beside a running receiver and other compactions.
+/// Compacts until nothing of `extent` is left. Safe beside a running receiver and other compactions. If dropped: what it had
+/// registered and written stays until collection takes it for abandoned.
 pub async fn compact(cluster: &Cluster, extent: Extent) -> Result<Compacted, RepoError> {
+    compact_until(cluster, extent, &mut std::pin::pin!(std::future::pending())).await
+}
+
+/// The same, cut short when `stopped` ends: what was registered is taken away then.
+async fn compact_until(
+    cluster: &Cluster,
+    extent: Extent,
+    stopped: &mut (impl Future<Output = ()> + Unpin),
+) -> Result<Compacted, RepoError> {
     let mut total = Compacted::default();
     let mut tries = 0;
     loop {
@@ -63,7 +73,7 @@ pub async fn compact(cluster: &Cluster, extent: Extent) -> Result<Compacted, Rep
         if plan == Plan::default() {
             return Ok(total);
         }
-        match run(cluster, snapshot, plan).await {
+        match run(cluster, snapshot, plan, stopped).await {
             Ok(done) => {
                 total.flushes += done.flushes;
                 total.merged += done.merged;
@@ -71,14 +81,21 @@ pub async fn compact(cluster: &Cluster, extent: Extent) -> Result<Compacted, Rep
                 total.wal_bytes += done.wal_bytes;
                 tries = 0;
             }
-            Err(error @ RepoError::Conflict { .. }) if tries < PASS_TRIES => {
+            Err(Unfinished::Stopped) => return Ok(total),
+            Err(Unfinished::Failed(error @ RepoError::Conflict { .. })) if tries < PASS_TRIES => {
                 tracing::info!(%error, "another compaction was faster");
                 tries += 1;
             }
-            Err(error) if object_is_gone(&error) && tries < PASS_TRIES => tries += 1,
-            Err(error) => return Err(error),
+            Err(Unfinished::Failed(error)) if object_is_gone(&error) && tries < PASS_TRIES => tries += 1,
+            Err(Unfinished::Failed(error)) => return Err(error),
         }
     }
+}
+
+/// Why a pass did not commit.
+enum Unfinished {
+    Failed(RepoError),
+    Stopped,
 }
 
 /// Compacts in the background as the receiver stores: by bytes, by objects, by age. Returns when `stored`'s sender is gone.
@@ -104,7 +121,9 @@ pub async fn follow(cluster: Cluster, mut stored: watch::Receiver<Stored>) -> Re
         if !due && !many && wal_bytes < limits::WAL_SEGMENT_BYTES_MAX {
             continue;
         }
-        match compact(&cluster, extent).await {
+        let mut watched = stored.clone();
+        let ended = async move { while watched.changed().await.is_ok() {} };
+        match compact_until(&cluster, extent, &mut std::pin::pin!(ended)).await {
             Ok(compacted) => {
                 tracing::info!(?compacted, "compacted");
                 done = now;
@@ -252,11 +271,18 @@ fn merge_job(run: &[&WalEntry]) -> Option<Job> {
 
 /// Carries a plan out, registered as work in progress from before the first segment is written: a pass that stalled until
 /// collection took its segments for leftovers does not commit.
-async fn run(cluster: &Cluster, snapshot: Snapshot, plan: Plan) -> Result<Compacted, RepoError> {
-    let registration = Registration::create(cluster, PendingKind::Compaction, None, "compaction").await?;
+async fn run(
+    cluster: &Cluster,
+    snapshot: Snapshot,
+    plan: Plan,
+    stopped: &mut (impl Future<Output = ()> + Unpin),
+) -> Result<Compacted, Unfinished> {
+    let created = Registration::create(cluster, PendingKind::Compaction, None, "compaction").await;
+    let registration = created.map_err(Unfinished::Failed)?;
     let passed = tokio::select! {
-        passed = pass(cluster, snapshot, plan, &registration) => passed,
-        expired = registration.keep(limits::WORK_RENEW_INTERVAL) => Err(conflict(expired.to_string())),
+        passed = pass(cluster, snapshot, plan, &registration) => passed.map_err(Unfinished::Failed),
+        expired = registration.keep(limits::WORK_RENEW_INTERVAL) => Err(Unfinished::Failed(conflict(expired.to_string()))),
+        () = stopped => Err(Unfinished::Stopped),
     };
     match &passed {
         Ok(_) => registration.left().await,
