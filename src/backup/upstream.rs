@@ -1,5 +1,5 @@
 //! What a backup needs of a server: BASE_BACKUP's stream, and a few answers over SQL. PostgreSQL gives them
-//! ([`super::source`]); a simulated server does in the crash rounds.
+//! (`source`); a simulated server does in the crash rounds.
 
 use super::source::{BlockRead, SqlSource};
 use crate::format::manifest::ConfigFile;
