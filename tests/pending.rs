@@ -141,6 +141,11 @@ fn of_a_stalled_backup_and_the_collector_one_wins() {
                     assert_eq!(pending_objects(&world.store), 0, "seed {seed}: leftovers");
                     expired += 1;
                 }
+                // It slept so long that roots it would build on are gone: it gives way as well, with nothing committed.
+                Err(error) if error.to_string().contains("nothing was committed") => {
+                    assert!(stall > WORK_GRACE / 2, "seed {seed}: {error} after {stall:?}");
+                    expired += 1;
+                }
                 Err(error) => panic!("seed {seed}: {error}"),
             }
         });
