@@ -1,3 +1,5 @@
+//! Summaries of made-up WAL: what they say, and that how the WAL was cut changes nothing.
+
 use super::*;
 use crate::wal::Synth;
 use proptest::prelude::*;
