@@ -9,6 +9,7 @@ use crate::codec::object::{Expect, OpenObject, check_header};
 use crate::format::header::ObjectKind;
 use crate::format::root::StreamEntry;
 use crate::format::wal::{FenceMeta, WalMeta};
+use crate::store::StoreError;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
@@ -132,10 +133,10 @@ pub async fn read(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, Repo
 }
 
 async fn exists(cluster: &Cluster, key: &ObjectKey) -> Result<bool, RepoError> {
-    match cluster.repo().read(key).await {
+    match cluster.repo().store().head(key).await {
         Ok(_) => Ok(true),
-        Err(error) if super::cluster::object_is_gone(&error) => Ok(false),
-        Err(error) => Err(error),
+        Err(StoreError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
