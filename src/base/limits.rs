@@ -13,19 +13,21 @@ pub const FLUSHES_IN_FLIGHT_MAX: usize = 4;
 /// Time between two heartbeats of an idle stream.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// Received WAL held in memory at once, waiting or being stored.
-pub const RECEIVE_BUFFER_BYTES_MAX: usize = 64 << 20;
+pub const RECEIVE_BUFFER_BYTES_MAX: usize = 48 << 20;
 /// Raw WAL in one frame of a flush object or compacted segment.
 pub const WAL_FRAME_BYTES: usize = 1 << 20;
 /// Raw WAL in one compacted segment.
 pub const WAL_SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// Flush objects waiting that start a compaction, whatever their size.
 pub const COMPACT_OBJECTS_MAX: u64 = 1000;
+/// Flush objects waiting from which on compaction does not yield to receiving any more: a start reads them all.
+pub const COMPACT_OBJECTS_URGENT: u64 = 4 * COMPACT_OBJECTS_MAX;
 /// Age of the oldest waiting flush object that starts a compaction.
 pub const COMPACT_INTERVAL: Duration = Duration::from_secs(600);
 /// Overlap with what is stored that a resume reads again and compares.
 pub const RESUME_OVERLAP_BYTES: u64 = 1 << 20;
-/// Gets in flight while a chain is read.
-pub const CHAIN_GETS_IN_FLIGHT: usize = 16;
+/// Gets in flight while a chain is read: whole objects, for the hashes that link them.
+pub const CHAIN_GETS_IN_FLIGHT: usize = 8;
 /// The least time between two roots of one process.
 pub const ROOT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a replaced object stays before it is removed.

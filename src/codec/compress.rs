@@ -1,5 +1,6 @@
 //! zstd, one context a thread: making one costs more than compressing a small chunk with it.
 
+use crate::base::ChunkId;
 use crate::format::frame::Codec;
 use std::cell::RefCell;
 use std::io;
@@ -15,6 +16,27 @@ thread_local! {
     static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A chunk as it lies in a frame, before it is sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedChunk {
+    /// How it is packed.
+    pub codec: Codec,
+    /// The packed bytes.
+    pub bytes: Vec<u8>,
+    /// Bytes of the chunk itself.
+    pub plain_len: usize,
+    /// Its id.
+    pub id: ChunkId,
+}
+
+impl PackedChunk {
+    /// Compresses `chunk`, whose id is `id`.
+    pub fn pack(chunk: &[u8], id: ChunkId) -> PackedChunk {
+        let (codec, bytes) = compress(chunk);
+        PackedChunk { codec, bytes, plain_len: chunk.len(), id }
+    }
 }
 
 /// Compresses a chunk, or leaves it when that does not help.

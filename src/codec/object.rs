@@ -2,7 +2,7 @@
 //! A writer holds the object in memory until `finish`; each chunk is compressed and sealed where it will lie.
 
 pub use super::check::{check_header, check_without_key, read_trailer, walk_frames};
-pub use super::compress::{ZSTD_LEVEL, compress, decompress};
+pub use super::compress::{PackedChunk, ZSTD_LEVEL, compress, decompress};
 pub use super::read::{Expect, ObjectReader, OpenError, OpenObject};
 use super::seal::{EpochSecret, ObjectKeys};
 use crate::base::ChunkId;
@@ -38,18 +38,11 @@ impl ObjectWriter {
         self.finish_data(offset, codec, chunk.len(), id, position);
     }
 
-    /// Adds a chunk that [`compress`] packed elsewhere, on another thread perhaps.
-    pub fn add_packed(
-        &mut self,
-        codec: Codec,
-        packed: Vec<u8>,
-        plain_len: usize,
-        id: ChunkId,
-        position: u64,
-    ) {
+    /// Adds a chunk that was packed elsewhere: on another thread, or for another object.
+    pub fn add_packed(&mut self, chunk: &PackedChunk, position: u64) {
         let offset = self.begin_frame();
-        self.bytes.extend_from_slice(&packed);
-        self.finish_data(offset, codec, plain_len, id, position);
+        self.bytes.extend_from_slice(&chunk.bytes);
+        self.finish_data(offset, chunk.codec, chunk.plain_len, chunk.id, position);
     }
 
     /// Makes room for `bytes` more at once: a large object then never moves while it grows.

@@ -4,7 +4,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::check::{check_header, read_trailer, slice_from};
-use super::compress::{unzstd, with_scratch};
+use super::compress::{PackedChunk, unzstd, with_scratch};
 use super::seal::{KeySource, ObjectKeys};
 use crate::base::{ObjectKey, RepositoryId};
 use crate::format::FormatError;
@@ -157,18 +157,41 @@ impl ObjectReader {
         bytes: &[u8],
         keys: &dyn KeySource,
     ) -> Result<Vec<u8>, OpenError> {
-        let content = |found, expected| Err(OpenError::Content { frame: number, found, expected });
-        let (head, sealed) = split_frame(bytes)?;
-        if head != head_of(entry) {
-            return content(head.to_string(), head_of(entry).to_string());
-        }
+        let (head, sealed) = split_entry(number, entry, bytes)?;
         let chunk = self.open_frame(number, &head, sealed)?;
         let found = keys.chunk_id_key().chunk_id(&chunk);
         if found != entry.chunk {
-            return content(format!("chunk {found}"), entry.chunk.to_string());
+            let (found, expected) = (format!("chunk {found}"), entry.chunk.to_string());
+            return Err(OpenError::Content { frame: number, found, expected });
         }
         Ok(chunk)
     }
+
+    /// The same chunk as it was packed: the seal vouches for it, what it unpacks to is not checked.
+    fn packed_chunk(&self, number: u64, entry: &FrameEntry, bytes: &[u8]) -> Result<PackedChunk, OpenError> {
+        let (head, sealed) = split_entry(number, entry, bytes)?;
+        let packed = self.keys.open_frame(number, &head, sealed);
+        Ok(PackedChunk {
+            codec: head.codec,
+            bytes: packed.map_err(|_| OpenError::Broken { frame: number })?,
+            plain_len: head.plain_len as usize,
+            id: entry.chunk,
+        })
+    }
+}
+
+/// Head and sealed bytes of `entry`, frame `number`, which stands at the start of `bytes` and is as the directory says.
+fn split_entry<'a>(
+    number: u64,
+    entry: &FrameEntry,
+    bytes: &'a [u8],
+) -> Result<(FrameHead, &'a [u8]), OpenError> {
+    let (head, sealed) = split_frame(bytes)?;
+    if head != head_of(entry) {
+        let (found, expected) = (head.to_string(), head_of(entry).to_string());
+        return Err(OpenError::Content { frame: number, found, expected });
+    }
+    Ok((head, sealed))
 }
 
 /// The head that the frame of `entry` has.
@@ -218,12 +241,22 @@ impl OpenObject {
 
     /// Chunk `number`, checked.
     pub fn chunk(&self, number: usize, keys: &dyn KeySource) -> Result<Vec<u8>, OpenError> {
-        let entry = self.directory.frames.get(number).ok_or_else(|| OpenError::Content {
+        let entry = self.entry(number)?;
+        self.reader.chunk(number as u64, entry, slice_from(&self.bytes, entry.offset)?, keys)
+    }
+
+    /// Chunk `number` as it was packed, for another object: whoever unpacks it there checks it against its id.
+    pub fn packed_chunk(&self, number: usize) -> Result<PackedChunk, OpenError> {
+        let entry = self.entry(number)?;
+        self.reader.packed_chunk(number as u64, entry, slice_from(&self.bytes, entry.offset)?)
+    }
+
+    fn entry(&self, number: usize) -> Result<&FrameEntry, OpenError> {
+        self.directory.frames.get(number).ok_or_else(|| OpenError::Content {
             frame: number as u64,
             found: "no such frame".into(),
             expected: format!("below {}", self.directory.frames.len()),
-        })?;
-        self.reader.chunk(number as u64, entry, slice_from(&self.bytes, entry.offset)?, keys)
+        })
     }
 
     /// The BLAKE3 of the whole object.

@@ -4,6 +4,7 @@
 mod host;
 pub mod journal;
 mod os;
+pub mod own_thread;
 pub mod secret;
 
 pub use host::{OsEntropy, SystemClock};

@@ -11,6 +11,7 @@ use crate::retain::gc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Time between two collections.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(3600);
@@ -30,16 +31,37 @@ pub async fn run(
     let (sender, stored) = watch::channel(Stored::default());
     let receiving = session::run(repo.clone(), name.clone(), connector, options, sender, stop);
     let mut receiving = std::pin::pin!(receiving);
-    let mut beside = std::pin::pin!(upkeep(repo, name, stored.clone()));
+    // A task of its own: what it computes between two awaits does not keep WAL waiting.
+    let mut beside = Upkeep(tokio::spawn(upkeep(repo, name, stored.clone())));
     tokio::select! {
         ended = &mut receiving => {
             ended?;
             // A compaction that is cut short takes its registration away; if it cannot, that expires.
-            tokio::time::timeout(options.shutdown_grace, beside).await.ok();
+            tokio::time::timeout(options.shutdown_grace, beside.ended()).await.ok();
         }
-        () = &mut beside => receiving.await?,
+        () = beside.ended() => receiving.await?,
     }
     Ok(*stored.borrow())
+}
+
+/// The task of [`upkeep`]. It ends with whoever waits for it.
+struct Upkeep(JoinHandle<()>);
+
+impl Upkeep {
+    /// Waits until it ended. A panic of its goes on here.
+    async fn ended(&mut self) {
+        if let Err(died) = (&mut self.0).await
+            && died.is_panic()
+        {
+            std::panic::resume_unwind(died.into_panic());
+        }
+    }
+}
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Compacts and collects until receiving ended: the sender of `stored` is gone then.

@@ -4,8 +4,9 @@
 
 use super::pipeline::Stored;
 use crate::base::planted::{Bug, planted};
-use crate::base::{Generation, Lsn, ObjectId, ObjectKey, StreamId, TimelineId, Timestamp, limits};
+use crate::base::{Generation, Lsn, LsnRange, ObjectId, ObjectKey, StreamId, TimelineId, Timestamp, limits};
 use crate::codec::KeySource;
+use crate::disk::own_thread::{self, Priority};
 use crate::format::header::ObjectKind;
 use crate::format::index::{RemovedEntry, RemovedKind, WalEntry, without_relations};
 use crate::format::record::Record;
@@ -53,8 +54,9 @@ pub struct Compacted {
     pub wal_bytes: u64,
 }
 
-/// Compacts until nothing of `extent` is left. Safe beside a running receiver and other compactions. If dropped: what it had
-/// registered and written stays until collection takes it for abandoned.
+/// Compacts until nothing of `extent` is left. Safe beside a running receiver and other compactions. It computes on the
+/// thread that polls it, for tens of milliseconds at a time. If dropped: what it had registered and written stays until
+/// collection takes it for abandoned.
 pub async fn compact(cluster: &Cluster, extent: Extent) -> Result<Compacted, RepoError> {
     compact_until(cluster, extent, &mut std::pin::pin!(std::future::pending())).await
 }
@@ -98,7 +100,8 @@ enum Unfinished {
     Stopped,
 }
 
-/// Compacts in the background as the receiver stores: by bytes, by objects, by age. Returns when `stored`'s sender is gone.
+/// Compacts as the receiver stores: by bytes, by objects, by age; on a thread of its own, whose priority is low.
+/// Returns when `stored`'s sender is gone.
 pub async fn follow(cluster: Cluster, mut stored: watch::Receiver<Stored>) -> Result<(), RepoError> {
     let mut done = *stored.borrow();
     let mut oldest: Option<Instant> = None;
@@ -121,9 +124,16 @@ pub async fn follow(cluster: Cluster, mut stored: watch::Receiver<Stored>) -> Re
         if !due && !many && wal_bytes < limits::WAL_SEGMENT_BYTES_MAX {
             continue;
         }
-        let mut watched = stored.clone();
-        let ended = async move { while watched.changed().await.is_ok() {} };
-        match compact_until(&cluster, extent, &mut std::pin::pin!(ended)).await {
+        let (cluster, mut watched) = (cluster.clone(), stored.clone());
+        let pass = async move {
+            let ended = async { while watched.changed().await.is_ok() {} };
+            compact_until(&cluster, extent, &mut std::pin::pin!(ended)).await
+        };
+        // Receiving goes first, until it has left so much behind that reading it again would take long.
+        let waiting = now.objects.saturating_sub(done.objects);
+        let priority =
+            if waiting > limits::COMPACT_OBJECTS_URGENT { Priority::Normal } else { Priority::Low };
+        match own_thread::run("compact", priority, pass).await {
             Ok(compacted) => {
                 tracing::info!(?compacted, "compacted");
                 done = now;
@@ -147,6 +157,8 @@ pub struct Job {
     end: Lsn,
     server_time: Timestamp,
     summary: WalSummary,
+    /// Bytes of the objects it replaces, which is about what it will take.
+    stored_bytes: usize,
     replaces: Replaces,
 }
 
@@ -221,6 +233,7 @@ fn flush_job(chain: &Chain, run: &[&ChainObject]) -> Option<Job> {
         end: last.meta.end,
         server_time: last.meta.server_time,
         summary,
+        stored_bytes: run.iter().map(|object| object.object_len as usize).sum(),
         replaces: Replaces::Flushes {
             stream: chain.stream.id,
             from: first.number,
@@ -265,6 +278,7 @@ fn merge_job(run: &[&WalEntry]) -> Option<Job> {
         end: last.end,
         server_time: last.server_time,
         summary,
+        stored_bytes: run.iter().map(|entry| entry.object_len as usize).sum(),
         replaces: Replaces::Segments(run.iter().map(|entry| entry.id).collect()),
     })
 }
@@ -332,18 +346,20 @@ async fn write(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<W
     let id = ObjectId::random(&*repo.env().entropy);
     let key = layout::segment(cluster.name(), id);
     let mut writer = repo.writer(ObjectKind::WalSegment, &key, id.0, 0, 0);
+    writer.reserve(job.stored_bytes.min(limits::WAL_SEGMENT_BYTES_MAX as usize));
     let mut at = job.start;
     while at < job.end {
         let frame_end = at.saturating_add(1).align_down(limits::WAL_FRAME_BYTES as u64);
         let frame_end = frame_end.saturating_add(limits::WAL_FRAME_BYTES as u64).min(job.end);
-        let bytes = reader.read(job.timeline, crate::base::LsnRange::new(at, frame_end)).await?;
-        let chunk = repo.keys().chunk_id_key().chunk_id(&bytes);
-        // Compression is the costly part: off the runtime's threads, so that status messages stay prompt.
-        let adding = tokio::task::spawn_blocking(move || {
+        let range = LsnRange::new(at, frame_end);
+        // A whole frame goes over as it was packed: compressing WAL twice would be half of all work.
+        if let Some(packed) = reader.packed(job.timeline, range).await? {
+            writer.add_packed(&packed, at.get());
+        } else {
+            let bytes = reader.read(job.timeline, range).await?;
+            let chunk = repo.keys().chunk_id_key().chunk_id(&bytes);
             writer.add(&bytes, chunk, at.get());
-            writer
-        });
-        writer = adding.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
+        }
         at = frame_end;
     }
     let full = WalMeta {
@@ -358,6 +374,7 @@ async fn write(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<W
         extensions: Vec::new(),
     };
     let finished = writer.finish(full.encode());
+    let (object_len, directory_offset) = (finished.bytes.len() as u64, finished.directory_offset);
     if planted(Bug::RootBeforeData) {
         let (cluster, key, bytes) = (cluster.clone(), key.clone(), finished.bytes.clone());
         tokio::spawn(async move {
@@ -366,6 +383,7 @@ async fn write(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<W
         });
     } else {
         repo.create_own(&key, &finished.bytes).await?;
+        drop(finished);
         read_back(cluster, &key).await?;
     }
     let entry = WalEntry {
@@ -374,8 +392,8 @@ async fn write(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<W
         timeline: job.timeline,
         start: job.start,
         end: job.end,
-        object_len: finished.bytes.len() as u64,
-        directory_offset: finished.directory_offset,
+        object_len,
+        directory_offset,
         server_time: job.server_time,
         summary: without_relations(&job.summary),
     };

@@ -5,7 +5,7 @@ use super::error::RepoError;
 use super::layout;
 use super::walmap::{self, WalMap, WalPiece, WalSource};
 use crate::base::{Lsn, LsnRange, ObjectKey, TimelineId};
-use crate::codec::object::{Expect, ObjectReader, OpenObject, stored_frame_len};
+use crate::codec::object::{Expect, ObjectReader, OpenObject, PackedChunk, stored_frame_len};
 use crate::codec::{KeySource, OpenError};
 use crate::format::directory::{Directory, FrameEntry};
 use crate::format::frame::TRAILER_BYTES;
@@ -73,7 +73,28 @@ impl WalReader {
     }
 
     async fn try_read(&mut self, timeline: TimelineId, range: LsnRange) -> Result<Bytes, RepoError> {
-        let at = range.start;
+        let cluster = self.cluster.clone();
+        let (open, end) = self.open_at(timeline, range.start).await?;
+        open.read(&cluster, LsnRange::new(range.start, range.end.min(end))).await
+    }
+
+    /// The frame that holds exactly `range` as it was packed, if a flush object has such a one: to be stored again without
+    /// unpacking it. Its seal was checked; whoever unpacks it checks the rest.
+    pub async fn packed(
+        &mut self,
+        timeline: TimelineId,
+        range: LsnRange,
+    ) -> Result<Option<PackedChunk>, RepoError> {
+        match self.open_at(timeline, range.start).await {
+            Ok((open, _)) => open.packed(range),
+            // Reading it finds out where it is now.
+            Err(error) if object_is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What holds the byte at `at`, and where that piece ends.
+    async fn open_at(&mut self, timeline: TimelineId, at: Lsn) -> Result<(&OpenPiece, Lsn), RepoError> {
         let wanted = LsnRange::new(at, at.saturating_add(1));
         let Some(piece) = self.map.overlapping(timeline, wanted).next().cloned() else {
             let what = format!("WAL at {at} on timeline {timeline} of cluster {}", self.cluster.name());
@@ -82,9 +103,8 @@ impl WalReader {
         if !self.open.as_ref().is_some_and(|open| open.is_of(&piece.source)) {
             self.open = Some(open(&self.cluster, &piece).await?);
         }
-        let end = range.end.min(piece.range.end);
         match &self.open {
-            Some(open) => open.read(&self.cluster, LsnRange::new(at, end)).await,
+            Some(open) => Ok((open, piece.range.end)),
             None => unreachable!("opened above"),
         }
     }
@@ -138,6 +158,16 @@ impl OpenPiece {
             (OpenPiece::Flush { source, .. }, other) => source == other,
             _ => false,
         }
+    }
+
+    /// The frame that holds exactly `range`, if the whole object is at hand.
+    fn packed(&self, range: LsnRange) -> Result<Option<PackedChunk>, RepoError> {
+        let OpenPiece::Flush { key, object, .. } = self else { return Ok(None) };
+        let (number, entry) = frame_at(key, &object.directory().frames, range.start)?;
+        if entry.position != range.start.get() || u64::from(entry.plain_len) != range.len() {
+            return Ok(None);
+        }
+        object.packed_chunk(number).map(Some).map_err(|error| RepoError::open(key, error))
     }
 
     /// The bytes of whole frames from `range.start` on, cut to `range`.

@@ -74,8 +74,7 @@ fn packing_elsewhere_makes_the_same_object() {
     let keys = keys();
     let mut writer = ObjectWriter::create(&keys.secret, &header(1));
     for (chunk, position) in CHUNKS.iter().zip(100..) {
-        let (codec, packed) = compress(chunk);
-        writer.add_packed(codec, packed, chunk.len(), keys.chunk_id_key.chunk_id(chunk), position);
+        writer.add_packed(&PackedChunk::pack(chunk, keys.chunk_id_key.chunk_id(chunk)), position);
     }
     assert_eq!(writer.finish(b"meta".to_vec()).bytes, object(1, &CHUNKS).bytes);
 }

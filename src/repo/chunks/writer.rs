@@ -5,9 +5,9 @@
 use super::{ChunkIndex, Prefix, SHARDS, prefix_of, shard_of};
 use crate::base::limits::PAGES_SEGMENT_BYTES;
 use crate::base::{ChunkId, ObjectId, ObjectKey};
-use crate::codec::object::{ObjectWriter, compress, stored_frame_len};
+use crate::codec::object::{ObjectWriter, PackedChunk, stored_frame_len};
 use crate::codec::{ChunkIdKey, KeySource};
-use crate::format::frame::{Codec, TAG_BYTES};
+use crate::format::frame::TAG_BYTES;
 use crate::format::header::ObjectKind;
 use crate::format::index::PagesEntry;
 use crate::repo::{Cluster, RepoError, layout};
@@ -128,8 +128,7 @@ impl ChunkWriter {
         let (shared, handle) = (self.shared.clone(), Handle::current());
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let (codec, packed) = compress(&chunk);
-            shared.store(codec, packed, chunk.len(), id, &handle);
+            shared.store(&PackedChunk::pack(&chunk, id), &handle);
         });
         Ok(id)
     }
@@ -179,14 +178,7 @@ impl Shared {
 
     /// Adds a compressed chunk to the open segment, and sends that off once it is full.
     /// Waits while as many segments as may be are on their way.
-    fn store(
-        self: &Arc<Self>,
-        codec: Codec,
-        packed: Vec<u8>,
-        plain_len: usize,
-        id: ChunkId,
-        runtime: &Handle,
-    ) {
+    fn store(self: &Arc<Self>, chunk: &PackedChunk, runtime: &Handle) {
         let mut permit = None;
         let full = loop {
             let mut state = self.state();
@@ -199,8 +191,8 @@ impl Shared {
                 permit = runtime.block_on(self.segments.clone().acquire_owned()).ok();
                 continue;
             };
-            state.packed_bytes += stored_frame_len((packed.len() + TAG_BYTES) as u32);
-            segment.writer.add_packed(codec, packed, plain_len, id, 0);
+            state.packed_bytes += stored_frame_len((chunk.bytes.len() + TAG_BYTES) as u32);
+            segment.writer.add_packed(chunk, 0);
             if segment.writer.len() < SEGMENT_FULL_BYTES && segment.writer.frame_count() < SEGMENT_CHUNKS_MAX
             {
                 state.open = Some(segment);
