@@ -1,10 +1,10 @@
-//! The driver of the machine: seals what it cuts, stores it, tells it what became durable.
-//! One object is sealed at a time, on a blocking thread; several are stored at once.
+//! The driver of the machine: compresses and seals what it cuts, stores it, tells it what became durable.
+//! Several objects are compressed at once and several are stored at once; between the two they are sealed one by one.
 
 use super::journal::{JournalHandle, Refill, refill};
 use super::machine::{AckMode, Acknowledged, Cut, Hole, Machine};
 use super::overlap::{Divergence, Overlap};
-use super::seal::{Sealed, Sealer};
+use super::seal::{Packed, Sealed, Sealer, pack};
 use super::takeover::{Won, fenced};
 use super::upstream::UpstreamError;
 use crate::base::planted::{Bug, planted};
@@ -16,7 +16,7 @@ use crate::wal::Summarizer;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -98,6 +98,7 @@ pub struct Pipeline {
     /// The newest bytes that arrived, whether or not the machine has them yet.
     overlap: Overlap,
     began: Instant,
+    packing: FuturesOrdered<JoinHandle<Packed>>,
     sealer: Option<Sealer>,
     sealing: Option<JoinHandle<(Sealer, Sealed)>>,
     uploads: FuturesUnordered<BoxFuture<'static, Result<Uploaded, RepoError>>>,
@@ -138,6 +139,7 @@ impl Pipeline {
             refilling: None,
             overlap,
             began: Instant::now(),
+            packing: FuturesOrdered::new(),
             sealer,
             sealing: None,
             uploads: FuturesUnordered::new(),
@@ -216,7 +218,7 @@ impl Pipeline {
         self.machine.on_reply_requested();
     }
 
-    /// Starts sealing the next object if one is due, and reading from the journal what the machine lacks.
+    /// Starts compressing every object that is due, and reading from the journal what the machine lacks.
     pub fn pump(&mut self, finishing: bool) {
         self.start_refill();
         if let Some(journal) = &self.journal {
@@ -225,13 +227,16 @@ impl Pipeline {
             let early = planted(Bug::AcknowledgeBeforeSync);
             self.machine.on_journaled(if early { self.overlap.end() } else { synced });
         }
-        if self.sealing.is_some() {
-            return;
+        while let Some(flush) = self.machine.take_flush(self.began.elapsed(), finishing) {
+            let cluster = self.cluster.clone();
+            self.packing.push_back(tokio::task::spawn_blocking(move || pack(&cluster, flush)));
         }
-        let Some(flush) = self.machine.take_flush(self.began.elapsed(), finishing) else { return };
+    }
+
+    fn seal(&mut self, packed: Packed) {
         let Some(mut sealer) = self.sealer.take() else { unreachable!("a sealer is idle or at work") };
         self.sealing = Some(tokio::task::spawn_blocking(move || {
-            let sealed = sealer.seal(&flush);
+            let sealed = sealer.seal(&packed);
             (sealer, sealed)
         }));
     }
@@ -267,12 +272,19 @@ impl Pipeline {
 
     /// When [`Pipeline::pump`] has something to do by the passing of time alone; `None` when only an event changes that.
     pub fn due_at(&self) -> Option<Instant> {
-        // While an object is being sealed, its end wakes us.
-        self.machine.deadline().filter(|_| self.sealing.is_none()).map(|deadline| self.began + deadline)
+        self.machine.deadline().map(|deadline| self.began + deadline)
     }
 
-    /// Waits until an object was sealed or stored, or the journal went on. Cancel-safe.
+    /// Waits until an object was compressed, sealed or stored, or the journal went on. Cancel-safe.
     pub async fn progress(&mut self) -> Result<(), ReceiveError> {
+        let internal = |error: tokio::task::JoinError| ReceiveError::Internal(error.to_string());
+        let may_seal = self.sealing.is_none();
+        let packing = async {
+            match self.packing.next().await {
+                Some(packed) => packed,
+                None => std::future::pending().await,
+            }
+        };
         let sealing = async {
             match &mut self.sealing {
                 Some(task) => task.await,
@@ -302,16 +314,16 @@ impl Pipeline {
             uploaded = uploading => self.on_uploaded(uploaded?),
             refilled = refilling => {
                 self.refilling = None;
-                let records = refilled.map_err(|error| ReceiveError::Internal(error.to_string()))?;
-                self.on_refilled(records?)?;
+                self.on_refilled(refilled.map_err(internal)??)?;
             }
             () = journaled => {}
             sealed = sealing => {
                 self.sealing = None;
-                let (sealer, sealed) = sealed.map_err(|error| ReceiveError::Internal(error.to_string()))?;
+                let (sealer, sealed) = sealed.map_err(internal)?;
                 self.sealer = Some(sealer);
                 self.uploads.push(Box::pin(upload(self.cluster.clone(), self.won.clone(), sealed)));
             }
+            packed = packing, if may_seal => self.seal(packed.map_err(internal)?),
         }
         Ok(())
     }

@@ -1,16 +1,17 @@
-//! Turning a flush into an object: frames of WAL, its summary, and the link to the object before.
-//! Runs on a blocking thread, one object at a time, since each carries the hash of the one before.
+//! Turning a flush into an object: frames of WAL, its summary, and the link to the object before. On blocking threads:
+//! several flushes are compressed at once, then sealed one after the other, since each carries the hash of the one before.
 
 use super::machine::Flush;
 use super::takeover::Won;
 use crate::base::{Lsn, ObjectKey, limits};
 use crate::codec::KeySource;
+use crate::codec::object::PackedChunk;
 use crate::format::header::ObjectKind;
 use crate::format::record::Record;
 use crate::format::wal::{Predecessor, WalMeta, WalSummary};
 use crate::repo::{Cluster, layout};
 use crate::wal::Summarizer;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 /// An object ready to be stored.
 #[derive(Debug)]
@@ -43,15 +44,13 @@ impl Sealer {
     }
 
     /// Seals the next flush.
-    pub fn seal(&mut self, flush: &Flush) -> Sealed {
+    pub fn seal(&mut self, packed: &Packed) -> Sealed {
+        let Packed { flush, frames } = packed;
         let key = layout::flush(self.cluster.name(), self.won.stream, flush.number);
         let repo = self.cluster.repo();
         let mut writer =
             repo.writer(ObjectKind::Flush, &key, self.won.stream.0, flush.number, self.won.writer_epoch);
-        for (at, frame) in frames(flush) {
-            let id = repo.keys().chunk_id_key().chunk_id(&frame);
-            writer.add(&frame, id, at.get());
-        }
+        frames.iter().for_each(|(at, frame)| writer.add_packed(frame, at.get()));
         let meta = WalMeta {
             timeline: self.won.timeline,
             start: flush.range.start,
@@ -78,10 +77,19 @@ impl Sealer {
     }
 }
 
-/// The flush's bytes cut at multiples of [`limits::WAL_FRAME_BYTES`], so that equal WAL makes equal chunks.
-fn frames(flush: &Flush) -> Vec<(Lsn, Bytes)> {
+/// A flush whose frames are compressed.
+#[derive(Debug)]
+pub struct Packed {
+    flush: Flush,
+    frames: Vec<(Lsn, PackedChunk)>,
+}
+
+/// Compresses the flush's bytes, cut at multiples of [`limits::WAL_FRAME_BYTES`], so that equal WAL makes equal chunks.
+pub fn pack(cluster: &Cluster, flush: Flush) -> Packed {
+    let ids = cluster.repo().keys().chunk_id_key();
+    let pack = |frame: &[u8]| PackedChunk::pack(frame, ids.chunk_id(frame));
     let mut frames = Vec::new();
-    let mut frame = BytesMut::new();
+    let mut frame = Vec::with_capacity(limits::WAL_FRAME_BYTES);
     let mut at = flush.range.start;
     for piece in &flush.pieces {
         let mut piece = piece.clone();
@@ -89,18 +97,16 @@ fn frames(flush: &Flush) -> Vec<(Lsn, Bytes)> {
             let end = at.saturating_add(frame.len() as u64);
             let room = limits::WAL_FRAME_BYTES - (end.get() % limits::WAL_FRAME_BYTES as u64) as usize;
             let part = piece.split_to(room.min(piece.len()));
-            let full = part.len() == room;
             frame.extend_from_slice(&part);
-            if full {
-                let bytes = frame.split().freeze();
-                let next = at.saturating_add(bytes.len() as u64);
-                frames.push((at, bytes));
-                at = next;
+            if part.len() == room {
+                frames.push((at, pack(&frame)));
+                at = at.saturating_add(frame.len() as u64);
+                frame.clear();
             }
         }
     }
     if !frame.is_empty() {
-        frames.push((at, frame.freeze()));
+        frames.push((at, pack(&frame)));
     }
-    frames
+    Packed { flush, frames }
 }
