@@ -1,6 +1,6 @@
 //! `walden backup`.
 
-use crate::context::Context;
+use crate::context::{Context, threads};
 use crate::progress::watcher;
 use crate::receive::duration;
 use crate::signals::stop_on_signal;
@@ -86,7 +86,7 @@ impl Backup {
             application_name: format!("{}_backup", name.slot_name()),
             holder: holder(),
             renew_interval: limits::WORK_RENEW_INTERVAL,
-            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            threads: threads(),
         };
         let progress = watcher(context.output);
         let (stop, stopping) = watch::channel(false);

@@ -32,6 +32,11 @@ pub struct Context {
     pub output: Output,
 }
 
+/// Threads that pack or unpack chunks: two a core, so that a core is not idle while one waits for the disk or for its next chunk.
+pub fn threads() -> usize {
+    2 * std::thread::available_parallelism().map_or(2, usize::from)
+}
+
 impl Context {
     /// Reads environment and configuration file.
     pub fn new(global: &Global) -> Result<Context, Failure> {

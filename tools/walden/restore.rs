@@ -1,6 +1,6 @@
 //! `walden restore`.
 
-use crate::context::Context;
+use crate::context::{Context, threads};
 use crate::progress::watcher;
 use clap::{ArgGroup, Args, ValueEnum};
 use jiff::tz::TimeZone;
@@ -197,7 +197,7 @@ impl Restore {
                 secret: repository.secret.clone(),
             },
             binary,
-            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            threads: threads(),
         })
     }
 }
