@@ -216,7 +216,7 @@ fn acknowledge(server: &Server, ack: &str) {
     let meter = Meter::start(Whom::Family(receive.pid()));
     let streaming = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop' AND state = 'streaming'";
     server.pg.wait_for(streaming, "1", Duration::from_secs(60));
-    server.pg.sql("CREATE TABLE IF NOT EXISTS probe (at timestamptz)");
+    server.pg.sql("CREATE TABLE IF NOT EXISTS public.probe (at timestamptz)");
     let before = server.pg.sql(
         "SELECT pg_current_wal_lsn() - '0/0', xact_commit FROM pg_stat_database WHERE datname = 'postgres'",
     );
@@ -256,7 +256,7 @@ async fn probe(server: &Server, length: Duration) -> Vec<f64> {
     let writing = tokio::spawn(async move {
         let began = Instant::now();
         while began.elapsed() < length {
-            writer.query("INSERT INTO probe VALUES (clock_timestamp())").await.expect("a commit");
+            writer.query("INSERT INTO public.probe VALUES (clock_timestamp())").await.expect("a commit");
             let returned = Instant::now();
             // A little later than the commit, never earlier: what is measured is an upper bound.
             let end = answer(&mut writer, "SELECT pg_current_wal_flush_lsn()").await.expect("a position");
