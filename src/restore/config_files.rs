@@ -28,6 +28,9 @@ pub struct PlacedConfig {
 pub struct ConfigLayout {
     /// Files to write; none when all of it was in the data directory.
     pub files: Vec<PlacedConfig>,
+    /// Directories that an `include_dir` names, below the configuration directory. PostgreSQL does not start without one, and
+    /// an empty one (Debian's `conf.d`) leaves no file to show that it was there.
+    pub dirs: Vec<PathBuf>,
     /// The copy of `postgresql.conf`, below the configuration directory, when it is among them.
     pub main: Option<PathBuf>,
 }
@@ -69,6 +72,18 @@ pub fn layout(
             moved.push((text(from)?, text(to)?));
         }
     }
+    let mut dirs = Vec::new();
+    for file in files {
+        let beside = Path::new(&file.path).parent().unwrap_or(Path::new("/"));
+        for dir in included_dirs(&file.content.0).map(|dir| beside.join(dir)) {
+            // What climbs, PostgreSQL looks for where the copy says; we make nothing there.
+            let Some(relative) = dir.to_str().and_then(|dir| place(dir).ok()) else { continue };
+            moved.push((text(&dir)?.trim_end_matches('/').to_owned(), text(&config_dir.join(&relative))?));
+            dirs.push(relative);
+        }
+    }
+    dirs.sort();
+    dirs.dedup();
     moved.sort();
     moved.dedup();
     let mut placed = Vec::new();
@@ -88,7 +103,26 @@ pub fn layout(
         placed.push(PlacedConfig { source: file.path.clone(), relative: place(&file.path)?, content });
     }
     let main = main.map(|main| place(&main.path)).transpose()?;
-    Ok(ConfigLayout { files: placed, main })
+    Ok(ConfigLayout { files: placed, dirs, main })
+}
+
+/// What the lines `include_dir 'conf.d'` and `include_dir = /etc/conf.d` name.
+fn included_dirs(content: &[u8]) -> impl Iterator<Item = String> {
+    let lines = std::str::from_utf8(content).unwrap_or_default().lines();
+    lines.filter_map(|line| {
+        let line = line.trim_start();
+        let (name, rest) = line.split_at_checked("include_dir".len())?;
+        if !name.eq_ignore_ascii_case("include_dir") || !rest.starts_with([' ', '\t', '=', '\'']) {
+            return None;
+        }
+        let value = rest.trim_start();
+        let value = value.strip_prefix('=').unwrap_or(value).trim_start();
+        let dir = match value.strip_prefix('\'') {
+            Some(quoted) => quoted.split_once('\'')?.0,
+            None => value.split([' ', '\t', '#']).next()?,
+        };
+        (!dir.is_empty()).then(|| dir.to_owned())
+    })
 }
 
 fn text(path: &Path) -> Result<String, RestoreError> {
@@ -186,6 +220,18 @@ mod tests {
         assert_eq!(content(&layout, "pg_hba.conf"), "local all @/srv/conf/elsewhere/etc/users/list peer\n");
         assert_eq!(content(&layout, "elsewhere/etc/shared.conf"), "y = '/etc/shared.configuration'\n");
         assert_eq!(content(&layout, "conf.d/a.conf"), "x = 1\n");
+    }
+
+    #[test]
+    fn directories_that_are_included_are_there_also_when_they_are_empty() {
+        let main = "include_dir = 'conf.d'\t\t\t# of a new cluster\n#include_dir 'not.d'\ninclude_directory 'x'\n\
+            INCLUDE_DIR '/etc/all.d/'\n  include_dir ../up.d\n";
+        let files = [file("/etc/postgresql/15/main/postgresql.conf", main)];
+        let placed = layout(&files, &[], Path::new("/c"), Path::new("/d")).unwrap();
+        assert_eq!(placed.dirs, [Path::new("conf.d"), Path::new("elsewhere/etc/all.d")]);
+        let rewritten = content(&placed, "postgresql.conf");
+        assert!(rewritten.contains("INCLUDE_DIR '/c/elsewhere/etc/all.d'\n"), "{rewritten}");
+        assert!(rewritten.starts_with("include_dir = 'conf.d'\t"), "{rewritten}");
     }
 
     #[test]

@@ -425,6 +425,9 @@ fn finish_listing(
 }
 
 fn write_config(plan: &Plan, owner: Option<files::Owner>, listing: &mut Listing) -> Result<(), RestoreError> {
+    for dir in &plan.config.dirs {
+        files::make_dirs(&plan.config_dir.join(dir), owner)?;
+    }
     for (file, path) in plan.config.files.iter().zip(plan.config_paths()) {
         if let Some(dir) = path.parent() {
             files::make_dirs(dir, owner)?;
