@@ -155,7 +155,7 @@ pub enum ConfigError {
         nearest: Option<String>,
     },
     /// A secret stands in the file, or would.
-    #[error("{place}: {key} would hold a secret, and the configuration holds none")]
+    #[error("{place}: {key}: no secret may stand here, where others can read it")]
     Secret {
         /// File and line.
         place: Place,
@@ -400,7 +400,7 @@ impl Section<'_, '_, '_> {
             journal_bytes_max: self.get("journal_size", "a size such as \"10GB\"", |value| {
                 value.as_str().and_then(units::bytes)
             })?,
-            slot: self.string("slot")?,
+            slot: self.get("slot", units::SLOT_NAME, |value| value.as_str().and_then(units::slot_name))?,
             flush_interval: self.duration("flush_interval")?,
             shutdown_grace: self.duration("shutdown_grace")?,
         })

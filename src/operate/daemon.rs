@@ -77,7 +77,10 @@ async fn upkeep(repo: Arc<Repository>, name: ClusterName, stored: watch::Receive
         tokio::time::sleep(COLLECT_FIRST).await;
         loop {
             match gc::collect(&cluster, limits::GRACE).await {
-                Ok(collected) => tracing::info!(?collected, "collected"),
+                Ok(collected) if collected == gc::Collected::default() => {}
+                Ok(gc::Collected { flushes, removed, indexes, roots, orphans, expired }) => {
+                    tracing::info!(flushes, removed, indexes, roots, orphans, expired, "collected")
+                }
                 Err(error) => {
                     tracing::error!(%error, "collection failed; it is tried again in {COLLECT_INTERVAL:?}")
                 }

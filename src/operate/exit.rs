@@ -6,7 +6,7 @@
 pub enum Exit {
     /// Done.
     Done = 0,
-    /// A bug of ours.
+    /// A bug of ours, or the local disk failing.
     Internal = 1,
     /// The command line or the configuration is wrong.
     Usage = 2,

@@ -89,6 +89,16 @@ pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// What this host's disk said: that the command was given a place where it may not write, or something worse.
+fn disk_failure(error: impl fmt::Display, source: &io::Error) -> Failure {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => Failure::new(Exit::Usage, error)
+            .hint("run this as a user who may write there, or name another directory"),
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotADirectory => Failure::new(Exit::Usage, error),
+        _ => Failure::new(Exit::Internal, error),
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Failure {
         let failure = Failure::new(Exit::Usage, &error);
@@ -273,7 +283,7 @@ impl From<RestoreError> for Failure {
             }
             RestoreError::NoSpace { .. } => Failure::new(Exit::NoSpace, error)
                 .hint("what was written is marked and cannot be started; make room and restore again"),
-            RestoreError::Io { .. } => Failure::new(Exit::Internal, error),
+            RestoreError::Io { ref source, .. } => disk_failure(&error, source),
             RestoreError::Repo(error) => error.into(),
             RestoreError::Interrupted => Failure::new(Exit::Interrupted, error),
         }
@@ -298,7 +308,8 @@ impl From<JournalError> for Failure {
                 Failure::new(exit, error)
             }
             JournalError::NoKey { .. } => Failure::new(Exit::Key, error),
-            JournalError::Io { .. } | JournalError::Interrupted { .. } => Failure::new(Exit::Internal, error),
+            JournalError::Io { source, .. } => disk_failure(&error, source),
+            JournalError::Interrupted { .. } => Failure::new(Exit::Internal, error),
         }
     }
 }
@@ -395,6 +406,13 @@ mod tests {
         assert_eq!(repo(RepoError::Conflict { reason: reason() }), Exit::Conflict);
         assert_eq!(repo(RepoError::Fenced { stream: reason(), number: 1, epoch: 2 }), Exit::Conflict);
         assert_eq!(repo(RepoError::Configuration { reason: reason() }), Exit::Usage);
+        let disk = |kind: io::ErrorKind| {
+            let (path, action) = ("/target".into(), "write".into());
+            Failure::from(RestoreError::Io { path, action, source: kind.into() }).exit
+        };
+        assert_eq!(disk(io::ErrorKind::PermissionDenied), Exit::Usage);
+        assert_eq!(disk(io::ErrorKind::ReadOnlyFilesystem), Exit::Usage);
+        assert_eq!(disk(io::ErrorKind::Other), Exit::Internal);
         assert_eq!(Failure::from(ConfigError::Missing { what: reason() }).exit, Exit::Usage);
         assert_eq!(Failure::from(WhenError::Shape { found: reason() }).exit, Exit::Usage);
     }

@@ -37,6 +37,15 @@ pub fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
+/// What PostgreSQL takes as the name of a replication slot, for error messages.
+pub const SLOT_NAME: &str = "a slot's name: 1 to 63 of a-z, 0-9 and _";
+
+/// The name of a replication slot. `None` for one that PostgreSQL would refuse.
+pub fn slot_name(text: &str) -> Option<String> {
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    ((1..=63).contains(&text.len()) && text.bytes().all(known)).then(|| text.to_owned())
+}
+
 /// Bytes for people: `1.5 GiB`, with one decimal from a KiB on.
 #[derive(Debug, Clone, Copy)]
 pub struct Bytes(pub u64);
@@ -93,6 +102,16 @@ mod tests {
         }
         for text in ["", "1", "-1s", "1 month", "1y", "5 apples", "1s ago", "9999999999999999999s"] {
             assert_eq!(duration(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn knows_what_a_slot_may_be_called() {
+        for name in ["walden_shop", "a", "1", &"x".repeat(63)] {
+            assert_eq!(slot_name(name).as_deref(), Some(name));
+        }
+        for name in ["", "walden-shop", "Shop", "a b", "ä", &"x".repeat(64)] {
+            assert_eq!(slot_name(name), None, "{name:?}");
         }
     }
 

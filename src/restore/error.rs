@@ -69,7 +69,7 @@ pub enum RestoreError {
         /// What was being done.
         action: String,
     },
-    /// The local disk refused. Exit code 1.
+    /// The local disk refused: exit code 2 where we may not write, else 1.
     #[error("{}: {action}: {source}", path.display())]
     Io {
         /// Where.

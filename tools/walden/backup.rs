@@ -2,7 +2,7 @@
 
 use crate::context::{Context, threads};
 use crate::progress::watcher;
-use crate::receive::duration;
+use crate::receive::{duration, slot_name};
 use crate::signals::stop_on_signal;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -42,7 +42,7 @@ pub struct Backup {
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10m")]
     wal_timeout: Duration,
     /// The receiver's replication slot [default: walden_<cluster>]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = slot_name)]
     slot: Option<String>,
 }
 

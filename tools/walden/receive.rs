@@ -35,7 +35,7 @@ Examples:
 #[command(after_help = HELP)]
 pub struct Receive {
     /// The replication slot [default: walden_<cluster>]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = slot_name)]
     slot: Option<String>,
     /// When WAL is acknowledged: once it is in the repository (object), or in a journal on this host's disk (journal),
     /// which is faster, and loses what is not yet in the repository together with that disk [default: object]
@@ -62,6 +62,11 @@ async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = ()
 /// A duration on the command line.
 pub fn duration(text: &str) -> Result<Duration, String> {
     units::duration(text).ok_or_else(|| "expected a duration such as 500ms, 30s or 24h".to_owned())
+}
+
+/// A replication slot on the command line.
+pub fn slot_name(text: &str) -> Result<String, String> {
+    units::slot_name(text).ok_or_else(|| format!("expected {}", units::SLOT_NAME))
 }
 
 #[derive(Serialize)]

@@ -1,6 +1,7 @@
 //! `walden slot drop`.
 
 use crate::context::Context;
+use crate::receive::slot_name;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use walden::net::{Connection, ConnectionKind, code};
@@ -24,7 +25,7 @@ Example:
 #[command(after_help = HELP)]
 pub struct Drop {
     /// The replication slot [default: walden_<cluster>]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = slot_name)]
     slot: Option<String>,
 }
 

@@ -15,7 +15,7 @@ impl fmt::Display for Log {
             )?;
         }
         if self.entries.is_empty() {
-            return writeln!(f, "nothing of that kind in the archive of {}", self.cluster);
+            return writeln!(f, "the archive of {} holds nothing of what was asked for", self.cluster);
         }
         if self.left_out > 0 {
             writeln!(f, "{} older entries are not shown (--limit)", self.left_out)?;
