@@ -1,4 +1,5 @@
-//! The main job measured on a real server: catching up, how soon a commit is acknowledged, backup, restore, memory.
+//! The main job measured on a real server: catching up, how soon a commit is acknowledged, backup, restore, memory;
+//! and what PostgreSQL waits for a WAL segment that is there.
 //! One line of JSON a figure on standard output; progress on standard error.
 //!
 //! ```text
@@ -6,7 +7,7 @@
 //! ```
 //!
 //! `--server DIR` keeps the server's data directory there for the next run. `--peers` measures pgBackRest on the same
-//! server in the same run (`tools/bench-peers` installs it). Everything shares the machine with the server, as it says.
+//! server in the same run (`tools/bench-peers` installs it). Names: catch_up, acknowledge, backup, restore, wal_fetch. Everything shares the machine with the server, as it says.
 
 mod meter;
 mod peers;
@@ -14,6 +15,7 @@ mod peers;
 #[allow(dead_code)]
 mod pg;
 mod server;
+mod wal_fetch;
 #[path = "../../tests/common/walden.rs"]
 #[allow(dead_code)]
 mod walden_place;
@@ -67,6 +69,12 @@ fn options() -> Options {
 fn main() {
     let options = options();
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    if wanted("wal_fetch") {
+        wal_fetch::wal_fetch();
+    }
+    if !["catch_up", "acknowledge", "backup", "restore"].into_iter().any(wanted) {
+        return;
+    }
     let server = Server::start(&options.size, options.server.as_deref());
     let peers = options.peers.then(|| peers::PgBackRest::configure(&server));
     let context = [
