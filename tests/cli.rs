@@ -149,6 +149,9 @@ fn receive_stops_cleanly_on_sigterm_and_leaves_its_slot() {
     let (pg, place, mut receive) = archived(15);
     pg.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS a");
     let end = pg.sql("SELECT pg_current_wal_flush_lsn()");
+    // What it has is stored; what the server did not send it yet is not waited for.
+    let sent = format!("SELECT bool_and(sent_lsn >= '{end}') FROM pg_stat_replication");
+    pg.wait_for(&sent, "t", Duration::from_secs(60));
     receive.signal(rustix::process::Signal::TERM);
     let status = receive.wait(Duration::from_secs(60)).expect("it stops");
     assert_eq!(status.code(), Some(0));
@@ -165,6 +168,53 @@ fn sigint_stops_receive_with_130() {
     let (_pg, _place, mut receive) = archived(15);
     receive.signal(rustix::process::Signal::INT);
     assert_eq!(receive.wait(Duration::from_secs(60)).expect("it stops").code(), Some(130));
+}
+
+#[test]
+fn an_interrupted_backup_says_so_and_leaves_nothing() {
+    let limit = Duration::from_secs(60);
+    let (pg, place, receive) = archived(15);
+    let pending = place.path("repo/clusters/shop/pending");
+    let any = || fs::read_dir(&pending).is_ok_and(|mut entries| entries.next().is_some());
+    for (signal, code) in [(rustix::process::Signal::INT, 130), (rustix::process::Signal::TERM, 143)] {
+        let slowly = place.command_for(&pg, &["backup", "--max-rate", "1MB"]);
+        let mut backup = place.start(slowly, "backup");
+        let streaming =
+            "SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase = 'streaming database files'";
+        pg.wait_for(streaming, "1", limit);
+        assert!(any(), "it is registered");
+        backup.signal(signal);
+        assert_eq!(backup.wait(limit).expect("it stops").code(), Some(code), "{}", place.log("backup"));
+        assert!(
+            place.log("backup").contains("interrupted; nothing was kept of it"),
+            "{}",
+            place.log("backup")
+        );
+        // The receiver may be compacting.
+        assert!(wait_until(limit, || !any()), "it is registered still");
+        assert_eq!(place.json(&["info"])["clusters"][0]["backups"], serde_json::json!([]));
+        pg.wait_for("SELECT count(*) FROM pg_stat_progress_basebackup", "0", limit);
+    }
+    drop(receive);
+}
+
+#[test]
+fn a_place_where_we_may_not_write_is_no_bug_of_ours() {
+    let (pg, place, receive) = archived(15);
+    finish(&mut place.command_for(&pg, &["backup"])).expect(0);
+    drop(receive);
+    // Refused to root too.
+    let refused = "/sys/walden";
+    let restore = place.run(&["restore", "--latest", "--target-dir", refused]);
+    assert_eq!(restore.code, 2, "{}", restore.err);
+    let receive = ["receive", "--ack", "journal", "--journal-dir", refused];
+    let receive = finish(&mut place.command_for(&pg, &receive));
+    assert_eq!(receive.code, 2, "{}", receive.err);
+    for slot in ["Bad-Slot", ""] {
+        let refused = finish(&mut place.command_for(&pg, &["receive", "--slot", slot]));
+        assert_eq!(refused.code, 2, "{}", refused.err);
+        assert!(refused.err.contains("1 to 63 of a-z, 0-9 and _"), "{}", refused.err);
+    }
 }
 
 #[test]
