@@ -39,6 +39,9 @@ async fn every_kind_of_target_gives_exactly_what_was_committed_by_then() {
         prepare(&pg);
         let begin: Lsn = pg.wal_lsn().parse().unwrap();
         let (scene, receiving) = Scene::new(&pg).await;
+        receiving.stop().await;
+        let journal = scene.path("journal");
+        let receiving = Receiving::with_journal(&scene.bed.repo, &pg, &journal);
         let running = load(&pg);
         tokio::time::sleep(Duration::from_millis(500)).await;
         scene.bed.backup(&pg).await.unwrap();
@@ -46,13 +49,12 @@ async fn every_kind_of_target_gives_exactly_what_was_committed_by_then() {
         let named: Lsn = pg.sql("SELECT pg_create_restore_point('before the accident')").parse().unwrap();
         let position: Lsn = pg.wal_lsn().parse().unwrap();
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        drop(running);
-        // The last of its transactions may still be under way.
-        let gone = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
-        pg.wait_for(gone, "0", Duration::from_secs(30));
         receiving.wait_durable(&pg).await;
         receiving.stop().await;
+        assert!(fs::read_dir(&journal).unwrap().count() > 0, "there was a journal");
+        fs::remove_dir_all(&journal).unwrap();
 
+        // The load goes on meanwhile; what it commits from here on lies past every target but the last.
         let all = rows(&pg);
         let committed = commits(&pg, begin);
         let moment = quiet_moment(&committed);
@@ -96,8 +98,16 @@ async fn every_kind_of_target_gives_exactly_what_was_committed_by_then() {
         let restored = scene.restored(major, "name", Target::Name("before the accident".into())).await;
         check("name", &restored, expected(&all, &committed, |commit| commit.lsn < named));
         drop(restored);
+        assert!(rows(&pg).len() > all.len(), "the load paused");
+        drop(running);
+        // The last of its transactions may still be under way.
+        let gone = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
+        pg.wait_for(gone, "0", Duration::from_secs(30));
+        let receiving = Receiving::start(&scene.bed.repo, &pg);
+        receiving.wait_durable(&pg).await;
+        receiving.stop().await;
         let restored = scene.restored(major, "latest", Target::Latest).await;
-        check("latest", &restored, all.clone());
+        check("latest", &restored, rows(&pg));
         assert_eq!(restored.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
         drop(restored);
     }
@@ -122,38 +132,39 @@ fn server_now(pg: &Pg) -> Timestamp {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_server_a_crash_and_prepared_transactions() {
-    let major = one_of_them(0);
-    let mut pg = source(major, 1);
-    pg.sql("CREATE TABLE t (a int)");
-    let (scene, receiving) = backed_up(&pg).await;
-    pg.sql("INSERT INTO t VALUES (1)");
-    pg.sql("BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'two'");
-    let prepared = pg.sql("SELECT transaction FROM pg_prepared_xacts");
-    pg.sql("INSERT INTO t VALUES (3)");
-    let before_the_crash = server_now(&pg);
-    pg.stop(Stop::Kill);
-    pg.start_again();
-    pg.sql("COMMIT PREPARED 'two'");
-    let last = server_now(&pg);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    // Idle but for a record that is no commit.
-    pg.sql("SELECT pg_switch_wal(); CHECKPOINT");
-    receiving.wait_durable(&pg).await;
-    receiving.stop().await;
-    let found = |pg: &Pg| pg.sql("SELECT string_agg(a::text, ' ' ORDER BY a) FROM t");
-    let xid: u32 = prepared.parse().unwrap();
-    for (name, target, expected) in [
-        ("crash", Target::Time(before_the_crash), "1 3"),
-        ("idle", Target::Time(last.saturating_add_micros(500_000)), "1 2 3"),
-        ("prepared", Target::Xid(xid), "1 2 3"),
-    ] {
-        let restored = scene.restored(major, name, target).await;
-        assert_eq!(found(&restored), expected, "{name}");
+    for major in majors() {
+        let mut pg = source(major, 1);
+        pg.sql("CREATE TABLE t (a int)");
+        let (scene, receiving) = backed_up(&pg).await;
+        pg.sql("INSERT INTO t VALUES (1)");
+        pg.sql("BEGIN; INSERT INTO t VALUES (2); PREPARE TRANSACTION 'two'");
+        let prepared = pg.sql("SELECT transaction FROM pg_prepared_xacts");
+        pg.sql("INSERT INTO t VALUES (3)");
+        let before_the_crash = server_now(&pg);
+        pg.stop(Stop::Kill);
+        pg.start_again();
+        pg.sql("COMMIT PREPARED 'two'");
+        let last = server_now(&pg);
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        // Idle but for a record that is no commit.
+        pg.sql("SELECT pg_switch_wal(); CHECKPOINT");
+        receiving.wait_durable(&pg).await;
+        receiving.stop().await;
+        let found = |pg: &Pg| pg.sql("SELECT string_agg(a::text, ' ' ORDER BY a) FROM t");
+        let xid: u32 = prepared.parse().unwrap();
+        for (name, target, expected) in [
+            ("crash", Target::Time(before_the_crash), "1 3"),
+            ("idle", Target::Time(last.saturating_add_micros(500_000)), "1 2 3"),
+            ("prepared", Target::Xid(xid), "1 2 3"),
+        ] {
+            let restored = scene.restored(major, name, target).await;
+            assert_eq!(found(&restored), expected, "{name}");
+        }
+        let late = Request::new(Target::Time(last.saturating_add_micros(3_600_000_000)));
+        let refused = plan(&scene.cluster, &scene.options("late", late).await).await.unwrap_err();
+        assert!(matches!(&refused, RestoreError::Outside { .. }), "{refused}");
+        assert!(!scene.path("late").exists(), "nothing is written before coverage is known");
     }
-    let late = Request::new(Target::Time(last.saturating_add_micros(3_600_000_000)));
-    let refused = plan(&scene.cluster, &scene.options("late", late).await).await.unwrap_err();
-    assert!(matches!(&refused, RestoreError::Outside { .. }), "{refused}");
-    assert!(!scene.path("late").exists(), "nothing is written before coverage is known");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -216,6 +227,15 @@ async fn a_store_cut_off_in_mid_recovery_stops_the_server_and_never_promotes_it(
     assert_eq!(restored.sql("SELECT count(*) FROM t"), "90000");
 }
 
+/// User and system time of the children that ended and were waited for.
+fn cpu_of_children() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    // cutime and cstime: fields 16 and 17 of proc(5), in hundredths of a second; the first after the name is the third.
+    let ticks: u64 = fields[13..15].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_staged_file_is_handed_over_within_five_milliseconds() {
     let major = one_of_them(3);
@@ -251,16 +271,22 @@ async fn a_staged_file_is_handed_over_within_five_milliseconds() {
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         assert_eq!(fs::metadata(options.target_dir.join("pg_wal/RECOVERYXLOG")).unwrap().len(), 1 << 20);
     }
-    // Other tests keep both cores busy: what takes longer again and again is slow, what does so now and then waited its turn.
+    // Process start included. Other tests keep both cores busy: of the clock the ten best calls count, and on average the time
+    // that a call takes on a core. What it takes on an idle machine is a figure of benches/end_to_end.
+    const CALLS: usize = 100;
     let mut taken = Vec::new();
-    while taken.len() < 100 && taken.iter().filter(|taken| **taken <= Duration::from_millis(5)).count() < 10 {
+    let before = cpu_of_children();
+    for _ in 0..CALLS {
         fs::rename(options.target_dir.join("pg_wal/RECOVERYXLOG"), staging.join(name(first))).unwrap();
         let begun = Instant::now();
         let output = fetch(&name(first), "pg_wal/RECOVERYXLOG");
         taken.push(begun.elapsed());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
+    let on_a_core = (cpu_of_children() - before) / CALLS as u32;
     taken.sort();
+    println!("on a core {on_a_core:?}, median {:?}, worst {:?}", taken[CALLS / 2], taken[CALLS - 1]);
+    assert!(on_a_core <= Duration::from_millis(5), "{on_a_core:?}");
     assert!(taken[9] <= Duration::from_millis(5), "{taken:?}");
     // Beyond the archive, on another timeline, another cluster's history: proved to be absent.
     for absent in
@@ -391,12 +417,14 @@ async fn configuration_from_outside_starts_with_the_printed_command_alone() {
     let etc = pg.side_dir("etc");
     let named = |name: &str| etc.join(name).display().to_string();
     fs::create_dir(etc.join("conf.d")).unwrap();
+    // As pg_createcluster leaves it.
+    fs::create_dir(etc.join("empty.d")).unwrap();
     for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
         fs::rename(pg.data_dir().join(name), etc.join(name)).unwrap();
     }
     let sockets = pg.socket_dir().display().to_string();
     let conf = format!(
-        "{}\ndata_directory = '{}'\nhba_file = '{}'\nident_file = '{}'\ninclude_dir = '{}'\n\
+        "{}\ndata_directory = '{}'\nhba_file = '{}'\nident_file = '{}'\ninclude_dir = '{}'\ninclude_dir = 'empty.d'\n\
          external_pid_file = '{}'\nlisten_addresses = ''\nunix_socket_directories = '{sockets}'\n",
         fs::read_to_string(etc.join("postgresql.conf")).unwrap(),
         pg.data_dir().display(),

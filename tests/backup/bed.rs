@@ -15,14 +15,14 @@ use walden::backup::{
 use walden::base::progress::{Progress, Unwatched};
 use walden::base::{BackupId, Env, Lsn, limits};
 use walden::codec::keyslot::Unlock;
-use walden::disk::{OsEntropy, SystemClock};
+use walden::disk::{OsDisk, OsEntropy, SystemClock};
 use walden::format::keyslot::SlotCost;
 use walden::format::manifest::FileEntry;
 use walden::net::ConnectOptions;
 use walden::receive::machine::Cut;
 use walden::receive::pipeline::{ReceiveError, Stored};
 use walden::receive::postgres::PostgresConnector;
-use walden::receive::session::{self, ReceiveOptions};
+use walden::receive::session::{self, JournalPlace, ReceiveOptions};
 use walden::repo::chunks::{ChunkIndex, ChunkReader};
 use walden::repo::cluster::RootChange;
 use walden::repo::manifest::Manifest;
@@ -250,6 +250,17 @@ pub struct Receiving {
 
 impl Receiving {
     pub fn start(repo: &Arc<Repository>, pg: &Pg) -> Receiving {
+        Receiving::start_with(repo, pg, None)
+    }
+
+    /// One that acknowledges what is in a journal in `dir`.
+    pub fn with_journal(repo: &Arc<Repository>, pg: &Pg, dir: &Path) -> Receiving {
+        let disk = Arc::new(OsDisk);
+        let place = JournalPlace { disk, dir: dir.to_owned(), budget_bytes: 1 << 30 };
+        Receiving::start_with(repo, pg, Some(place))
+    }
+
+    fn start_with(repo: &Arc<Repository>, pg: &Pg, journal: Option<JournalPlace>) -> Receiving {
         let connector = PostgresConnector {
             options: Arc::new(ConnectOptions::parse(&pg.conninfo(), &|_| None).unwrap()),
             application_name: "walden_shop".into(),
@@ -257,7 +268,7 @@ impl Receiving {
         };
         let options = ReceiveOptions {
             slot: "walden_shop".into(),
-            journal: None,
+            journal,
             cut: Cut { interval: Duration::from_millis(200), ..Cut::default() },
             shutdown_grace: Duration::from_secs(10),
         };
