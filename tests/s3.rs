@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::load::{commits, expected, load, prepare, quiet_moment, rows, tablespace_maps};
+use common::load::{Committed, commits, expected, load, prepare, quiet_moment, rows, tablespace_maps};
 use common::pg::{Pg, Process, majors};
 use common::stores::StoreServer;
 use common::walden::{Place, finish};
@@ -43,6 +43,7 @@ fn an_accident_is_undone_from_s3() {
     let mut receiver = receive(&place, &pg);
     let enough = "SELECT count(*) > 300 FROM a";
     pg.wait_for(enough, "t", LIMIT);
+    let named: Lsn = pg.sql("SELECT pg_create_restore_point('before the accident')").parse().unwrap();
     pg.sql("DROP TABLE accident");
     pg.wait_for("SELECT count(*) > 600 FROM a", "t", LIMIT);
     drop(running);
@@ -59,11 +60,24 @@ fn an_accident_is_undone_from_s3() {
         place.restored(major, name, &args)
     };
     let moment = quiet_moment(&committed);
-    let by_time = restored("by-time", &["--to-time", &format!("{moment}")]);
-    let found = rows(&by_time);
-    let wanted = expected(&all, &committed, |commit| commit.time <= moment);
-    assert!(found == wanted && found.len() > 300 && found.len() < all.len(), "{} rows", found.len());
-    drop(by_time);
+    // One of the last before the accident, long after the backup.
+    let xid =
+        expected(&all, &committed, |commit| commit.lsn < named).iter().map(|(_, xid)| *xid).max().unwrap();
+    let belongs: [(&str, &[&str], &dyn Fn(&Committed) -> bool); 4] = [
+        ("by-time", &["--to-time", &moment.to_string()], &|commit| commit.time <= moment),
+        ("by-lsn", &["--to-lsn", &named.to_string()], &|commit| commit.lsn < named),
+        ("by-xid", &["--to-xid", &xid.to_string()], &|commit| commit.lsn <= committed[&xid].lsn),
+        ("by-name", &["--to-name", "before the accident"], &|commit| commit.lsn < named),
+    ];
+    for (name, target, belongs) in belongs {
+        let wanted = expected(&all, &committed, belongs);
+        let found = rows(&restored(name, target));
+        assert!(
+            found == wanted && found.len() > 100 && found.len() < all.len(),
+            "{name}: {} rows",
+            found.len()
+        );
+    }
 
     // The printed target alone is enough, also when all of it is compacted.
     place.ok(&["compact", "--all"]);
