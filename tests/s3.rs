@@ -63,7 +63,8 @@ fn an_accident_is_undone_from_s3() {
     // One of the last before the accident, long after the backup.
     let xid =
         expected(&all, &committed, |commit| commit.lsn < named).iter().map(|(_, xid)| *xid).max().unwrap();
-    let belongs: [(&str, &[&str], &dyn Fn(&Committed) -> bool); 4] = [
+    type Belongs<'a> = &'a dyn Fn(&Committed) -> bool;
+    let belongs: [(&str, &[&str], Belongs); 4] = [
         ("by-time", &["--to-time", &moment.to_string()], &|commit| commit.time <= moment),
         ("by-lsn", &["--to-lsn", &named.to_string()], &|commit| commit.lsn < named),
         ("by-xid", &["--to-xid", &xid.to_string()], &|commit| commit.lsn <= committed[&xid].lsn),
