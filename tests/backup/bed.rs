@@ -254,6 +254,7 @@ impl Receiving {
     }
 
     /// One that acknowledges what is in a journal in `dir`.
+    #[allow(dead_code, reason = "for restores, which share this file")]
     pub fn with_journal(repo: &Arc<Repository>, pg: &Pg, dir: &Path) -> Receiving {
         let disk = Arc::new(OsDisk);
         let place = JournalPlace { disk, dir: dir.to_owned(), budget_bytes: 1 << 30 };
