@@ -28,7 +28,11 @@ struct PostgresServer {
     connector: PostgresConnector,
 }
 
-struct Reader(ReplicationReader);
+struct Reader {
+    stream: ReplicationReader,
+    /// What came first, read to see that the stream really begins.
+    first: Option<ReplicationEvent>,
+}
 
 struct Sink {
     writer: Option<ReplicationWriter>,
@@ -89,18 +93,25 @@ impl Server for PostgresServer {
     }
 
     async fn stream(
-        self: Box<Self>,
+        mut self: Box<Self>,
         slot: &str,
         start: Lsn,
         timeline: TimelineId,
     ) -> Result<Started, UpstreamError> {
         let clock = self.connector.clock.clone();
+        let end = self.connection.identify_system().await.map_err(sorted)?.xlogpos;
         let started = self.connection.start_physical(Some(slot), start, timeline).await;
         match started.map_err(|error| start_error(slot, start, error))? {
             StartReplication::Streaming(stream) => {
-                let (reader, writer) = stream.split();
+                let (mut stream, writer) = stream.split();
+                // The server opens the stream whether or not it has that WAL, and says so only when it reads it. At its end it
+                // may say nothing for long.
+                let first = match start < end {
+                    true => Some(stream.next().await.map_err(|error| start_error(slot, start, error))?),
+                    false => None,
+                };
                 Ok(Started::Streaming(
-                    Box::new(Reader(reader)),
+                    Box::new(Reader { stream, first }),
                     Box::new(Sink { writer: Some(writer), clock }),
                 ))
             }
@@ -138,7 +149,11 @@ impl PostgresServer {
 #[async_trait]
 impl Upstream for Reader {
     async fn next(&mut self) -> Result<Message, UpstreamError> {
-        match self.0.next().await.map_err(stream_error)? {
+        let event = match self.first.take() {
+            Some(first) => first,
+            None => self.stream.next().await.map_err(stream_error)?,
+        };
+        match event {
             ReplicationEvent::Wal { start, server_end, server_time, data } => {
                 Ok(Message::Wal { start, server_end, server_time, bytes: data })
             }
@@ -212,9 +227,9 @@ fn slot_error(slot: &str, error: PgError) -> UpstreamError {
 }
 
 fn start_error(slot: &str, at: Lsn, error: PgError) -> UpstreamError {
-    match error.sqlstate() {
-        Some(code::UNDEFINED_FILE) => UpstreamError::WalRemoved { at, reason: error.to_string() },
-        _ => slot_error(slot, error),
+    match error.is_wal_gone() {
+        true => UpstreamError::WalRemoved { at, reason: error.to_string() },
+        false => slot_error(slot, error),
     }
 }
 
