@@ -168,6 +168,40 @@ async fn an_idle_server_a_crash_and_prepared_transactions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_window_grows_while_the_server_writes_nothing() {
+    let major = one_of_them(3);
+    let pg = source(major, 16);
+    pg.sql("CREATE TABLE t AS SELECT 1 AS a");
+    let (scene, receiving) = backed_up(&pg).await;
+    pg.sql("INSERT INTO t VALUES (2)");
+    pg.sql("CHECKPOINT");
+    // The last that it writes by itself is a snapshot of running transactions, 15 seconds later at most.
+    let quiet = "SELECT pg_current_wal_insert_lsn()";
+    let mut before = String::new();
+    let is_quiet = wait_until(Duration::from_secs(120), || {
+        let last = std::mem::replace(&mut before, pg.sql(quiet));
+        std::thread::sleep(Duration::from_secs(17));
+        last == before
+    });
+    assert!(is_quiet);
+    let end = pg.sql(quiet);
+    let moment = server_now(&pg);
+    let options = scene.options("idle", Request::new(Target::Time(moment))).await;
+    let begun = Instant::now();
+    while let Err(error) = plan(&scene.cluster, &options).await {
+        assert!(matches!(&error, RestoreError::Outside { .. }), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(120), "{error}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(pg.sql(quiet), end, "the server was idle");
+    let mut restored = scene.restore(major, &options).await.unwrap();
+    restored.start_again();
+    wait_there(&restored, TargetAction::Pause);
+    assert_eq!(restored.sql("SELECT count(*) FROM t"), "2");
+    receiving.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn starts_from_the_root_directory_with_an_empty_environment() {
     let major = one_of_them(1);
     let pg = source(major, 16);

@@ -37,6 +37,7 @@ struct Reader {
 struct Sink {
     writer: Option<ReplicationWriter>,
     clock: Arc<dyn Clock>,
+    last: Option<Acknowledged>,
 }
 
 #[async_trait]
@@ -112,7 +113,7 @@ impl Server for PostgresServer {
                 };
                 Ok(Started::Streaming(
                     Box::new(Reader { stream, first }),
-                    Box::new(Sink { writer: Some(writer), clock }),
+                    Box::new(Sink { writer: Some(writer), clock, last: None }),
                 ))
             }
             StartReplication::EndOfTimeline(connection, next) => {
@@ -177,8 +178,10 @@ impl StatusSink for Sink {
             flush: acknowledged.flush,
             apply: Lsn::ZERO,
             clock: self.clock.now(),
-            reply_requested: false,
+            // A server that has nothing to send tells its time only when it is asked for, or hears nothing from us.
+            reply_requested: self.last == Some(acknowledged),
         };
+        self.last = Some(acknowledged);
         writer.status(update).await.map_err(stream_error)
     }
 
