@@ -1,7 +1,7 @@
 //! zstd, one context a thread: making one costs more than compressing a small chunk with it.
 
 use crate::base::ChunkId;
-use crate::format::frame::Codec;
+use crate::format::frame::{Codec, FRAME_HEAD_BYTES, TAG_BYTES};
 use std::cell::RefCell;
 use std::io;
 use zstd::bulk::{Compressor, Decompressor};
@@ -36,6 +36,11 @@ impl PackedChunk {
     pub fn pack(chunk: &[u8], id: ChunkId) -> PackedChunk {
         let (codec, bytes) = compress(chunk);
         PackedChunk { codec, bytes, plain_len: chunk.len(), id }
+    }
+
+    /// Bytes of the frame it will be, head and tag included.
+    pub fn stored_len(&self) -> usize {
+        FRAME_HEAD_BYTES + self.bytes.len() + TAG_BYTES
     }
 }
 

@@ -79,8 +79,6 @@ impl ObjectWriter {
             object_len: (self.bytes.len() + TRAILER_BYTES) as u64,
         };
         self.bytes.extend_from_slice(&trailer.encode());
-        // Compressing took room for the worst case; the object may wait long to be stored.
-        self.bytes.shrink_to_fit();
         Finished { bytes: Bytes::from(self.bytes), directory_offset: trailer.directory_offset, directory }
     }
 

@@ -4,7 +4,7 @@
 
 use super::pipeline::Stored;
 use crate::base::planted::{Bug, planted};
-use crate::base::{Generation, Lsn, LsnRange, ObjectId, ObjectKey, StreamId, TimelineId, Timestamp, limits};
+use crate::base::{Generation, Lsn, LsnRange, ObjectId, StreamId, TimelineId, Timestamp, limits};
 use crate::codec::KeySource;
 use crate::disk::own_thread::{self, Priority};
 use crate::format::header::ObjectKind;
@@ -16,7 +16,7 @@ use crate::repo::chain::{Chain, ChainEnd, ChainObject};
 use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{Index, IndexEdit, empty_page};
 use crate::repo::walmap::{self, Snapshot};
-use crate::repo::{Cluster, PendingError, Registration, RepoError, WalReader, layout};
+use crate::repo::{Cluster, PendingError, Registration, RepoError, WalReader, layout, walread};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -157,8 +157,6 @@ pub struct Job {
     end: Lsn,
     server_time: Timestamp,
     summary: WalSummary,
-    /// Bytes of the objects it replaces, which is about what it will take.
-    stored_bytes: usize,
     replaces: Replaces,
 }
 
@@ -233,7 +231,6 @@ fn flush_job(chain: &Chain, run: &[&ChainObject]) -> Option<Job> {
         end: last.meta.end,
         server_time: last.meta.server_time,
         summary,
-        stored_bytes: run.iter().map(|object| object.object_len as usize).sum(),
         replaces: Replaces::Flushes {
             stream: chain.stream.id,
             from: first.number,
@@ -278,7 +275,6 @@ fn merge_job(run: &[&WalEntry]) -> Option<Job> {
         end: last.end,
         server_time: last.server_time,
         summary,
-        stored_bytes: run.iter().map(|entry| entry.object_len as usize).sum(),
         replaces: Replaces::Segments(run.iter().map(|entry| entry.id).collect()),
     })
 }
@@ -346,7 +342,8 @@ async fn write(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<W
     let id = ObjectId::random(&*repo.env().entropy);
     let key = layout::segment(cluster.name(), id);
     let mut writer = repo.writer(ObjectKind::WalSegment, &key, id.0, 0, 0);
-    writer.reserve(job.stored_bytes.min(limits::WAL_SEGMENT_BYTES_MAX as usize));
+    // Address space for the worst case at once: a buffer that grows is copied again and again, and allocators keep the pieces.
+    writer.reserve(limits::WAL_SEGMENT_BYTES_MAX as usize);
     let mut at = job.start;
     while at < job.end {
         let frame_end = at.saturating_add(1).align_down(limits::WAL_FRAME_BYTES as u64);
@@ -384,7 +381,7 @@ async fn write(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<W
     } else {
         repo.create_own(&key, &finished.bytes).await?;
         drop(finished);
-        read_back(cluster, &key).await?;
+        walread::check_segment(cluster, &key, directory_offset, object_len).await?;
     }
     let entry = WalEntry {
         id,
@@ -398,16 +395,6 @@ async fn write(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<W
         summary: without_relations(&job.summary),
     };
     Ok(entry)
-}
-
-/// Reads a segment back and checks every chunk, from the repository alone.
-async fn read_back(cluster: &Cluster, key: &ObjectKey) -> Result<(), RepoError> {
-    let repo = cluster.repo();
-    let stored = repo.read_object(key, ObjectKind::WalSegment).await?;
-    for number in 0..stored.directory().frames.len() {
-        stored.chunk(number, repo.keys()).map_err(|error| RepoError::open(key, error))?;
-    }
-    Ok(())
 }
 
 /// The next root and index, or a conflict when what was compacted is not what is there now.

@@ -50,6 +50,7 @@ impl Sealer {
         let repo = self.cluster.repo();
         let mut writer =
             repo.writer(ObjectKind::Flush, &key, self.won.stream.0, flush.number, self.won.writer_epoch);
+        writer.reserve(frames.iter().map(|(_, frame)| frame.stored_len()).sum());
         frames.iter().for_each(|(at, frame)| writer.add_packed(frame, at.get()));
         let meta = WalMeta {
             timeline: self.won.timeline,

@@ -5,8 +5,8 @@ use super::error::RepoError;
 use super::layout;
 use super::walmap::{self, WalMap, WalPiece, WalSource};
 use crate::base::{Lsn, LsnRange, ObjectKey, TimelineId};
+use crate::codec::OpenError;
 use crate::codec::object::{Expect, ObjectReader, OpenObject, PackedChunk, stored_frame_len};
-use crate::codec::{KeySource, OpenError};
 use crate::format::directory::{Directory, FrameEntry};
 use crate::format::frame::TRAILER_BYTES;
 use crate::format::header::{HEADER_BYTES, ObjectKind};
@@ -151,6 +151,46 @@ pub async fn open_segment(
     Ok((reader, directory))
 }
 
+/// Reads a WAL segment back, a few MiB at a time, and checks every chunk of it.
+pub async fn check_segment(
+    cluster: &Cluster,
+    key: &ObjectKey,
+    directory_offset: u64,
+    object_len: u64,
+) -> Result<(), RepoError> {
+    let (reader, directory) =
+        open_segment(cluster, key, ObjectKind::WalSegment, directory_offset, object_len).await?;
+    let mut first = 0;
+    while first < directory.frames.len() {
+        let span = span(&directory.frames, first, Lsn::MAX);
+        first += read_span(cluster, key, &reader, &directory, first, span).await?.len();
+    }
+    Ok(())
+}
+
+/// The chunks of the frames from `first` on, whose stored bytes are `span`, checked.
+async fn read_span(
+    cluster: &Cluster,
+    key: &ObjectKey,
+    reader: &ObjectReader,
+    directory: &Directory,
+    first: usize,
+    span: std::ops::Range<u64>,
+) -> Result<Vec<Vec<u8>>, RepoError> {
+    let stored = cluster.repo().read_range(key, span.clone()).await?;
+    let mut chunks = Vec::new();
+    for (number, entry) in directory.frames.iter().enumerate().skip(first) {
+        let end = entry.offset + stored_frame_len(entry.sealed_len);
+        if end > span.end {
+            break;
+        }
+        let frame = stored.slice((entry.offset - span.start) as usize..(end - span.start) as usize);
+        let chunk = reader.chunk(number as u64, entry, &frame, cluster.repo().keys());
+        chunks.push(chunk.map_err(|error| RepoError::open(key, error))?);
+    }
+    Ok(chunks)
+}
+
 impl OpenPiece {
     fn is_of(&self, wanted: &WalSource) -> bool {
         match (self, wanted) {
@@ -183,32 +223,11 @@ impl OpenPiece {
             OpenPiece::Segment { key, reader, directory, .. } => {
                 let (first, entry) = frame_at(key, &directory.frames, range.start)?;
                 let span = span(&directory.frames, first, range.end);
-                let stored = cluster.repo().read_range(key, span.clone()).await?;
-                let mut bytes = Vec::new();
-                for (number, entry) in directory.frames.iter().enumerate().skip(first) {
-                    let end = entry.offset + stored_frame_len(entry.sealed_len);
-                    if end > span.end {
-                        break;
-                    }
-                    let frame =
-                        stored.slice((entry.offset - span.start) as usize..(end - span.start) as usize);
-                    bytes.extend(chunk(key, reader, number, entry, &frame, keys)?);
-                }
-                Ok(cut(bytes, entry, range))
+                let chunks = read_span(cluster, key, reader, directory, first, span).await?;
+                Ok(cut(chunks.concat(), entry, range))
             }
         }
     }
-}
-
-fn chunk(
-    key: &ObjectKey,
-    reader: &ObjectReader,
-    number: usize,
-    entry: &FrameEntry,
-    frame: &[u8],
-    keys: &dyn KeySource,
-) -> Result<Vec<u8>, RepoError> {
-    reader.chunk(number as u64, entry, frame, keys).map_err(|error| RepoError::open(key, error))
 }
 
 /// The frame that holds the byte at `at`.

@@ -5,9 +5,8 @@
 use super::{ChunkIndex, Prefix, SHARDS, prefix_of, shard_of};
 use crate::base::limits::PAGES_SEGMENT_BYTES;
 use crate::base::{ChunkId, ObjectId, ObjectKey};
-use crate::codec::object::{ObjectWriter, PackedChunk, stored_frame_len};
+use crate::codec::object::{ObjectWriter, PackedChunk};
 use crate::codec::{ChunkIdKey, KeySource};
-use crate::format::frame::TAG_BYTES;
 use crate::format::header::ObjectKind;
 use crate::format::index::PagesEntry;
 use crate::repo::{Cluster, RepoError, layout};
@@ -191,7 +190,7 @@ impl Shared {
                 permit = runtime.block_on(self.segments.clone().acquire_owned()).ok();
                 continue;
             };
-            state.packed_bytes += stored_frame_len((chunk.bytes.len() + TAG_BYTES) as u32);
+            state.packed_bytes += chunk.stored_len() as u64;
             segment.writer.add_packed(chunk, 0);
             if segment.writer.len() < SEGMENT_FULL_BYTES && segment.writer.frame_count() < SEGMENT_CHUNKS_MAX
             {

@@ -139,6 +139,7 @@ impl Part {
         }
         let file = job.open()?;
         file.write_all_at(chunk, self.offset).map_err(|error| RestoreError::io(&job.path, "write", error))?;
+        job.durability.part_written(&file, &job.path, self.len);
         let crc = crc32c::crc32c(chunk);
         let crcs = {
             let mut state = job.state.lock().unwrap_or_else(PoisonError::into_inner);
