@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod check;
 pub mod compress;
+pub mod crc;
 pub mod journal;
 pub mod keyring;
 pub mod keyslot;

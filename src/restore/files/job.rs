@@ -2,13 +2,14 @@
 
 use super::sync::Durability;
 use super::{Owner, WriteOptions};
+use crate::codec::crc;
 use crate::format::manifest::{CHUNK_BYTES, ContentRun, FileEntry};
 use crate::restore::error::RestoreError;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A file.
 #[derive(Debug)]
@@ -114,12 +115,12 @@ impl FileJob {
         let (mut whole, mut crcs) = (0, crcs.iter());
         for (len, parts) in &self.runs {
             if *parts == 0 {
-                whole = combine(whole, zeros_crc(*len), *len);
+                whole = crc::combine(whole, crc::of_zeros(*len), *len);
             }
             let mut left = *len;
-            for crc in crcs.by_ref().take(*parts) {
+            for part in crcs.by_ref().take(*parts) {
                 let len = left.min(CHUNK_BYTES as u64);
-                whole = combine(whole, *crc, len);
+                whole = crc::combine(whole, *part, len);
                 left -= len;
             }
         }
@@ -154,37 +155,6 @@ impl Part {
         };
         job.finish(&file, &crcs)
     }
-}
-
-/// What each bit of a checksum becomes when a whole chunk follows: moving a checksum is linear.
-static OVER_A_CHUNK: LazyLock<[u32; 32]> =
-    LazyLock::new(|| std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, CHUNK_BYTES)));
-
-fn combine(first: u32, second: u32, second_len: u64) -> u32 {
-    if second_len != CHUNK_BYTES as u64 {
-        return crc32c::crc32c_combine(first, second, second_len as usize);
-    }
-    // Nearly every part is a whole chunk, and the general way takes as long as checksumming 256 KiB twice.
-    OVER_A_CHUNK
-        .iter()
-        .enumerate()
-        .fold(second, |sum, (bit, moved)| if first >> bit & 1 == 1 { sum ^ moved } else { sum })
-}
-
-/// The CRC-32C of `len` zero bytes, by doubling.
-fn zeros_crc(len: u64) -> u32 {
-    let (mut crc, mut power, mut power_len, mut left) = (0, crc32c::crc32c(&[0]), 1u64, len);
-    while left > 0 {
-        if left & 1 == 1 {
-            crc = combine(crc, power, power_len);
-        }
-        left >>= 1;
-        if left > 0 {
-            power = combine(power, power, power_len);
-            power_len *= 2;
-        }
-    }
-    crc
 }
 
 /// Directories that the backup does not list, as its own are.
@@ -284,25 +254,6 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_chunk_moves_a_checksum_as_any_length_does() {
-        let mut rng = fastrand::Rng::with_seed(1);
-        for _ in 0..100 {
-            let (first, second) = (rng.u32(..), rng.u32(..));
-            let expected = crc32c::crc32c_combine(first, second, CHUNK_BYTES);
-            assert_eq!(combine(first, second, CHUNK_BYTES as u64), expected);
-        }
-    }
-
-    #[test]
-    fn zeros_have_the_checksum_of_zeros() {
-        for len in [0u64, 1, 7, 8192, 262_144, 1_000_003] {
-            assert_eq!(zeros_crc(len), crc32c::crc32c(&vec![0; len as usize]), "{len}");
-        }
-        // A hole of a terabyte is as quick.
-        zeros_crc(1 << 40);
-    }
-
-    #[test]
     fn files_of_nothing_and_of_zeros_need_no_parts() {
         for len in [0u64, 100_000] {
             let dir = tempfile::tempdir().unwrap();
@@ -313,7 +264,7 @@ mod tests {
                 mode: 0o600,
                 modified: 0,
                 len,
-                crc32c: zeros_crc(len),
+                crc32c: crc::of_zeros(len),
                 link: String::new(),
                 content: runs.clone(),
             };
