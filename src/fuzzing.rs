@@ -2,6 +2,8 @@
 //! bytes and panics when a promise is broken: what decodes encodes to the same bytes, how input is cut changes nothing, work ends.
 //! Not a room of the house, and no part of the API.
 
+mod delta;
+
 use crate::backup::tar::{TarEvent, TarReader};
 use crate::base::{
     ClusterName, Lsn, ObjectId, ObjectKey, RepositoryId, SegmentSize, SystemId, TimelineId, Timestamp,
@@ -32,6 +34,7 @@ use crate::wal::{DecodeFrom, Decoder, Fact, PageHeader, Summarizer, Synth, Timel
 use crate::wire::frame::Taken;
 use crate::wire::{BackupMessage, Message, ReplicationMessage, limits, take_frame};
 use bytes::{Bytes, BytesMut};
+pub use delta::{delta_frame, delta_wal};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -55,7 +58,7 @@ macro_rules! targets {
 
 targets! {
     object directory index root manifest wal_meta key_slot journal
-    wal_bytes wal_record wal_page history replication messages base_backup copy_binary
+    wal_bytes wal_record wal_page delta_frame delta_wal history replication messages base_backup copy_binary
     tar conninfo config names
 }
 

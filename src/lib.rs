@@ -10,6 +10,7 @@
 //!   receive  backup  restore  retain  verify      workflows: a pure plan or machine, and a driver
 //!   repo            what the objects mean: layout, roots, streams, index, chunks, coverage
 //!   store  disk  net      the only IO: objects; journal and host; PostgreSQL connections
+//!   delta           raw WAL into columns and differences of images, and back
 //!   codec  wal  wire      bytes in, bytes out: compress and seal; pages and records; protocol messages
 //!   format          headers, frames, directories, records (specs in formats/)
 //!   base            LSN, timeline, WAL file names, ids, clock
@@ -43,6 +44,8 @@ pub mod format;
 pub mod codec;
 pub mod wal;
 pub mod wire;
+
+pub mod delta;
 
 pub mod disk;
 pub mod net;

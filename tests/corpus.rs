@@ -133,9 +133,10 @@ fn seeds() -> Vec<Seed> {
 fn vectors() -> Vec<Seed> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("formats/vectors");
     let mut seeds = Vec::new();
-    for folder in ["", "keys", "objects", "refused"] {
+    for folder in ["", "keys", "objects", "refused", "deltas"] {
         for path in fs::read_dir(dir.join(folder)).unwrap().map(|entry| entry.unwrap().path()) {
-            let small = path.metadata().unwrap().len() <= 1200;
+            let delta = path.to_str().unwrap().contains("delta");
+            let small = path.metadata().unwrap().len() <= if delta { 16 << 10 } else { 1200 };
             if path.extension().is_none_or(|extension| extension != "bin") || !small {
                 continue;
             }
@@ -144,7 +145,8 @@ fn vectors() -> Vec<Seed> {
             let plain = [b"WALDREP\x01", b"WALDKEY\x01", b"WALDEPO\x01"]
                 .iter()
                 .any(|magic| bytes.starts_with(*magic));
-            seeds.push((if plain { "key_slot" } else { "object" }, name, bytes));
+            let target = if plain { "key_slot" } else { "object" };
+            seeds.push((if delta { "delta_frame" } else { target }, name, bytes));
         }
     }
     seeds
@@ -242,6 +244,19 @@ fn wal() -> Vec<Seed> {
             (4, 0x10, "database", &[4; 24]),
         ] {
             seeds.push(("wal_record", format!("{name}-{index}"), [&[choice, rmgr, info, 9], main].concat()));
+        }
+        // Contents of one length, of some lengths, of no record's shape; damaged; from inside of a record.
+        for (name, flags, piece, content) in [
+            ("rows", 0, 9, [&b"0123456789abcdef"[..]; 20].concat()),
+            ("lengths", 0x10, 200, vec![7; 1900]),
+            ("shapes", 8, 30, [[0u8, 0x20, 4, 0, 1, 2, 3, 4, 5, 6, 7].as_slice(); 30].concat()),
+            ("inside", 0x40, 90, (0..1000u32).map(|at| (at * at / 7) as u8).collect()),
+        ] {
+            seeds.push((
+                "delta_wal",
+                format!("{name}-{index}"),
+                [&[choice | flags, 10, 0, piece], &content[..]].concat(),
+            ));
         }
         let block =
             [&[choice | 8, 10, 0, 9, 0, 0x20, 4, 0][..], &[6; 12], &[0; 4], &[255, 3], b"datamai"].concat();

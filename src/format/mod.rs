@@ -3,6 +3,7 @@
 //! [`FormatError`], never a panic. Specs: formats/*.md, normative; a test holds both against each other.
 
 pub mod bytes;
+pub mod delta;
 pub mod directory;
 pub mod envelope;
 pub mod frame;

@@ -207,6 +207,8 @@ pub struct BlockImage {
     pub compression: ImageCompression,
     /// Whether replay restores it, or only a consistency check reads it.
     pub apply: bool,
+    /// The flags as stored, which the versions number differently.
+    pub info: u8,
 }
 
 /// A block that a record changes.
@@ -226,6 +228,8 @@ pub struct BlockRef {
     pub data_len: u16,
     /// Replay starts from an empty page.
     pub will_init: bool,
+    /// Fork and flags as stored.
+    pub flags: u8,
 }
 
 /// One of the headers after a record's own.
@@ -341,6 +345,7 @@ impl<'a> Fragments<'a> {
             image,
             data_len,
             will_init: flags & BLOCK_WILL_INIT != 0,
+            flags,
         };
         self.last_block = Some(block);
         Ok(block)
@@ -381,7 +386,7 @@ impl<'a> Fragments<'a> {
             let found = format!("{len} bytes with a hole of {hole_len} at {hole_offset}");
             return Err(self.from.error(found, "an image of 8192 bytes"));
         }
-        Ok(BlockImage { len, hole_offset, hole_len, compression, apply: info & apply_bit != 0 })
+        Ok(BlockImage { len, hole_offset, hole_len, compression, apply: info & apply_bit != 0, info })
     }
 }
 

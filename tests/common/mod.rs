@@ -5,6 +5,7 @@ pub mod archive;
 pub mod crash;
 pub mod load;
 pub mod mount;
+pub mod pages;
 pub mod pg;
 pub mod restoring;
 pub mod sim_backup;

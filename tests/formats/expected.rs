@@ -28,6 +28,7 @@ pub fn tell(pages: &Pages, vector: &Vector, seen: &mut BTreeSet<String>) -> Stri
         "slot" => tell_slot(pages, vector, &bytes, seen, &mut told),
         "epoch" => tell_epoch(pages, vector, &bytes, seen, &mut told),
         "journal" => super::journal::tell(pages, vector, &bytes, seen, &mut told),
+        "delta" => super::deltas::tell(pages, vector, &bytes, seen, &mut told),
         other => panic!("{}: form = {other:?}", vector.file),
     }
     told

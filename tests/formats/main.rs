@@ -1,6 +1,7 @@
 //! Holds the pages of `formats/` against the code and against the golden vectors: every table is compared with what the code
 //! stores, and decoded from a vector field by field, by the table alone. `WALDEN_VECTORS=write` writes vectors that are missing.
 
+mod deltas;
 mod expected;
 mod journal;
 mod make;

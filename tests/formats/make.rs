@@ -2,7 +2,7 @@
 
 use super::tables::Pages;
 use super::vectors::{self, KEY, PASSPHRASE, REPOSITORY};
-use super::{expected, journal, refusals, samples};
+use super::{deltas, expected, journal, refusals, samples};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
@@ -65,6 +65,7 @@ fn write_missing() {
     all.extend(objects());
     all.extend(refusals::all());
     all.extend(journal::all());
+    all.extend(deltas::all());
     write_files(&all);
     fs::write(vectors::dir().join("vectors.toml"), manifest(&all)).unwrap();
     for vector in vectors::all().iter().filter(|vector| vector.outcome() == vectors::Outcome::Opens) {

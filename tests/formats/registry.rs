@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use walden::format::record::{Extension, Field, Record};
-use walden::format::{directory, frame, header, index, journal, keyslot, manifest, marker, root, wal};
+use walden::format::{delta, directory, frame, header, index, journal, keyslot, manifest, marker, root, wal};
 
 type Parts = Result<Vec<Vec<u8>>, String>;
 
@@ -40,6 +40,12 @@ macro_rules! codes {
 
 pub const RECORDS: &[RecordType] = records![
     Extension,
+    delta::DeltaHead,
+    delta::SectionEntry,
+    delta::DeltaTables,
+    delta::PageHeaderEntry,
+    delta::RecordKind,
+    delta::KindBlock,
     directory::Directory,
     directory::FrameEntry,
     index::IndexMeta,
@@ -84,6 +90,11 @@ pub const RECORDS: &[RecordType] = records![
 
 pub const CODES: &[CodeType] = codes![
     header::ObjectKind,
+    delta::SectionCodec,
+    delta::SectionKind,
+    delta::MainForm,
+    delta::ImageSource,
+    delta::ColumnForm,
     frame::FrameKind,
     frame::Codec,
     index::BackupState,

@@ -31,7 +31,7 @@ pub enum Outcome {
 pub struct Vector {
     /// Relative to formats/vectors.
     pub file: String,
-    /// `object`, `marker`, `slot`, `epoch` or `journal`.
+    /// `object`, `marker`, `slot`, `epoch`, `journal` or `delta`.
     pub form: String,
     /// The page it belongs to.
     pub page: String,
@@ -155,6 +155,7 @@ pub fn open(vector: &Vector) -> Result<(), Refusal> {
             Keyring::new(REPOSITORY, first).insert(keys).map_err(refused_slot)
         }
         "journal" => super::journal::open(vector, &bytes),
+        "delta" => super::deltas::open(&bytes),
         other => panic!("{}: form = {other:?}", vector.file),
     }
 }

@@ -1,0 +1,195 @@
+//! The last images of blocks in an epoch, kept alike by encoder and decoder. The policy is part of the format: at most so many
+//! pages; a new image replaces the block's last one; when there are too many, the block whose last image is the oldest goes.
+//! Spec: formats/deltas.md.
+//!
+//! The cache proves nothing: each page has a check from when it was put there, and what is decoded has the frame's BLAKE3.
+
+#![deny(clippy::indexing_slicing)]
+
+use super::block::{BlockId, Page, page_check};
+use crate::base::Lsn;
+use crate::base::limits::BLOCK_BYTES;
+use std::collections::{HashMap, VecDeque};
+
+/// An image that the cache holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    lsn: Lsn,
+    slot: usize,
+    check: u32,
+    /// Counts images; tells a block's entry in the queue from those of images it replaced.
+    turn: u64,
+}
+
+/// What the cache says about a block.
+#[derive(Debug, Clone, Copy)]
+pub struct Cached<'a> {
+    /// The record whose image it is.
+    pub lsn: Lsn,
+    page: &'a Page,
+    check: u32,
+}
+
+impl<'a> Cached<'a> {
+    /// The page, unless it changed since it was put there.
+    pub fn page(&self) -> Option<&'a Page> {
+        (page_check(self.page) == self.check).then_some(self.page)
+    }
+}
+
+/// The last images of an epoch's blocks.
+#[derive(Debug)]
+pub struct ImageCache {
+    pages_max: usize,
+    entries: HashMap<BlockId, Entry>,
+    queue: VecDeque<(BlockId, u64)>,
+    pages: Vec<u8>,
+    turn: u64,
+}
+
+impl ImageCache {
+    /// An empty cache of at most `pages_max` pages. Memory is taken as it fills.
+    pub fn new(pages_max: usize) -> Self {
+        ImageCache { pages_max, entries: HashMap::new(), queue: VecDeque::new(), pages: Vec::new(), turn: 0 }
+    }
+
+    /// The most pages it holds.
+    pub fn pages_max(&self) -> usize {
+        self.pages_max
+    }
+
+    /// The pages it holds.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Forgets everything: a new epoch begins.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.queue.clear();
+        self.pages.clear();
+    }
+
+    /// The last image of `block`.
+    pub fn get(&self, block: &BlockId) -> Option<Cached<'_>> {
+        let entry = self.entries.get(block)?;
+        let at = entry.slot * BLOCK_BYTES;
+        let page = self.pages.get(at..)?.first_chunk()?;
+        Some(Cached { lsn: entry.lsn, page, check: entry.check })
+    }
+
+    /// Puts the image of `block` in the record at `lsn`.
+    pub fn insert(&mut self, block: BlockId, lsn: Lsn, page: &Page) {
+        if self.pages_max == 0 {
+            return;
+        }
+        self.turn += 1;
+        let slot = match self.entries.get(&block) {
+            Some(entry) => entry.slot,
+            None if self.entries.len() == self.pages_max => self.evict(),
+            None => self.entries.len(),
+        };
+        let at = slot * BLOCK_BYTES;
+        match self.pages.get_mut(at..at + BLOCK_BYTES) {
+            Some(kept) => kept.copy_from_slice(page),
+            None => {
+                assert!(at == self.pages.len(), "slot {slot} is not the next of {} bytes", self.pages.len());
+                self.pages.extend_from_slice(page);
+            }
+        }
+        self.entries.insert(block, Entry { lsn, slot, check: page_check(page), turn: self.turn });
+        self.queue.push_back((block, self.turn));
+        if self.queue.len() > 2 * self.pages_max.max(64) {
+            let entries = &self.entries;
+            self.queue.retain(|(block, turn)| entries.get(block).is_some_and(|entry| entry.turn == *turn));
+        }
+    }
+
+    /// Removes the block whose last image is the oldest; its slot is free.
+    fn evict(&mut self) -> usize {
+        while let Some((block, turn)) = self.queue.pop_front() {
+            if self.entries.get(&block).is_some_and(|entry| entry.turn == turn) {
+                return self.entries.remove(&block).map_or(0, |entry| entry.slot);
+            }
+        }
+        unreachable!("a full cache has every block in its queue")
+    }
+
+    /// Flips a bit of a cached page, for tests of what happens then.
+    #[doc(hidden)]
+    pub fn rot(&mut self, block: &BlockId, at: usize) {
+        if let Some(entry) = self.entries.get(block)
+            && let Some(byte) = self.pages.get_mut(entry.slot * BLOCK_BYTES + at % BLOCK_BYTES)
+        {
+            *byte ^= 1;
+        }
+    }
+
+    /// The blocks it holds, for tests.
+    #[doc(hidden)]
+    pub fn blocks(&self) -> impl Iterator<Item = &BlockId> {
+        self.entries.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::wal::RelationRef;
+
+    fn block(block: u32) -> BlockId {
+        BlockId { relation: RelationRef { tablespace: 1, database: 2, relation: 3 }, fork: 0, block }
+    }
+
+    fn page(byte: u8) -> Page {
+        [byte; BLOCK_BYTES]
+    }
+
+    #[test]
+    fn keeps_the_last_image_of_each_block() {
+        let mut cache = ImageCache::new(3);
+        for (at, byte) in [(1, 1), (2, 2), (1, 3)] {
+            cache.insert(block(at), Lsn::new(u64::from(byte)), &page(byte));
+        }
+        assert_eq!(cache.len(), 2);
+        let found = cache.get(&block(1)).unwrap();
+        assert_eq!((found.lsn, found.page()), (Lsn::new(3), Some(&page(3))));
+    }
+
+    #[test]
+    fn the_oldest_last_image_goes_first() {
+        let mut cache = ImageCache::new(3);
+        // Block 1 is renewed, so block 2 is the oldest.
+        for (at, byte) in [(1, 1), (2, 2), (3, 3), (1, 4), (4, 5)] {
+            cache.insert(block(at), Lsn::new(u64::from(byte)), &page(byte));
+        }
+        let has: Vec<bool> = (1..=4).map(|at| cache.get(&block(at)).is_some()).collect();
+        assert_eq!(has, [true, false, true, true]);
+        assert_eq!(cache.get(&block(4)).unwrap().page(), Some(&page(5)));
+    }
+
+    #[test]
+    fn the_queue_stays_in_proportion() {
+        let mut cache = ImageCache::new(4);
+        for turn in 0..10_000u64 {
+            cache.insert(block((turn % 5) as u32), Lsn::new(turn), &page(turn as u8));
+        }
+        assert!(cache.queue.len() <= 129 && cache.len() == 4);
+        assert_eq!(cache.pages.len(), 4 * BLOCK_BYTES);
+    }
+
+    #[test]
+    fn a_page_that_changed_is_not_given() {
+        let mut cache = ImageCache::new(1);
+        cache.insert(block(1), Lsn::new(1), &page(1));
+        cache.rot(&block(1), 8000);
+        assert_eq!(cache.get(&block(1)).unwrap().page(), None);
+        cache.clear();
+        assert!(cache.get(&block(1)).is_none() && cache.is_empty());
+    }
+}

@@ -1,0 +1,295 @@
+//! Rows of equal length, cut into runs of columns: each run is stored in the form that suits it, in the section of that form.
+//! Which form is the encoder's choice; the decoder reads it. Spec: formats/deltas.md.
+
+use super::varint::{self, Cursor};
+use crate::format::FormatError;
+use crate::format::delta::ColumnForm;
+
+/// Fewer rows than this have no layout: they are stored as they are.
+pub const LAYOUT_ROWS_MIN: usize = 4;
+/// Columns between two runs of rows that join them, when they are not more than this.
+const JOIN_MAX: usize = 2;
+/// Fewer digits than this in a run are an ordinary column.
+const DIGITS_MIN: usize = 6;
+/// A column whose entropy is more than this part of the most possible stays in its row.
+const ROW_FROM: f32 = 0.88;
+/// Rows that a form is chosen by; fits the counters, which are bytes.
+const SAMPLE_ROWS: usize = 192;
+
+/// Where columns go.
+#[derive(Debug, Clone, Default)]
+pub struct Columns {
+    /// Forms and lengths of runs.
+    pub layouts: Vec<u8>,
+    /// One value a column.
+    pub constants: Vec<u8>,
+    /// Columns.
+    pub columns: Vec<u8>,
+    /// Columns of differences.
+    pub differences: Vec<u8>,
+    /// Rows.
+    pub rows: Vec<u8>,
+    /// Digits, two a byte.
+    pub digits: Vec<u8>,
+}
+
+impl Columns {
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        for section in [
+            &mut self.layouts,
+            &mut self.constants,
+            &mut self.columns,
+            &mut self.differences,
+            &mut self.rows,
+            &mut self.digits,
+        ] {
+            section.clear();
+        }
+    }
+}
+
+/// Chooses forms and stores rows by them.
+#[derive(Debug)]
+pub struct ColumnWriter {
+    logs: Vec<f32>,
+    forms: Vec<ColumnForm>,
+    /// The rows, column by column.
+    turned: Vec<u8>,
+}
+
+impl Default for ColumnWriter {
+    fn default() -> Self {
+        let logs = (0..=SAMPLE_ROWS).map(|n| if n < 2 { 0.0 } else { (n as f32).log2() }).collect();
+        ColumnWriter { logs, forms: Vec::new(), turned: Vec::new() }
+    }
+}
+
+impl ColumnWriter {
+    /// Appends `rows`, each of `width` bytes, one after the other.
+    pub fn put(&mut self, rows: &[u8], width: usize, to: &mut Columns) {
+        if width == 0 || rows.is_empty() {
+            return;
+        }
+        assert!(rows.len().is_multiple_of(width), "{} bytes in rows of {width}", rows.len());
+        let count = rows.len() / width;
+        if count < LAYOUT_ROWS_MIN {
+            to.rows.extend_from_slice(rows);
+            return;
+        }
+        turn(rows, width, &mut self.turned);
+        self.choose(count);
+        let mut at = 0;
+        while at < width {
+            let form = self.forms[at];
+            let run = self.forms[at..].iter().take_while(|other| **other == form).count();
+            to.layouts.push(form as u8);
+            varint::put(run as u64, &mut to.layouts);
+            let columns = self.turned[at * count..(at + run) * count].chunks_exact(count);
+            match form {
+                ColumnForm::Constant => to.constants.extend_from_slice(&rows[at..at + run]),
+                ColumnForm::Column => columns.for_each(|column| to.columns.extend_from_slice(column)),
+                ColumnForm::Difference => columns.for_each(|column| {
+                    to.differences.push(column[0]);
+                    to.differences.extend(column.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])));
+                }),
+                ColumnForm::Row => {
+                    rows.chunks_exact(width).for_each(|row| to.rows.extend_from_slice(&row[at..at + run]));
+                }
+                ColumnForm::Digit => {
+                    rows.chunks_exact(width).for_each(|row| pack_digits(&row[at..at + run], &mut to.digits));
+                }
+            }
+            at += run;
+        }
+    }
+
+    /// Chooses a form for each of the turned columns, which have `count` bytes.
+    fn choose(&mut self, count: usize) {
+        let mut forms = std::mem::take(&mut self.forms);
+        forms.clear();
+        forms.extend(self.turned.chunks_exact(count).map(|column| self.form_of(column)));
+        // Digits that are few are not text.
+        let mut at = 0;
+        while at < forms.len() {
+            let form = forms[at];
+            let run = forms[at..].iter().take_while(|other| **other == form).count();
+            if form == ColumnForm::Digit && run < DIGITS_MIN {
+                forms[at..at + run].fill(ColumnForm::Column);
+            }
+            at += run;
+        }
+        // A column or two inside of noise stay there, so that equal ids are found whole.
+        let mut last_row = None;
+        for column in 0..forms.len() {
+            if forms[column] != ColumnForm::Row {
+                continue;
+            }
+            if let Some(last) = last_row {
+                let gap: &mut [ColumnForm] = &mut forms[last + 1..column];
+                let changing =
+                    gap.iter().all(|form| matches!(form, ColumnForm::Column | ColumnForm::Difference));
+                if gap.len() <= JOIN_MAX && changing {
+                    gap.fill(ColumnForm::Row);
+                }
+            }
+            last_row = Some(column);
+        }
+        self.forms = forms;
+    }
+
+    fn form_of(&self, column: &[u8]) -> ColumnForm {
+        let first = column[0];
+        if column.iter().all(|byte| *byte == first) {
+            return ColumnForm::Constant;
+        }
+        if digit_value(first).is_some() && column.iter().all(|byte| digit_value(*byte).is_some()) {
+            return ColumnForm::Digit;
+        }
+        // A sample is enough to choose by.
+        let sample = &column[..column.len().min(SAMPLE_ROWS)];
+        let (mut plain, mut less) = ([0u8; 256], [0u8; 256]);
+        let mut before = first;
+        for byte in sample {
+            plain[usize::from(*byte)] += 1;
+            less[usize::from(byte.wrapping_sub(before))] += 1;
+            before = *byte;
+        }
+        // The logarithms of how often each value occurs, summed over the rows: what is missing to the most is the entropy.
+        let (mut of_plain, mut of_less) = (0.0, 0.0);
+        before = first;
+        for byte in sample {
+            of_plain += self.logs[usize::from(plain[usize::from(*byte)])];
+            of_less += self.logs[usize::from(less[usize::from(byte.wrapping_sub(before))])];
+            before = *byte;
+        }
+        let most = sample.len() as f32 * self.logs[sample.len()];
+        if f32::max(of_plain, of_less) < most * (1.0 - ROW_FROM) {
+            ColumnForm::Row
+        } else if of_less > of_plain {
+            ColumnForm::Difference
+        } else {
+            ColumnForm::Column
+        }
+    }
+}
+
+/// Puts `rows` of `width` bytes column by column.
+fn turn(rows: &[u8], width: usize, to: &mut Vec<u8>) {
+    let count = rows.len() / width;
+    to.clear();
+    to.resize(rows.len(), 0);
+    for (column, values) in to.chunks_exact_mut(count).enumerate() {
+        values.iter_mut().zip(rows.chunks_exact(width)).for_each(|(value, row)| *value = row[column]);
+    }
+}
+
+fn pack_digits(digits: &[u8], to: &mut Vec<u8>) {
+    let value = |digit: &u8| digit_value(*digit).unwrap_or(0);
+    to.extend(digits.chunks(2).map(|pair| value(&pair[0]) << 4 | pair.get(1).map_or(0, value)));
+}
+
+fn digit_value(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    }
+}
+
+/// Reads what [`ColumnWriter`] wrote.
+#[derive(Debug, Clone)]
+pub struct ColumnReader<'a> {
+    /// See [`Columns::layouts`].
+    pub layouts: Cursor<'a>,
+    /// See [`Columns::constants`].
+    pub constants: Cursor<'a>,
+    /// See [`Columns::columns`].
+    pub columns: Cursor<'a>,
+    /// See [`Columns::differences`].
+    pub differences: Cursor<'a>,
+    /// See [`Columns::rows`].
+    pub rows: Cursor<'a>,
+    /// See [`Columns::digits`].
+    pub digits: Cursor<'a>,
+}
+
+impl ColumnReader<'_> {
+    /// Fills `rows`, each of `width` bytes.
+    pub fn get(&mut self, rows: &mut [u8], width: usize) -> Result<(), FormatError> {
+        if width == 0 || rows.is_empty() {
+            return Ok(());
+        }
+        let count = rows.len() / width;
+        if count < LAYOUT_ROWS_MIN {
+            rows.copy_from_slice(self.rows.take(rows.len())?);
+            return Ok(());
+        }
+        let mut at = 0;
+        while at < width {
+            let form = self.form()?;
+            let run = self.layouts.bounded((width - at) as u64)? as usize;
+            if run == 0 {
+                return Err(self.layouts.error("a run of no column", "one column at least"));
+            }
+            self.run(rows, width, count, at..at + run, form)?;
+            at += run;
+        }
+        Ok(())
+    }
+
+    fn form(&mut self) -> Result<ColumnForm, FormatError> {
+        let code = self.layouts.byte()?;
+        let form = ColumnForm::ALL.get(usize::from(code)).copied();
+        form.ok_or_else(|| self.layouts.error(code, "a code of ColumnForm"))
+    }
+
+    fn run(
+        &mut self,
+        rows: &mut [u8],
+        width: usize,
+        count: usize,
+        run: std::ops::Range<usize>,
+        form: ColumnForm,
+    ) -> Result<(), FormatError> {
+        match form {
+            ColumnForm::Constant => {
+                let values = self.constants.take(run.len())?;
+                rows.chunks_exact_mut(width).for_each(|row| row[run.clone()].copy_from_slice(values));
+            }
+            ColumnForm::Column => {
+                for column in run {
+                    let values = self.columns.take(count)?;
+                    rows.chunks_exact_mut(width).zip(values).for_each(|(row, value)| row[column] = *value);
+                }
+            }
+            ColumnForm::Difference => {
+                for column in run {
+                    let (values, mut before) = (self.differences.take(count)?, 0u8);
+                    for (row, less) in rows.chunks_exact_mut(width).zip(values) {
+                        before = before.wrapping_add(*less);
+                        row[column] = before;
+                    }
+                }
+            }
+            ColumnForm::Row => {
+                let values = self.rows.take(run.len() * count)?;
+                for (row, value) in rows.chunks_exact_mut(width).zip(values.chunks_exact(run.len())) {
+                    row[run.clone()].copy_from_slice(value);
+                }
+            }
+            ColumnForm::Digit => {
+                let packed = run.len().div_ceil(2);
+                let values = self.digits.take(packed * count)?;
+                for (row, value) in rows.chunks_exact_mut(width).zip(values.chunks_exact(packed)) {
+                    for (at, to) in row[run.clone()].iter_mut().enumerate() {
+                        let both = value[at / 2];
+                        *to =
+                            b"0123456789abcdef"[usize::from(if at % 2 == 0 { both >> 4 } else { both & 15 })];
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

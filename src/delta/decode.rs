@@ -1,0 +1,327 @@
+//! One delta frame into the WAL it was made of. Everything in a frame is held against bounds before memory is taken for it, and what
+//! comes out against the frame's BLAKE3. Spec: formats/deltas.md.
+
+use super::block::{BlockId, Page, PageSource, Vouched, page_check, page_hash};
+use super::cache::ImageCache;
+use super::columns::ColumnReader;
+use super::diff::{DifferenceReader, page_of};
+use super::encode::range_of;
+use super::error::{DeltaError, MissingPage};
+use super::framing::Expected;
+use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
+use super::records::groups;
+use super::section::{SectionReader, read_head};
+use super::structure::put_fragments;
+use super::varint::Cursor;
+use super::walk::stretches;
+use crate::base::limits::BLOCK_BYTES;
+use crate::base::{Lsn, LsnRange};
+use crate::format::FormatError;
+use crate::format::delta::{ImageSource, SectionKind};
+use crate::wal::record::{RECORD_HEADER_BYTES, RecordHeader, record_crc};
+use std::collections::HashMap;
+
+/// WAL that was decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoded {
+    /// Where it lies.
+    pub range: LsnRange,
+    /// Its bytes.
+    pub raw: Vec<u8>,
+}
+
+/// Decodes frames of one epoch, in order.
+#[derive(Debug)]
+pub struct FrameDecoder {
+    key: [u8; 32],
+    sections: SectionReader,
+    body: Vec<u8>,
+    contents: Vec<u8>,
+}
+
+impl FrameDecoder {
+    /// A decoder that holds pages of the base against hashes keyed with `key`.
+    pub fn new(key: [u8; 32]) -> Self {
+        FrameDecoder { key, sections: SectionReader::new(), body: Vec::new(), contents: Vec::new() }
+    }
+
+    /// What the images of `frame` refer to, in order: which pages to fetch, and which earlier frames to decode before it.
+    pub fn references(&mut self, frame: &[u8]) -> Result<Vec<Reference>, DeltaError> {
+        let (head, stored) = read_head(frame)?;
+        self.sections.read(&head, stored, OUTLINE_SECTIONS)?;
+        Ok(outline(head, &self.sections)?.references)
+    }
+
+    /// The WAL of `frame`. On success its images are in `cache`; on failure the cache is as before.
+    pub fn decode(
+        &mut self,
+        frame: &[u8],
+        cache: &mut ImageCache,
+        pages: &mut dyn PageSource,
+    ) -> Result<Decoded, DeltaError> {
+        let (decoded, outline) = self.restore(frame, cache, pages)?;
+        super::encode::keep_images(&outline.images, &outline.lsns, &self.body, cache);
+        Ok(decoded)
+    }
+
+    /// The WAL of `frame`, as [`decode`](Self::decode), without a change of the cache.
+    pub fn check(
+        &mut self,
+        frame: &[u8],
+        cache: &ImageCache,
+        pages: &mut dyn PageSource,
+    ) -> Result<Decoded, DeltaError> {
+        Ok(self.restore(frame, cache, pages)?.0)
+    }
+
+    fn restore(
+        &mut self,
+        frame: &[u8],
+        cache: &ImageCache,
+        pages: &mut dyn PageSource,
+    ) -> Result<(Decoded, Outline), DeltaError> {
+        let (head, stored) = read_head(frame)?;
+        self.sections.read(&head, stored, &[])?;
+        let outline = outline(head, &self.sections)?;
+        let places = self.contents(&outline)?;
+        self.records(&outline, &places, cache, pages)?;
+        let raw = self.raw(&outline)?;
+        let range = range_of(&outline.head);
+        if *blake3::hash(&raw).as_bytes() != outline.head.raw_hash {
+            return Err(DeltaError::Differs { range });
+        }
+        Ok((Decoded { range, raw }, outline))
+    }
+
+    /// Fills `contents`; returns where the contents of each record lie in it, record by record.
+    fn contents(&mut self, outline: &Outline) -> Result<Vec<Vec<usize>>, DeltaError> {
+        let section = |kind| self.sections.section(kind);
+        let cursor = |what, kind| Cursor::new(what, section(kind));
+        let mut from = ColumnReader {
+            layouts: cursor("delta frame layouts", SectionKind::Layouts),
+            constants: cursor("delta frame constants", SectionKind::Constants),
+            columns: cursor("delta frame columns", SectionKind::Columns),
+            differences: cursor("delta frame differences", SectionKind::Differences),
+            rows: cursor("delta frame rows", SectionKind::Rows),
+            digits: cursor("delta frame digits", SectionKind::Digits),
+        };
+        let structure = &outline.structure;
+        let mut places = vec![Vec::new(); outline.records.len()];
+        self.contents.clear();
+        for (records, plan) in structure.by_kind().iter().zip(&structure.plans) {
+            for field in &plan.slots {
+                for (len, group) in groups(structure, records, *field) {
+                    let start = self.contents.len();
+                    // All of this lies in records whose lengths were summed up already.
+                    self.contents.resize(start + len * group.len(), 0);
+                    for (row, (_, record)) in group.iter().enumerate() {
+                        places[*record as usize].push(start + row * len);
+                    }
+                    if let Some(rows) = self.contents.get_mut(start..) {
+                        from.get(rows, len)?;
+                    }
+                }
+            }
+        }
+        let ColumnReader { layouts, constants, columns, differences, rows, digits } = from;
+        for cursor in [layouts, constants, columns, differences, rows, digits] {
+            cursor.finish()?;
+        }
+        Ok(places)
+    }
+
+    /// Fills `body`.
+    fn records(
+        &mut self,
+        outline: &Outline,
+        places: &[Vec<usize>],
+        cache: &ImageCache,
+        pages: &mut dyn PageSource,
+    ) -> Result<(), DeltaError> {
+        let cursor = |what, kind| Cursor::new(what, self.sections.section(kind));
+        let mut differences = DifferenceReader {
+            literal_lens: cursor("delta frame literal lengths", SectionKind::LiteralLens),
+            copy_lens: cursor("delta frame copy lengths", SectionKind::CopyLens),
+            shifts: cursor("delta frame shifts", SectionKind::Shifts),
+            literals: cursor("delta frame literals", SectionKind::Literals),
+        };
+        let mut stored = cursor("delta frame stored images", SectionKind::Stored);
+        let mut edges = cursor("delta frame edges", SectionKind::Edges);
+        let base = base_pages(&self.key, outline, pages)?;
+        let body = &mut self.body;
+        body.clear();
+        body.reserve(outline.body_len);
+        body.extend_from_slice(edges.take(outline.head.head_len as usize)?);
+        let (mut prev, mut next_image) = (outline.head.prev, 0);
+        let mut latest: HashMap<BlockId, usize> = HashMap::new();
+        for (number, stretch) in outline.records.iter().enumerate() {
+            // Padding.
+            body.resize(stretch.start, 0);
+            let Some((kind, plan)) = outline.structure.kind_of(number) else { break };
+            let fields = outline.structure.fields_of(number);
+            let lsn = outline.lsns.get(number).copied().unwrap_or(Lsn::ZERO);
+            let mut header = RecordHeader {
+                total_len: (stretch.end - stretch.start) as u32,
+                xid: outline.structure.xids.get(number).copied().unwrap_or(0),
+                prev,
+                info: kind.info,
+                rmgr: kind.rmgr,
+                crc: 0,
+            };
+            prev = lsn;
+            body.extend_from_slice(&header.encode());
+            put_fragments(kind, plan, fields, &outline.structure.tables.relations, body)?;
+            let mut slots = plan.slots.iter().zip(places.get(number).map_or(&[][..], Vec::as_slice));
+            let mut content = |body: &mut Vec<u8>| {
+                if let Some((field, start)) = slots.next() {
+                    let len = fields.get(*field).copied().unwrap_or(0) as usize;
+                    body.extend_from_slice(self.contents.get(*start..*start + len).unwrap_or(&[]));
+                }
+            };
+            for block in &plan.blocks {
+                if block.image.is_some() {
+                    let image = outline.images[next_image];
+                    let source = outline.sources[next_image];
+                    match source {
+                        ImageSource::Stored => body.extend_from_slice(stored.take(image.shape.len)?),
+                        ImageSource::Nothing => {
+                            body.extend_from_slice(differences.literals.take(image.shape.len)?)
+                        }
+                        ImageSource::Base => {
+                            let page = base.page(next_image);
+                            differences.image(image.shape.hole, page, body)?;
+                        }
+                        ImageSource::Image => {
+                            let reference = outline.references[next_image];
+                            let mut page = [0; BLOCK_BYTES];
+                            let older = earlier_image(&reference, outline, &latest, body, cache, &mut page)?;
+                            differences.image(image.shape.hole, older, body)?;
+                        }
+                    }
+                    if source != ImageSource::Stored {
+                        latest.insert(image.shape.block, next_image);
+                    }
+                    next_image += 1;
+                }
+                if block.data.is_some() {
+                    content(body);
+                }
+            }
+            if plan.main.is_some() {
+                content(body);
+            }
+            if let Some((head, rest)) = body
+                .get_mut(stretch.start..)
+                .and_then(|record| record.split_first_chunk_mut::<RECORD_HEADER_BYTES>())
+            {
+                header.crc = record_crc(rest, head);
+                *head = header.encode();
+            }
+        }
+        body.resize(outline.body_len - outline.head.tail_len as usize, 0);
+        body.extend_from_slice(edges.take(outline.head.tail_len as usize)?);
+        let DifferenceReader { literal_lens, copy_lens, shifts, literals } = differences;
+        for cursor in [literal_lens, copy_lens, shifts, literals, stored, edges] {
+            cursor.finish()?;
+        }
+        Ok(())
+    }
+
+    fn raw(&self, outline: &Outline) -> Result<Vec<u8>, FormatError> {
+        let head = &outline.head;
+        let raw_len = head.raw_len as usize;
+        let mut raw = Vec::with_capacity(raw_len);
+        raw.resize(outline.place.zero_len, 0);
+        let body_len = self.body.len();
+        let all = stretches(
+            head.head_len as usize,
+            &outline.records,
+            head.tail_len as usize,
+            head.rest_len,
+            body_len,
+        );
+        let exceptions = &outline.structure.tables.page_headers;
+        Expected::of(head)?.dress(outline.place, &self.body, &all, exceptions, &mut raw)?;
+        let switched = outline.records.last().and_then(|last| self.body.get(last.start..)?.first_chunk());
+        if raw.len() < raw_len && switched.is_some_and(|header| RecordHeader::decode(header).is_switch()) {
+            raw.resize(raw_len, 0);
+        }
+        if raw.len() != raw_len {
+            return Err(FormatError::new("delta frame", 0, format!("{} bytes of WAL", raw.len()), raw_len));
+        }
+        Ok(raw)
+    }
+}
+
+/// The pages of the base that a frame refers to, by image.
+struct BasePages {
+    pages: Vec<u8>,
+    places: Vec<usize>,
+}
+
+static ZEROS: Page = [0; BLOCK_BYTES];
+
+impl BasePages {
+    fn page(&self, image: usize) -> &Page {
+        let at = self.places.get(image).copied().unwrap_or(0);
+        self.pages.get(at..).and_then(|pages| pages.first_chunk()).unwrap_or(&ZEROS)
+    }
+}
+
+fn base_pages(
+    key: &[u8; 32],
+    outline: &Outline,
+    pages: &mut dyn PageSource,
+) -> Result<BasePages, DeltaError> {
+    let mut found = BasePages { pages: Vec::new(), places: vec![0; outline.images.len()] };
+    let mut missing = Vec::new();
+    for (number, reference) in outline.references.iter().enumerate() {
+        let Origin::Base { check } = reference.origin else { continue };
+        let at = found.pages.len();
+        found.places[number] = at;
+        found.pages.resize(at + BLOCK_BYTES, 0);
+        let Some(page) = found.pages.get_mut(at..).and_then(|pages| pages.first_chunk_mut::<BLOCK_BYTES>())
+        else {
+            break;
+        };
+        let (block, lsn) = (reference.block, reference.lsn);
+        let vouched = match pages.base_page(&block, page) {
+            None => {
+                missing.push(MissingPage { block, lsn });
+                continue;
+            }
+            Some(Vouched::BySource) => true,
+            Some(Vouched::ByHash(hash)) => page_hash(key, page) == hash,
+        };
+        let got = page_check(page);
+        if got != check || !vouched {
+            return Err(DeltaError::WrongPage { block, lsn, found: got, expected: check });
+        }
+    }
+    if missing.is_empty() { Ok(found) } else { Err(DeltaError::MissingPages(missing)) }
+}
+
+/// The earlier image that `reference` names: of this frame, or in the cache.
+fn earlier_image<'a>(
+    reference: &Reference,
+    outline: &Outline,
+    latest: &HashMap<BlockId, usize>,
+    body: &[u8],
+    cache: &'a ImageCache,
+    page: &'a mut Page,
+) -> Result<&'a Page, DeltaError> {
+    let Origin::Image { lsn: image } = reference.origin else { return Ok(page) };
+    let (block, lsn) = (reference.block, reference.lsn);
+    if let Some(number) = latest.get(&block) {
+        let earlier = outline.images[*number];
+        if outline.lsns.get(earlier.record) == Some(&image) {
+            page_of(earlier.bytes(body), earlier.shape.hole, page);
+            return Ok(page);
+        }
+        return Err(DeltaError::MissingImage { block, image, lsn });
+    }
+    match cache.get(&block) {
+        Some(cached) if cached.lsn == image => cached.page().ok_or(DeltaError::RottenImage { block, image }),
+        _ => Err(DeltaError::MissingImage { block, image, lsn }),
+    }
+}

@@ -1,0 +1,283 @@
+//! The difference of a page image from an older page of the block: literals and copies in turn, at the same place of the older page or,
+//! where tuples were moved, at a distance that stays until it changes. Spec: formats/deltas.md.
+//!
+//! The bytes of an image are those outside of its hole, in order; places are places in the page.
+
+use super::block::Page;
+use super::varint::{self, Cursor};
+use crate::base::limits::BLOCK_BYTES;
+use crate::format::FormatError;
+
+/// An equal run shorter than this inside literals is not worth a copy.
+const COPY_MIN: usize = 6;
+/// A run that was moved is copied from this length on.
+const MOVED_MIN: usize = 16;
+/// An image with more literals than this is searched for what was moved.
+const SEARCH_FROM: usize = 192;
+/// Tuples lie at multiples of this.
+const ALIGNMENT: usize = 8;
+const TABLE_BITS: u32 = 11;
+
+/// The bytes that an image leaves out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Hole {
+    /// Where it begins.
+    pub offset: usize,
+    /// How many they are.
+    pub len: usize,
+}
+
+impl Hole {
+    /// The bytes of an image with this hole.
+    pub fn image_bytes(self) -> usize {
+        BLOCK_BYTES.saturating_sub(self.len)
+    }
+
+    /// The place in the page of byte `at` of the image, and the bytes from there to the hole or the page's end.
+    fn place(self, at: usize) -> (usize, usize) {
+        if at < self.offset { (at, self.offset - at) } else { (at + self.len, BLOCK_BYTES - self.len - at) }
+    }
+}
+
+/// The page that an image stands for: its bytes around a hole of zeros.
+pub fn page_of(image: &[u8], hole: Hole, page: &mut Page) {
+    let (before, after) = image.split_at(hole.offset.min(image.len()));
+    let (head, tail) = page.split_at_mut(before.len());
+    head.copy_from_slice(before);
+    let zeros = hole.len.min(tail.len());
+    let (gap, end) = tail.split_at_mut(zeros);
+    gap.fill(0);
+    let len = after.len().min(end.len());
+    let (end, _) = end.split_at_mut(len);
+    end.copy_from_slice(&after[..len]);
+}
+
+/// Differences of many images, each kind of number in a section of its own.
+#[derive(Debug, Clone, Default)]
+pub struct Differences {
+    /// Twice the length of each run of literals, plus one where the distance changes after it.
+    pub literal_lens: Vec<u8>,
+    /// The length of each copy.
+    pub copy_lens: Vec<u8>,
+    /// By how much the distance changed.
+    pub shifts: Vec<u8>,
+    /// The literals.
+    pub literals: Vec<u8>,
+}
+
+/// Lengths to go back to.
+#[derive(Debug, Clone, Copy)]
+struct Mark([usize; 4]);
+
+impl Differences {
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        self.rewind(Mark([0; 4]));
+    }
+
+    fn mark(&self) -> Mark {
+        Mark([self.literal_lens.len(), self.copy_lens.len(), self.shifts.len(), self.literals.len()])
+    }
+
+    fn rewind(&mut self, Mark([literal_lens, copy_lens, shifts, literals]): Mark) {
+        self.literal_lens.truncate(literal_lens);
+        self.copy_lens.truncate(copy_lens);
+        self.shifts.truncate(shifts);
+        self.literals.truncate(literals);
+    }
+}
+
+/// Makes differences. Keeps the memory of its search table.
+#[derive(Debug)]
+pub struct Differ {
+    table: Vec<u16>,
+}
+
+/// A literal run and a copy that are being put together.
+#[derive(Debug, Default)]
+struct Step {
+    literals: usize,
+    shift_change: i64,
+    copy: usize,
+}
+
+impl Default for Differ {
+    fn default() -> Self {
+        Differ { table: vec![0; 1 << TABLE_BITS] }
+    }
+}
+
+impl Differ {
+    /// Appends the difference of `image` from `older`.
+    pub fn put(&mut self, image: &[u8], hole: Hole, older: &Page, to: &mut Differences) {
+        assert!(image.len() == hole.image_bytes(), "an image of {} bytes with {hole:?}", image.len());
+        let before = to.mark();
+        self.run(image, hole, older, false, to);
+        let same_place = to.mark();
+        if same_place.0[3] - before.0[3] > SEARCH_FROM {
+            self.index(older);
+            to.rewind(before);
+            self.run(image, hole, older, true, to);
+        }
+    }
+
+    fn index(&mut self, older: &Page) {
+        self.table.fill(0);
+        // Backward, so that of equal words the first is found.
+        for (number, word) in older.chunks_exact(ALIGNMENT).enumerate().rev() {
+            let word = word_of(word, 0);
+            if word != 0 {
+                self.table[slot(word)] = number as u16 + 1;
+            }
+        }
+    }
+
+    fn run(&self, image: &[u8], hole: Hole, older: &Page, moved: bool, to: &mut Differences) {
+        let (mut step, mut shift, mut at) = (Step::default(), 0isize, 0);
+        while at < image.len() {
+            let (place, room) = hole.place(at);
+            let span = &image[at..at + room];
+            let mut found =
+                equal(span, older, place as isize + shift).filter(|len| *len >= COPY_MIN || *len == room);
+            let mut to_shift = shift;
+            if found.is_none() && shift != 0 {
+                to_shift = 0;
+                found = equal(span, older, place as isize).filter(|len| *len >= MOVED_MIN);
+            }
+            if found.is_none() && moved && place.is_multiple_of(ALIGNMENT) && span.len() >= ALIGNMENT {
+                let word = word_of(span, 0);
+                if let Some(number) = self.table[slot(word)].checked_sub(1) {
+                    let from = isize::from(number as i16) * ALIGNMENT as isize;
+                    to_shift = from - place as isize;
+                    found = equal(span, older, from).filter(|len| *len >= MOVED_MIN);
+                }
+            }
+            match found {
+                Some(len) => {
+                    if step.copy > 0 && to_shift != shift {
+                        flush(&mut step, to);
+                    }
+                    if to_shift != shift {
+                        step.shift_change = (to_shift - shift) as i64;
+                        shift = to_shift;
+                    }
+                    step.copy += len;
+                    at += len;
+                }
+                None => {
+                    if step.copy > 0 {
+                        flush(&mut step, to);
+                    }
+                    to.literals.push(span[0]);
+                    step.literals += 1;
+                    at += 1;
+                }
+            }
+        }
+        if step.literals + step.copy > 0 {
+            flush(&mut step, to);
+        }
+    }
+}
+
+fn flush(step: &mut Step, to: &mut Differences) {
+    let changes = step.shift_change != 0;
+    varint::put((step.literals as u64) << 1 | u64::from(changes), &mut to.literal_lens);
+    varint::put(step.copy as u64, &mut to.copy_lens);
+    if changes {
+        varint::put_signed(step.shift_change, &mut to.shifts);
+    }
+    *step = Step::default();
+}
+
+fn slot(word: u64) -> usize {
+    (word.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - TABLE_BITS)) as usize
+}
+
+fn word_of(bytes: &[u8], at: usize) -> u64 {
+    match bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        Some(word) => u64::from_le_bytes(*word),
+        None => 0,
+    }
+}
+
+/// How many first bytes of `span` equal the page's from `from` on; `None` when none, or outside of the page.
+#[inline]
+fn equal(span: &[u8], older: &Page, from: isize) -> Option<usize> {
+    let from = usize::try_from(from).ok().filter(|from| *from < BLOCK_BYTES)?;
+    let other = &older[from..];
+    if span[0] != other[0] {
+        return None;
+    }
+    let most = span.len().min(other.len());
+    let (span, other) = (&span[..most], &other[..most]);
+    let mut len = 0;
+    for (a, b) in span.chunks_exact(32).zip(other.chunks_exact(32)) {
+        if a != b {
+            break;
+        }
+        len += 32;
+    }
+    for (a, b) in span[len..].chunks_exact(8).zip(other[len..].chunks_exact(8)) {
+        let differ = word_of(a, 0) ^ word_of(b, 0);
+        if differ != 0 {
+            return Some(len + differ.trailing_zeros() as usize / 8);
+        }
+        len += 8;
+    }
+    len += span[len..].iter().zip(&other[len..]).take_while(|(a, b)| a == b).count();
+    Some(len)
+}
+
+/// Reads differences.
+#[derive(Debug, Clone)]
+pub struct DifferenceReader<'a> {
+    /// See [`Differences::literal_lens`].
+    pub literal_lens: Cursor<'a>,
+    /// See [`Differences::copy_lens`].
+    pub copy_lens: Cursor<'a>,
+    /// See [`Differences::shifts`].
+    pub shifts: Cursor<'a>,
+    /// See [`Differences::literals`].
+    pub literals: Cursor<'a>,
+}
+
+impl DifferenceReader<'_> {
+    /// Appends the image with `hole` to `to`.
+    pub fn image(&mut self, hole: Hole, older: &Page, to: &mut Vec<u8>) -> Result<(), FormatError> {
+        let (start, total) = (to.len(), hole.image_bytes());
+        let mut shift = 0i64;
+        loop {
+            let done = to.len() - start;
+            if done == total {
+                return Ok(());
+            }
+            let first = self.literal_lens.varint()?;
+            let (literals, changes) = ((first >> 1) as usize, first & 1 != 0);
+            if literals > total - done {
+                return Err(self.literal_lens.error(literals, "literals that the image has room for"));
+            }
+            to.extend_from_slice(self.literals.take(literals)?);
+            if changes {
+                shift = shift.saturating_add(self.shifts.signed()?);
+            }
+            let mut copy = self.copy_lens.varint()? as usize;
+            if copy > total - done - literals || copy + literals == 0 {
+                return Err(self.copy_lens.error(copy, "a copy that the image has room for"));
+            }
+            while copy > 0 {
+                let (place, room) = hole.place(to.len() - start);
+                let piece = copy.min(room);
+                let from = i64::try_from(place).ok().and_then(|place| place.checked_add(shift));
+                let from = from.and_then(|from| usize::try_from(from).ok());
+                let Some(bytes) = from.and_then(|from| older.get(from..from.checked_add(piece)?)) else {
+                    return Err(self
+                        .shifts
+                        .error(format!("a copy at {place} by {shift}"), "one inside the page"));
+                };
+                to.extend_from_slice(bytes);
+                copy -= piece;
+            }
+        }
+    }
+}

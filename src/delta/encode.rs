@@ -1,0 +1,362 @@
+//! One range of WAL into one delta frame. Spec: formats/deltas.md.
+
+use super::block::{BlockId, Page, PageSource, Vouched, page_check, page_hash};
+use super::cache::ImageCache;
+use super::columns::{ColumnWriter, Columns};
+use super::diff::{Differ, Differences, page_of};
+use super::framing::{Expected, Mark};
+use super::limits::{SECTIONS, SECTIONS_BYTES_MAX};
+use super::records::{ImageAt, RecordSplitter};
+use super::section::SectionWriter;
+use super::varint;
+use super::walk::{Parts, Surprise};
+use crate::base::limits::BLOCK_BYTES;
+use crate::base::{Lsn, LsnRange, SystemId, TimelineId};
+use crate::format::delta::{DELTA_MAGIC, DeltaHead, ImageSource};
+use crate::format::record::Record;
+use crate::wal::PageHeader;
+use crate::wal::record::RecordHeader;
+use std::collections::HashMap;
+
+/// Where the bytes of a frame went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FrameStats {
+    /// Bytes of WAL.
+    pub raw: u64,
+    /// Bytes of images in them.
+    pub images_raw: u64,
+    /// Images.
+    pub images: u64,
+    /// Of these, as differences from a page of the base.
+    pub images_base: u64,
+    /// Of these, as differences from an earlier image.
+    pub images_image: u64,
+    /// Pages that the source gave and that did not match what vouches for them.
+    pub pages_rotten: u64,
+    /// Records.
+    pub records: u64,
+    /// Stored bytes of each section.
+    pub sections: [u64; SECTIONS],
+    /// Stored bytes of everything.
+    pub stored: u64,
+}
+
+impl FrameStats {
+    /// Adds those of another frame.
+    pub fn add(&mut self, other: &FrameStats) {
+        self.raw += other.raw;
+        self.images_raw += other.images_raw;
+        self.images += other.images;
+        self.images_base += other.images_base;
+        self.images_image += other.images_image;
+        self.pages_rotten += other.pages_rotten;
+        self.records += other.records;
+        self.sections.iter_mut().zip(other.sections).for_each(|(sum, len)| *sum += len);
+        self.stored += other.stored;
+    }
+}
+
+/// Pages of the base that a frame refers to, as they were when the frame was made.
+#[derive(Debug, Default)]
+pub struct UsedPages {
+    pages: Vec<u8>,
+    places: HashMap<BlockId, usize>,
+}
+
+impl UsedPages {
+    fn clear(&mut self) {
+        self.pages.clear();
+        self.places.clear();
+    }
+
+    fn get(&self, block: &BlockId) -> Option<&Page> {
+        let at = self.places.get(block)?;
+        self.pages.get(*at..)?.first_chunk()
+    }
+
+    fn put(&mut self, block: BlockId, page: &Page) {
+        self.places.insert(block, self.pages.len());
+        self.pages.extend_from_slice(page);
+    }
+}
+
+impl PageSource for &UsedPages {
+    fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
+        *page = *self.get(block)?;
+        Some(Vouched::BySource)
+    }
+}
+
+/// Makes frames. Keeps memory and contexts from one to the next.
+#[derive(Debug)]
+pub struct FrameEncoder {
+    key: [u8; 32],
+    /// The records of the last frame.
+    pub splitter: RecordSplitter,
+    /// The pages of the base that the last frame refers to.
+    pub used: UsedPages,
+    columns: Columns,
+    column_writer: ColumnWriter,
+    differ: Differ,
+    differences: Differences,
+    sections: SectionWriter,
+}
+
+/// What page headers said last: the head of a frame without one repeats it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Context {
+    timeline: Option<TimelineId>,
+    system_id: Option<SystemId>,
+    removable: bool,
+}
+
+impl FrameEncoder {
+    /// An encoder that holds pages of the base against hashes keyed with `key`.
+    pub fn new(key: [u8; 32]) -> Self {
+        FrameEncoder {
+            key,
+            splitter: RecordSplitter::default(),
+            used: UsedPages::default(),
+            columns: Columns::default(),
+            column_writer: ColumnWriter::default(),
+            differ: Differ::default(),
+            differences: Differences::default(),
+            sections: SectionWriter::new(),
+        }
+    }
+
+    /// The frame of `raw`, which has `parts`, `body` and `marks`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn encode(
+        &mut self,
+        raw: &[u8],
+        parts: &Parts,
+        body: &[u8],
+        marks: &[Mark],
+        context: &mut Context,
+        cache: &ImageCache,
+        pages: &mut dyn PageSource,
+    ) -> Result<(Vec<u8>, FrameStats), Surprise> {
+        let place = parts.place;
+        let mut stats = FrameStats { raw: raw.len() as u64, ..FrameStats::default() };
+        self.splitter.split(parts.version, body, &parts.records)?;
+        context.learn(raw, marks);
+        let expected = Expected {
+            version: parts.version,
+            timeline: context.timeline.unwrap_or(TimelineId(0)),
+            system_id: context.system_id.unwrap_or(SystemId(0)),
+            removable: context.removable,
+        };
+        let stretches = parts.stretches(body.len());
+        self.splitter.structure.tables.page_headers = expected.exceptions(place, raw, marks, &stretches);
+
+        self.columns.clear();
+        self.splitter.put_contents(body, &mut self.column_writer, &mut self.columns);
+        self.differences.clear();
+        self.used.clear();
+        let lsns = record_lsns(parts, marks);
+        let (mut sources, mut references, mut stored) = (Vec::new(), Vec::new(), Vec::new());
+        let mut latest: HashMap<BlockId, usize> = HashMap::new();
+        for number in 0..self.splitter.images.len() {
+            let image = self.splitter.images[number];
+            let source = self.image(
+                body,
+                number,
+                &lsns,
+                &latest,
+                cache,
+                pages,
+                &mut references,
+                &mut stored,
+                &mut stats,
+            )?;
+            sources.push(source as u8);
+            if source != ImageSource::Stored {
+                latest.insert(image.shape.block, number);
+            }
+        }
+
+        let structure = &self.splitter.structure;
+        let tables = structure.tables.encode();
+        let (mut kinds, mut xids, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        structure.put_kinds(&mut kinds);
+        structure.put_xids(&mut xids);
+        structure.put_numbers(&mut numbers);
+        let tail = body.len() - parts.tail_len;
+        let edges = [&body[..parts.head_len], &body[tail..]].concat();
+        let (columns, differences) = (&self.columns, &self.differences);
+        let sections: [&[u8]; SECTIONS] = [
+            &tables,
+            &kinds,
+            &xids,
+            &numbers,
+            &sources,
+            &references,
+            &differences.literal_lens,
+            &differences.copy_lens,
+            &differences.shifts,
+            &differences.literals,
+            &stored,
+            &columns.layouts,
+            &columns.constants,
+            &columns.columns,
+            &columns.differences,
+            &columns.rows,
+            &columns.digits,
+            &edges,
+        ];
+        if sections.iter().map(|section| section.len()).sum::<usize>() > SECTIONS_BYTES_MAX {
+            return Err(Surprise::TooMuch);
+        }
+        let prev = parts.records.first().and_then(|record| body.get(record.start..)?.first_chunk());
+        let head = DeltaHead {
+            magic: DELTA_MAGIC,
+            start: place.start,
+            raw_len: raw.len() as u32,
+            raw_hash: *blake3::hash(raw).as_bytes(),
+            page_magic: parts.version.magic(),
+            segment_bytes: place.segment_size.get(),
+            timeline: expected.timeline,
+            system_id: expected.system_id,
+            removable: expected.removable,
+            prev: prev.map_or(Lsn::ZERO, |header| RecordHeader::decode(header).prev),
+            zero_len: place.zero_len as u32,
+            head_len: parts.head_len as u32,
+            record_count: parts.records.len() as u32,
+            tail_len: parts.tail_len as u32,
+            rest_len: parts.rest_len,
+            sections: Vec::new(),
+        };
+        let (frame, stored_lens) = self.sections.frame(head, &sections);
+        stats.sections = stored_lens;
+        stats.stored = frame.len() as u64;
+        stats.records = parts.records.len() as u64;
+        if frame.len() >= raw.len() {
+            return Err(Surprise::NoGain);
+        }
+        Ok((frame, stats))
+    }
+
+    /// Stores image `number`, and says of what it was made.
+    #[allow(clippy::too_many_arguments)]
+    fn image(
+        &mut self,
+        body: &[u8],
+        number: usize,
+        lsns: &[Lsn],
+        latest: &HashMap<BlockId, usize>,
+        cache: &ImageCache,
+        pages: &mut dyn PageSource,
+        references: &mut Vec<u8>,
+        stored: &mut Vec<u8>,
+        stats: &mut FrameStats,
+    ) -> Result<ImageSource, Surprise> {
+        let image = self.splitter.images[number];
+        let bytes = image.bytes(body);
+        stats.images += 1;
+        stats.images_raw += bytes.len() as u64;
+        if image.shape.compressed {
+            stored.extend_from_slice(bytes);
+            return Ok(ImageSource::Stored);
+        }
+        let (block, hole) = (image.shape.block, image.shape.hole);
+        let lsn = lsns.get(image.record).copied().unwrap_or(Lsn::ZERO);
+        if let Some(earlier) = latest.get(&block) {
+            let earlier = self.splitter.images[*earlier];
+            let mut page = [0; BLOCK_BYTES];
+            page_of(earlier.bytes(body), earlier.shape.hole, &mut page);
+            put_distance(lsn, lsns.get(earlier.record).copied().unwrap_or(Lsn::ZERO), references);
+            self.differ.put(bytes, hole, &page, &mut self.differences);
+            stats.images_image += 1;
+            return Ok(ImageSource::Image);
+        }
+        if let Some(cached) = cache.get(&block) {
+            match cached.page() {
+                Some(page) => {
+                    put_distance(lsn, cached.lsn, references);
+                    self.differ.put(bytes, hole, page, &mut self.differences);
+                    stats.images_image += 1;
+                    return Ok(ImageSource::Image);
+                }
+                None => stats.pages_rotten += 1,
+            }
+        }
+        if self.base_page(&block, pages, stats)
+            && let Some(page) = self.used.get(&block)
+        {
+            references.extend_from_slice(&page_check(page).to_le_bytes());
+            self.differ.put(bytes, hole, page, &mut self.differences);
+            stats.images_base += 1;
+            return Ok(ImageSource::Base);
+        }
+        self.differences.literals.extend_from_slice(bytes);
+        Ok(ImageSource::Nothing)
+    }
+
+    /// Gets the base's page of `block` among the used ones, if there is one that is what the backup stored.
+    fn base_page(&mut self, block: &BlockId, pages: &mut dyn PageSource, stats: &mut FrameStats) -> bool {
+        let mut page = [0; BLOCK_BYTES];
+        let vouched = match pages.base_page(block, &mut page) {
+            None => return false,
+            Some(Vouched::BySource) => true,
+            Some(Vouched::ByHash(hash)) => page_hash(&self.key, &page) == hash,
+        };
+        if vouched {
+            self.used.put(*block, &page);
+        } else {
+            stats.pages_rotten += 1;
+        }
+        vouched
+    }
+
+    /// Puts the images of the frame that was made last into `cache`.
+    pub fn keep_images(&self, parts: &Parts, body: &[u8], marks: &[Mark], cache: &mut ImageCache) {
+        keep_images(&self.splitter.images, &record_lsns(parts, marks), body, cache);
+    }
+}
+
+/// Puts images that are not compressed into `cache`, in their order.
+pub fn keep_images(images: &[ImageAt], lsns: &[Lsn], body: &[u8], cache: &mut ImageCache) {
+    let mut page = [0; BLOCK_BYTES];
+    for image in images.iter().filter(|image| !image.shape.compressed) {
+        page_of(image.bytes(body), image.shape.hole, &mut page);
+        cache.insert(image.shape.block, lsns.get(image.record).copied().unwrap_or(Lsn::ZERO), &page);
+    }
+}
+
+impl ImageAt {
+    /// Its bytes in `body`.
+    pub fn bytes<'a>(&self, body: &'a [u8]) -> &'a [u8] {
+        body.get(self.start..self.start + self.shape.len).unwrap_or(&[])
+    }
+}
+
+/// Distances are in units of 8 bytes: records start at multiples of 8.
+fn put_distance(lsn: Lsn, earlier: Lsn, references: &mut Vec<u8>) {
+    varint::put(lsn.bytes_since(earlier) / 8, references);
+}
+
+fn record_lsns(parts: &Parts, marks: &[Mark]) -> Vec<Lsn> {
+    let mut positions = super::framing::Positions::new(parts.place, marks);
+    parts.records.iter().map(|record| positions.lsn(record.start)).collect()
+}
+
+impl Context {
+    fn learn(&mut self, raw: &[u8], marks: &[Mark]) {
+        let headers = marks.iter().filter_map(|mark| PageHeader::decode(raw.get(mark.raw..)?).ok());
+        for (number, header) in headers.enumerate() {
+            if number == 0 {
+                self.timeline = Some(header.timeline);
+                self.removable = header.removable;
+            }
+            if let Some(long) = header.long {
+                self.system_id = Some(long.system_id);
+            }
+        }
+    }
+}
+
+/// The range of a frame.
+pub fn range_of(head: &DeltaHead) -> LsnRange {
+    LsnRange::new(head.start, head.start.saturating_add(u64::from(head.raw_len)))
+}

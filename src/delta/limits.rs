@@ -1,0 +1,16 @@
+//! What a delta frame may hold, so that nobody's bytes make a decoder take more than a few tens of MiB.
+
+use crate::base::limits::WAL_FRAME_BYTES;
+use crate::format::delta::SectionKind;
+
+/// The most that the sections of a frame may be when decompressed.
+pub const SECTIONS_BYTES_MAX: usize = 4 << 20;
+/// Sections of a frame.
+pub const SECTIONS: usize = 18;
+/// The most images in a frame.
+pub const FRAME_IMAGES_MAX: usize = 4096;
+/// The most kinds of records in a frame, and the most relations.
+pub const FRAME_KINDS_MAX: usize = 1 << 16;
+
+const _: () = assert!(SECTIONS_BYTES_MAX >= 2 * WAL_FRAME_BYTES);
+const _: () = assert!(SECTIONS == SectionKind::ALL.len());

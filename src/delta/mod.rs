@@ -1,0 +1,36 @@
+//! WAL deltas: raw WAL into frames of record columns and differences of page images, bit for bit, and back. No IO, no clock.
+//! Spec: formats/deltas.md.
+//!
+//! [`Encoder`] is fed with raw WAL in LSN order and hands out [`Frame`]s; [`FrameDecoder`] undoes them, in the same order, with the
+//! pages that a [`PageSource`] gives. The way of a frame: `walk` cuts the range and finds records, `framing` takes page headers
+//! off, `records` and `structure` take records apart, `columns` stores their contents, `diff` the images, `section` compresses;
+//! `encode` and `decode` put these together.
+//!
+//! Refuses nothing: what the codec does not understand becomes a plain frame. Decoding refuses whatever does not give the very
+//! bytes that were encoded.
+
+mod block;
+mod cache;
+mod columns;
+mod decode;
+mod diff;
+mod encode;
+mod encoder;
+mod error;
+mod framing;
+pub mod limits;
+mod outline;
+mod records;
+mod section;
+mod structure;
+mod varint;
+mod walk;
+
+pub use block::{BlockId, NoBase, Page, PageSource, Vouched, page_check, page_hash};
+pub use cache::{Cached, ImageCache};
+pub use decode::{Decoded, FrameDecoder};
+pub use encode::FrameStats;
+pub use encoder::{Encoder, EncoderOptions, Frame, FrameBody, Verify};
+pub use error::{DeltaError, MissingPage};
+pub use outline::{Origin, Reference};
+pub use walk::Surprise;

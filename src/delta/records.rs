@@ -1,0 +1,269 @@
+//! Records into columns: each record is taken apart into its kind, its numbers and the bytes that are its contents. Spec: formats/deltas.md.
+
+use super::columns::{ColumnWriter, Columns};
+use super::framing::Stretch;
+use super::limits::{FRAME_IMAGES_MAX, FRAME_KINDS_MAX};
+use super::structure::{FieldPlan, ImageShape, Structure, flag, is_compressed};
+use super::walk::Surprise;
+use crate::format::delta::{KindBlock, MainForm, RecordKind};
+use crate::format::wal::RelationRef;
+use crate::wal::WalVersion;
+use crate::wal::record::{Fragment, Fragments, RECORD_HEADER_BYTES, RecordHeader};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// An image and where its bytes are.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageAt {
+    /// What its header says.
+    pub shape: ImageShape,
+    /// The record that has it.
+    pub record: usize,
+    /// Its first byte in the body.
+    pub start: usize,
+}
+
+/// A hasher for tables that live for one frame: who makes its keys collide makes one frame slow.
+#[derive(Debug, Default)]
+struct QuickHasher(u64);
+
+impl QuickHasher {
+    fn mix(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+impl Hasher for QuickHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.mix(u64::from(*byte)));
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.mix(u64::from(value));
+    }
+
+    fn write_u16(&mut self, value: u16) {
+        self.mix(u64::from(value));
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.mix(u64::from(value));
+    }
+
+    fn write_usize(&mut self, value: usize) {
+        self.mix(value as u64);
+    }
+
+    fn write_isize(&mut self, value: isize) {
+        self.mix(value as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
+/// The records of a body, taken apart.
+#[derive(Debug, Default)]
+pub struct RecordSplitter {
+    /// Everything but contents.
+    pub structure: Structure,
+    /// The images, in order.
+    pub images: Vec<ImageAt>,
+    /// The contents of each record, in the order of its plan: where they begin.
+    contents: Vec<usize>,
+    content_starts: Vec<usize>,
+    kinds: HashMap<RecordKind, u16, BuildHasherDefault<QuickHasher>>,
+    relations: HashMap<RelationRef, u16, BuildHasherDefault<QuickHasher>>,
+}
+
+impl RecordSplitter {
+    /// Takes the records of `body` at `stretches` apart.
+    pub fn split(&mut self, version: WalVersion, body: &[u8], stretches: &[Stretch]) -> Result<(), Surprise> {
+        self.structure = Structure::default();
+        self.images.clear();
+        self.contents.clear();
+        self.content_starts.clear();
+        self.kinds.clear();
+        self.relations.clear();
+        for (number, stretch) in stretches.iter().enumerate() {
+            let record = body.get(stretch.start..stretch.end).ok_or(Surprise::Record)?;
+            self.record(version, number, stretch.start, record)?;
+            if self.images.len() > FRAME_IMAGES_MAX || self.kinds.len() >= FRAME_KINDS_MAX {
+                return Err(Surprise::TooMuch);
+            }
+        }
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        version: WalVersion,
+        number: usize,
+        at: usize,
+        record: &[u8],
+    ) -> Result<(), Surprise> {
+        let (header, rest) = record.split_first_chunk::<RECORD_HEADER_BYTES>().ok_or(Surprise::Record)?;
+        let header = RecordHeader::decode(header);
+        let mut kind = RecordKind {
+            rmgr: header.rmgr,
+            info: header.info,
+            blocks: Vec::new(),
+            origin: None,
+            top_xid: false,
+            main: MainForm::None,
+        };
+        let fields_from = self.structure.fields.len();
+        let (mut top_xid, mut main, mut taken) = (None, None, RECORD_HEADER_BYTES as u64);
+        let mut images: [Option<ImageShape>; 33] = [None; 33];
+        for fragment in Fragments::new(version, header.total_len, rest) {
+            match fragment.map_err(|_| Surprise::Record)? {
+                Fragment::Block(block) => {
+                    // Blocks come first; an order that no server writes is not reproduced.
+                    if kind.origin.is_some() || top_xid.is_some() {
+                        return Err(Surprise::Record);
+                    }
+                    let relation = self.relation(block.relation)?;
+                    let fields = &mut self.structure.fields;
+                    fields.push(block.block);
+                    if block.flags & flag::HAS_DATA != 0 {
+                        fields.push(u32::from(block.data_len));
+                    }
+                    let image_info = block.image.map_or(0, |image| image.info);
+                    if let Some(image) = block.image {
+                        fields.push(u32::from(image.len));
+                        fields.push(u32::from(image.hole_offset));
+                        if image_info & flag::IMAGE_HAS_HOLE != 0 && is_compressed(version, image_info) {
+                            fields.push(u32::from(image.hole_len));
+                        }
+                    }
+                    let relation_bytes = if block.flags & flag::SAME_RELATION == 0 { 12 } else { 0 };
+                    taken += 8 + relation_bytes + u64::from(block.data_len);
+                    if let Some(image) = block.image {
+                        let own_hole =
+                            image_info & flag::IMAGE_HAS_HOLE != 0 && is_compressed(version, image_info);
+                        taken += if own_hole { 7 } else { 5 } + u64::from(image.len);
+                    }
+                    let number = kind.blocks.len();
+                    kind.blocks.push(KindBlock { id: block.id, flags: block.flags, image_info, relation });
+                    if let (Some(image), Some(to)) = (block.image, images.get_mut(number)) {
+                        *to = Some(ImageShape {
+                            block: super::block::BlockId {
+                                relation: block.relation,
+                                fork: block.fork,
+                                block: block.block,
+                            },
+                            len: usize::from(image.len),
+                            hole: super::diff::Hole {
+                                offset: usize::from(image.hole_offset),
+                                len: usize::from(image.hole_len),
+                            },
+                            compressed: is_compressed(version, image_info),
+                        });
+                    }
+                }
+                Fragment::Origin(origin) => {
+                    if kind.origin.is_some() || top_xid.is_some() {
+                        return Err(Surprise::Record);
+                    }
+                    kind.origin = Some(origin);
+                    taken += 3;
+                }
+                Fragment::TopXid(xid) => {
+                    if top_xid.replace(xid).is_some() {
+                        return Err(Surprise::Record);
+                    }
+                    kind.top_xid = true;
+                    taken += 5;
+                }
+                Fragment::Main(len) => main = Some(len),
+            }
+        }
+        self.structure.fields.extend(top_xid);
+        self.structure.fields.extend(main);
+        // Whether the main data's length takes one byte or four follows from what the record has room for.
+        kind.main = match main {
+            None => MainForm::None,
+            Some(len) => match u64::from(header.total_len).checked_sub(taken + u64::from(len)) {
+                Some(2) => MainForm::Short,
+                Some(5) => MainForm::Long,
+                _ => return Err(Surprise::Record),
+            },
+        };
+        let known = self.kind(kind, version);
+        self.structure.starts.push(fields_from);
+        self.structure.kinds.push(known);
+        self.structure.xids.push(header.xid);
+        let plan = self.structure.plans.get(usize::from(known)).ok_or(Surprise::Record)?;
+        let fields = &self.structure.fields[fields_from..];
+        if plan.record_len(fields) != u64::from(header.total_len) {
+            return Err(Surprise::Record);
+        }
+        self.content_starts.push(self.contents.len());
+        let mut place = at + plan.header_bytes;
+        for (block, image) in plan.blocks.iter().zip(&images) {
+            if let Some(shape) = image {
+                self.images.push(ImageAt { shape: *shape, record: number, start: place });
+                place += shape.len;
+            }
+            if let Some(data) = block.data {
+                self.contents.push(place);
+                place += fields[data] as usize;
+            }
+        }
+        if plan.main.is_some() {
+            self.contents.push(place);
+        }
+        Ok(())
+    }
+
+    fn relation(&mut self, relation: RelationRef) -> Result<u16, Surprise> {
+        if let Some(known) = self.relations.get(&relation) {
+            return Ok(*known);
+        }
+        let number = u16::try_from(self.relations.len()).map_err(|_| Surprise::TooMuch)?;
+        self.relations.insert(relation, number);
+        self.structure.tables.relations.push(relation);
+        Ok(number)
+    }
+
+    fn kind(&mut self, kind: RecordKind, version: WalVersion) -> u16 {
+        if let Some(known) = self.kinds.get(&kind) {
+            return *known;
+        }
+        let number = self.kinds.len() as u16;
+        self.structure.plans.push(FieldPlan::of(&kind, version));
+        self.structure.tables.kinds.push(kind.clone());
+        self.kinds.insert(kind, number);
+        number
+    }
+
+    /// Appends the contents of the records of `body`: kind by kind, what has the same place in them and the same length together.
+    pub fn put_contents(&self, body: &[u8], writer: &mut ColumnWriter, to: &mut Columns) {
+        let mut rows = Vec::new();
+        for (records, plan) in self.structure.by_kind().iter().zip(&self.structure.plans) {
+            for (slot, field) in plan.slots.iter().enumerate() {
+                for (len, group) in groups(&self.structure, records, *field) {
+                    rows.clear();
+                    for (_, record) in &group {
+                        let start = self.contents[self.content_starts[*record as usize] + slot];
+                        rows.extend_from_slice(&body[start..start + len]);
+                    }
+                    writer.put(&rows, len, to);
+                }
+            }
+        }
+    }
+}
+
+/// The records that have the same value in field `field`, by that value; in order inside.
+pub fn groups(structure: &Structure, records: &[u32], field: usize) -> Vec<(usize, Vec<(u32, u32)>)> {
+    let mut all: Vec<(u32, u32)> = records
+        .iter()
+        .map(|record| (structure.fields_of(*record as usize).get(field).copied().unwrap_or(0), *record))
+        .collect();
+    all.sort_unstable();
+    all.chunk_by(|a, b| a.0 == b.0)
+        .map(|group| (group.first().map_or(0, |(len, _)| *len as usize), group.to_vec()))
+        .collect()
+}

@@ -1,0 +1,383 @@
+//! What the records of a frame are, without their contents: kinds, transactions, blocks, lengths. Stored kind by kind, column by
+//! column, as differences from the record before of the same kind. Spec: formats/deltas.md.
+
+use super::block::BlockId;
+use super::diff::Hole;
+use super::limits::FRAME_KINDS_MAX;
+use super::varint::{self, Cursor};
+use crate::base::limits::{BLOCK_BYTES, WAL_FRAME_BYTES};
+use crate::format::FormatError;
+use crate::format::delta::{DeltaTables, KindBlock, MainForm, RecordKind};
+use crate::format::wal::RelationRef;
+use crate::wal::WalVersion;
+use crate::wal::record::RECORD_HEADER_BYTES;
+
+/// Flags of a block reference.
+pub mod flag {
+    #![allow(missing_docs)]
+    pub const FORK_MASK: u8 = 0x0F;
+    pub const HAS_IMAGE: u8 = 0x10;
+    pub const HAS_DATA: u8 = 0x20;
+    pub const SAME_RELATION: u8 = 0x80;
+    pub const IMAGE_HAS_HOLE: u8 = 0x01;
+}
+
+/// Whether `image_info` says that the image is compressed.
+pub fn is_compressed(version: WalVersion, image_info: u8) -> bool {
+    image_info & if version == WalVersion::V14 { 2 } else { 4 | 8 | 16 } != 0
+}
+
+/// Where the numbers of one block reference stand among the fields of its record.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockFields {
+    /// The block.
+    pub block: usize,
+    /// The length of its data.
+    pub data: Option<usize>,
+    /// The length of its image, followed by the hole's offset.
+    pub image: Option<usize>,
+    /// The length of the hole, where that does not follow from the image's.
+    pub hole: Option<usize>,
+}
+
+/// Where the numbers of a kind's records stand, and what their headers take.
+#[derive(Debug, Clone)]
+pub struct FieldPlan {
+    /// One for each block reference.
+    pub blocks: Vec<BlockFields>,
+    /// The top-level transaction.
+    pub top_xid: Option<usize>,
+    /// The length of main data.
+    pub main: Option<usize>,
+    /// How many numbers a record has.
+    pub count: usize,
+    /// Bytes of record header and fragment headers.
+    pub header_bytes: usize,
+    /// Lengths of what has contents: data of each block that has some, then main data.
+    pub slots: Vec<usize>,
+}
+
+impl FieldPlan {
+    /// The plan of `kind`.
+    pub fn of(kind: &RecordKind, version: WalVersion) -> FieldPlan {
+        let mut count = 0;
+        let mut next = |wanted: bool, fields: usize| {
+            let at = count;
+            if wanted {
+                count += fields;
+            }
+            wanted.then_some(at)
+        };
+        let (mut blocks, mut slots, mut header_bytes) = (Vec::new(), Vec::new(), RECORD_HEADER_BYTES);
+        for block in &kind.blocks {
+            let at = next(true, 1).unwrap_or(0);
+            let data = next(block.flags & flag::HAS_DATA != 0, 1);
+            let image = next(block.flags & flag::HAS_IMAGE != 0, 2);
+            let own_hole = image.is_some()
+                && block.image_info & flag::IMAGE_HAS_HOLE != 0
+                && is_compressed(version, block.image_info);
+            let hole = next(own_hole, 1);
+            let relation = if block.flags & flag::SAME_RELATION == 0 { 12 } else { 0 };
+            header_bytes +=
+                4 + 4 + relation + if image.is_some() { 5 } else { 0 } + if own_hole { 2 } else { 0 };
+            slots.extend(data);
+            blocks.push(BlockFields { block: at, data, image, hole });
+        }
+        header_bytes += if kind.origin.is_some() { 3 } else { 0 };
+        let top_xid = next(kind.top_xid, 1);
+        header_bytes += if kind.top_xid { 5 } else { 0 };
+        let main = next(kind.main != MainForm::None, 1);
+        header_bytes += match kind.main {
+            MainForm::None => 0,
+            MainForm::Short => 2,
+            MainForm::Long => 5,
+        };
+        slots.extend(main);
+        FieldPlan { blocks, top_xid, main, count, header_bytes, slots }
+    }
+
+    /// The length of a record with these numbers.
+    pub fn record_len(&self, fields: &[u32]) -> u64 {
+        let of = |at: usize| u64::from(fields.get(at).copied().unwrap_or(0));
+        let images: u64 = self.blocks.iter().filter_map(|block| block.image).map(of).sum();
+        self.header_bytes as u64 + images + self.slots.iter().map(|slot| of(*slot)).sum::<u64>()
+    }
+}
+
+/// An image in a record, as its header says.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageShape {
+    /// Whose.
+    pub block: BlockId,
+    /// Bytes in the record.
+    pub len: usize,
+    /// The hole, where the image is not compressed.
+    pub hole: Hole,
+    /// Whether it is compressed.
+    pub compressed: bool,
+}
+
+/// The records of a frame.
+#[derive(Debug, Clone, Default)]
+pub struct Structure {
+    /// Relations and kinds.
+    pub tables: DeltaTables,
+    /// The kind of each record.
+    pub kinds: Vec<u16>,
+    /// The transaction of each.
+    pub xids: Vec<u32>,
+    /// The numbers of all, record by record.
+    pub fields: Vec<u32>,
+    /// Where the numbers of each record begin.
+    pub starts: Vec<usize>,
+    /// By kind.
+    pub plans: Vec<FieldPlan>,
+}
+
+impl Structure {
+    /// The numbers of record `record`.
+    pub fn fields_of(&self, record: usize) -> &[u32] {
+        let start = self.starts.get(record).copied().unwrap_or(0);
+        let end = self.starts.get(record + 1).copied().unwrap_or(self.fields.len());
+        self.fields.get(start..end).unwrap_or(&[])
+    }
+
+    /// The records of each kind, in order.
+    pub fn by_kind(&self) -> Vec<Vec<u32>> {
+        let mut by_kind = vec![Vec::new(); self.tables.kinds.len()];
+        for (record, kind) in self.kinds.iter().enumerate() {
+            if let Some(records) = by_kind.get_mut(usize::from(*kind)) {
+                records.push(record as u32);
+            }
+        }
+        by_kind
+    }
+
+    /// The kind and the plan of record `record`.
+    pub fn kind_of(&self, record: usize) -> Option<(&RecordKind, &FieldPlan)> {
+        let kind = usize::from(*self.kinds.get(record)?);
+        Some((self.tables.kinds.get(kind)?, self.plans.get(kind)?))
+    }
+
+    /// The image of block reference `number` of a record with these `fields`, if it has one.
+    pub fn image(
+        &self,
+        version: WalVersion,
+        block: &KindBlock,
+        plan: &BlockFields,
+        fields: &[u32],
+    ) -> Result<Option<ImageShape>, FormatError> {
+        let Some(at) = plan.image else { return Ok(None) };
+        let of = |at: usize| fields.get(at).copied().unwrap_or(0) as usize;
+        let (len, offset) = (of(at), of(at + 1));
+        let compressed = is_compressed(version, block.image_info);
+        let hole_len = match (block.image_info & flag::IMAGE_HAS_HOLE != 0, plan.hole) {
+            (false, _) => 0,
+            (true, Some(hole)) => of(hole),
+            (true, None) => BLOCK_BYTES.saturating_sub(len),
+        };
+        let fits = compressed || len + hole_len == BLOCK_BYTES;
+        if !fits || offset + hole_len > BLOCK_BYTES || len > BLOCK_BYTES {
+            let found = format!("{len} bytes with a hole of {hole_len} at {offset}");
+            return Err(FormatError::new("delta frame image", 0, found, "an image of 8192 bytes"));
+        }
+        let Some(relation) = self.tables.relations.get(usize::from(block.relation)) else {
+            return Err(FormatError::new(
+                "delta frame kind",
+                0,
+                format!("relation {}", block.relation),
+                "one in the table",
+            ));
+        };
+        let id = BlockId {
+            relation: *relation,
+            fork: block.flags & flag::FORK_MASK,
+            block: fields.get(plan.block).copied().unwrap_or(0),
+        };
+        Ok(Some(ImageShape { block: id, len, hole: Hole { offset, len: hole_len }, compressed }))
+    }
+
+    /// Appends the kinds, low bytes first, then high bytes.
+    pub fn put_kinds(&self, to: &mut Vec<u8>) {
+        to.extend(self.kinds.iter().map(|kind| *kind as u8));
+        to.extend(self.kinds.iter().map(|kind| (*kind >> 8) as u8));
+    }
+
+    /// Appends the transactions: 0 that of the last record that had one, 1 none, otherwise the zigzag difference plus 1.
+    pub fn put_xids(&self, to: &mut Vec<u8>) {
+        let mut last = 0;
+        for xid in &self.xids {
+            match *xid {
+                0 => varint::put(1, to),
+                xid if xid == last => varint::put(0, to),
+                xid => {
+                    let less = varint::difference(xid, last);
+                    varint::put((((less << 1) ^ (less >> 63)) as u64) + 1, to);
+                    last = xid;
+                }
+            }
+        }
+    }
+
+    /// Appends the numbers, kind by kind, column by column.
+    pub fn put_numbers(&self, to: &mut Vec<u8>) {
+        for (records, plan) in self.by_kind().iter().zip(&self.plans) {
+            for column in 0..plan.count {
+                let mut last = 0;
+                for record in records {
+                    let value = self.fields_of(*record as usize).get(column).copied().unwrap_or(0);
+                    varint::put_signed(varint::difference(value, last), to);
+                    last = value;
+                }
+            }
+        }
+    }
+
+    /// Reads the structure of `count` records.
+    pub fn read(
+        tables: DeltaTables,
+        version: WalVersion,
+        count: usize,
+        [kinds, xids, numbers]: [&[u8]; 3],
+    ) -> Result<Structure, FormatError> {
+        let refuse = |found: String, expected: &str| Err(FormatError::new("delta frame", 0, found, expected));
+        if count > WAL_FRAME_BYTES / RECORD_HEADER_BYTES || kinds.len() != 2 * count {
+            return refuse(format!("{count} records, {} bytes of kinds", kinds.len()), "two bytes a record");
+        }
+        if tables.kinds.len() > FRAME_KINDS_MAX || tables.relations.len() > FRAME_KINDS_MAX {
+            return refuse(format!("{} kinds", tables.kinds.len()), "65536 at most");
+        }
+        let (low, high) = kinds.split_at(count);
+        let kinds: Vec<u16> =
+            low.iter().zip(high).map(|(low, high)| u16::from_le_bytes([*low, *high])).collect();
+        if let Some(kind) = kinds.iter().find(|kind| usize::from(**kind) >= tables.kinds.len()) {
+            return refuse(format!("kind {kind}"), "one in the table");
+        }
+        let plans: Vec<FieldPlan> = tables.kinds.iter().map(|kind| FieldPlan::of(kind, version)).collect();
+        let mut structure = Structure {
+            tables,
+            kinds,
+            xids: read_xids(xids, count)?,
+            fields: Vec::new(),
+            starts: Vec::new(),
+            plans,
+        };
+        structure.read_numbers(numbers)?;
+        Ok(structure)
+    }
+
+    fn read_numbers(&mut self, numbers: &[u8]) -> Result<(), FormatError> {
+        let mut total = 0usize;
+        for kind in &self.kinds {
+            self.starts.push(total);
+            total += self.plans.get(usize::from(*kind)).map_or(0, |plan| plan.count);
+        }
+        // Every number takes a byte at least, so no count makes us reserve more than four times what is there.
+        if total > numbers.len() {
+            let found = format!("{} bytes of numbers", numbers.len());
+            return Err(FormatError::new("delta frame", 0, found, format!("{total} numbers")));
+        }
+        self.fields.resize(total, 0);
+        let mut from = Cursor::new("delta frame numbers", numbers);
+        for (records, plan) in self.by_kind().iter().zip(&self.plans) {
+            for column in 0..plan.count {
+                let mut last = 0;
+                for record in records {
+                    last = from.after(last)?;
+                    let start = self.starts.get(*record as usize).copied().unwrap_or(0);
+                    if let Some(field) = self.fields.get_mut(start + column) {
+                        *field = last;
+                    }
+                }
+            }
+        }
+        from.finish()
+    }
+}
+
+fn read_xids(bytes: &[u8], count: usize) -> Result<Vec<u32>, FormatError> {
+    let mut from = Cursor::new("delta frame xids", bytes);
+    let (mut xids, mut last) = (Vec::with_capacity(count), 0u32);
+    for _ in 0..count {
+        xids.push(match from.varint()? {
+            0 => last,
+            1 => 0,
+            zigzag => {
+                let zigzag = zigzag - 1;
+                let less = (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64);
+                let xid = i64::from(last).checked_add(less).and_then(|xid| u32::try_from(xid).ok());
+                last =
+                    xid.ok_or_else(|| from.error(format!("{last} and {less}"), "a transaction of 32 bits"))?;
+                last
+            }
+        });
+    }
+    from.finish()?;
+    Ok(xids)
+}
+
+/// Appends the fragment headers of a record.
+pub fn put_fragments(
+    kind: &RecordKind,
+    plan: &FieldPlan,
+    fields: &[u32],
+    relations: &[RelationRef],
+    to: &mut Vec<u8>,
+) -> Result<(), FormatError> {
+    let of = |at: usize| fields.get(at).copied().unwrap_or(0);
+    let short = |at: usize| {
+        let value = of(at);
+        u16::try_from(value)
+            .map_err(|_| FormatError::new("delta frame numbers", at, value, "a number of 16 bits"))
+    };
+    for (block, at) in kind.blocks.iter().zip(&plan.blocks) {
+        to.extend_from_slice(&[block.id, block.flags]);
+        let data_len = at.data.map_or(Ok(0), short)?;
+        to.extend_from_slice(&data_len.to_le_bytes());
+        if let Some(image) = at.image {
+            to.extend_from_slice(&short(image)?.to_le_bytes());
+            to.extend_from_slice(&short(image + 1)?.to_le_bytes());
+            to.push(block.image_info);
+            if let Some(hole) = at.hole {
+                to.extend_from_slice(&short(hole)?.to_le_bytes());
+            }
+        }
+        if block.flags & flag::SAME_RELATION == 0 {
+            let relation = relations.get(usize::from(block.relation)).ok_or_else(|| {
+                FormatError::new(
+                    "delta frame kind",
+                    0,
+                    format!("relation {}", block.relation),
+                    "one in the table",
+                )
+            })?;
+            for number in [relation.tablespace, relation.database, relation.relation] {
+                to.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        to.extend_from_slice(&of(at.block).to_le_bytes());
+    }
+    if let Some(origin) = kind.origin {
+        to.push(253);
+        to.extend_from_slice(&origin.to_le_bytes());
+    }
+    if let Some(top_xid) = plan.top_xid {
+        to.push(252);
+        to.extend_from_slice(&of(top_xid).to_le_bytes());
+    }
+    if let Some(main) = plan.main {
+        match kind.main {
+            MainForm::Long => {
+                to.push(254);
+                to.extend_from_slice(&of(main).to_le_bytes());
+            }
+            _ => {
+                let len = u8::try_from(of(main)).map_err(|_| {
+                    FormatError::new("delta frame numbers", main, of(main), "a length of 8 bits")
+                })?;
+                to.extend_from_slice(&[255, len]);
+            }
+        }
+    }
+    Ok(())
+}

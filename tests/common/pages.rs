@@ -1,0 +1,60 @@
+//! Pages out of a data directory that was copied: the base of delta tests and of their bench.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use walden::delta::{BlockId, Page, PageSource, Vouched, page_hash};
+
+/// The key of the hashes that vouch for pages.
+pub const PAGE_KEY: [u8; 32] = [7; 32];
+/// Blocks of a relation file before the next one begins.
+const RELATION_FILE_BLOCKS: u32 = 131_072;
+
+type Kept = Option<(Box<Page>, [u8; 32])>;
+
+/// Pages of a data directory. Those asked for before are in memory, as a local cache would have them, with their hashes.
+#[derive(Debug)]
+pub struct DataDirectory {
+    dir: PathBuf,
+    files: HashMap<PathBuf, Option<File>>,
+    pages: HashMap<BlockId, Kept>,
+}
+
+impl DataDirectory {
+    /// The data directory at `dir`.
+    pub fn open(dir: &Path) -> Self {
+        DataDirectory { dir: dir.to_owned(), files: HashMap::new(), pages: HashMap::new() }
+    }
+
+    fn read(&mut self, block: &BlockId) -> Kept {
+        let folder = match block.relation.tablespace {
+            1663 => format!("base/{}", block.relation.database),
+            1664 => "global".to_owned(),
+            other => format!("pg_tblspc/{other}"),
+        };
+        let fork = ["", "_fsm", "_vm", "_init"].get(usize::from(block.fork))?;
+        let part = match block.block / RELATION_FILE_BLOCKS {
+            0 => String::new(),
+            part => format!(".{part}"),
+        };
+        let path = self.dir.join(folder).join(format!("{}{fork}{part}", block.relation.relation));
+        let file = self.files.entry(path.clone()).or_insert_with(|| File::open(path).ok()).as_ref()?;
+        let mut page = Box::new([0; 8192]);
+        file.read_exact_at(&mut page[..], u64::from(block.block % RELATION_FILE_BLOCKS) * 8192).ok()?;
+        let hash = page_hash(&PAGE_KEY, &page);
+        Some((page, hash))
+    }
+}
+
+impl PageSource for DataDirectory {
+    fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
+        if !self.pages.contains_key(block) {
+            let found = self.read(block);
+            self.pages.insert(*block, found);
+        }
+        let (kept, hash) = self.pages.get(block)?.as_ref()?;
+        *page = **kept;
+        Some(Vouched::ByHash(*hash))
+    }
+}

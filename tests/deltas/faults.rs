@@ -1,0 +1,164 @@
+//! Planted faults: a decoder gives an error or the very bytes, never others; an encoder does not build on what is rotten.
+
+use crate::bed::{self, Made, blocks, image_body, made_page, mib};
+use crate::common::pages::PAGE_KEY;
+use walden::base::{Lsn, SystemId, TimelineId, Timestamp};
+use walden::delta::{BlockId, DeltaError, Encoder, FrameBody, FrameDecoder, ImageCache, Origin, Verify};
+use walden::format::wal::RelationRef;
+use walden::wal::{Synth, WalVersion};
+
+const START: Lsn = Lsn::new(1 << 32);
+
+fn block(block: u32) -> BlockId {
+    BlockId { relation: RelationRef { tablespace: 1663, database: 5, relation: 16384 }, fork: 0, block }
+}
+
+/// Two frames: images of blocks 0 to 9 with other things between, then images of the same blocks.
+fn two_frames(
+    encoder: &mut Encoder,
+    base: &mut Made,
+    between: impl FnOnce(&mut Encoder),
+) -> [(Vec<u8>, Vec<u8>); 2] {
+    let mut synth = Synth::new(WalVersion::V15, mib(1), SystemId(7), TimelineId(1), START);
+    let mut between = Some(between);
+    [0u8, 1].map(|turn| {
+        for number in 0..10u32 {
+            let mut page = made_page(number);
+            page[1000..1040].fill(turn + 1);
+            synth.record(0, 0xB0, 0, &image_body(number, &page, 0, 2));
+            synth.insert(700 + number, number, 60);
+            synth.commit(700 + number, Timestamp::from_micros(i64::from(number)));
+        }
+        let wal = synth.take();
+        encoder.feed(&wal);
+        let frame = encoder.flush_frame(base).unwrap();
+        if turn == 0 {
+            between.take().unwrap()(encoder);
+        }
+        match frame.body {
+            FrameBody::Delta(bytes, _) => (wal, bytes),
+            FrameBody::Plain(surprise) => panic!("plain: {surprise:?}"),
+        }
+    })
+}
+
+fn encoder() -> Encoder {
+    Encoder::new(bed::options(mib(1)), START)
+}
+
+#[test]
+fn a_flipped_byte_anywhere_in_a_frame_is_an_error_or_changes_nothing() {
+    let [(wal, first), _] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
+    let mut decoder = FrameDecoder::new(PAGE_KEY);
+    let mut wrong = Vec::new();
+    for at in 0..first.len() {
+        for bit in [0, 3, 7] {
+            let mut flipped = first.clone();
+            flipped[at] ^= 1 << bit;
+            let mut cache = ImageCache::new(64);
+            match decoder.decode(&flipped, &mut cache, &mut Made::default()) {
+                Ok(decoded) if decoded.raw != wal => wrong.push((at, bit)),
+                Ok(_) => {}
+                Err(_) => assert!(cache.is_empty(), "byte {at}: images of a frame that failed are kept"),
+            }
+        }
+        assert!(decoder.decode(&first[..at], &mut ImageCache::new(64), &mut Made::default()).is_err());
+    }
+    assert_eq!(wrong, []);
+}
+
+#[test]
+fn a_page_of_another_base_is_named() {
+    let [(_, first), _] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
+    let mut other = Made { other: Some(4), ..Made::default() };
+    let error = FrameDecoder::new(PAGE_KEY).decode(&first, &mut ImageCache::new(64), &mut other).unwrap_err();
+    assert!(matches!(error, DeltaError::WrongPage { block: found, .. } if found == block(4)), "{error}");
+    let mut rotten = Made { unlike_its_hash: Some(5), ..Made::default() };
+    let error =
+        FrameDecoder::new(PAGE_KEY).decode(&first, &mut ImageCache::new(64), &mut rotten).unwrap_err();
+    assert!(matches!(error, DeltaError::WrongPage { block: found, .. } if found == block(5)), "{error}");
+}
+
+#[test]
+fn missing_pages_are_all_named_and_can_be_listed_before() {
+    let [(wal, first), _] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
+    let mut decoder = FrameDecoder::new(PAGE_KEY);
+    let error = decoder.decode(&first, &mut ImageCache::new(64), &mut walden::delta::NoBase).unwrap_err();
+    let DeltaError::MissingPages(missing) = error else { panic!("{error}") };
+    let listed = decoder.references(&first).unwrap();
+    let of_base: Vec<_> =
+        listed.iter().filter(|reference| matches!(reference.origin, Origin::Base { .. })).collect();
+    assert_eq!(
+        missing.iter().map(|page| page.block).collect::<Vec<_>>(),
+        (0..10).map(block).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        of_base.iter().map(|reference| reference.block).collect::<Vec<_>>(),
+        (0..10).map(block).collect::<Vec<_>>()
+    );
+    assert_eq!(missing[3].lsn, of_base[3].lsn);
+    // Once they are there, the same decoder goes on.
+    let decoded = decoder.decode(&first, &mut ImageCache::new(64), &mut Made::default()).unwrap();
+    assert_eq!(decoded.raw, wal);
+}
+
+#[test]
+fn an_image_that_is_not_in_the_cache_is_named() {
+    let [(_, first), (wal, second)] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
+    let mut decoder = FrameDecoder::new(PAGE_KEY);
+    let error = decoder.decode(&second, &mut ImageCache::new(64), &mut Made::default()).unwrap_err();
+    assert!(matches!(error, DeltaError::MissingImage { block: found, .. } if found == block(0)), "{error}");
+    let listed = decoder.references(&second).unwrap();
+    let first_lsns: Vec<Lsn> =
+        decoder.references(&first).unwrap().iter().map(|reference| reference.lsn).collect();
+    let wanted: Vec<Lsn> = listed
+        .iter()
+        .map(|reference| match reference.origin {
+            Origin::Image { lsn } => lsn,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(wanted, first_lsns);
+    let mut cache = ImageCache::new(64);
+    decoder.decode(&first, &mut cache, &mut Made::default()).unwrap();
+    assert_eq!(decoder.decode(&second, &mut cache, &mut Made::default()).unwrap().raw, wal);
+}
+
+#[test]
+fn a_decoder_refuses_a_rotten_image() {
+    let [(_, first), (_, second)] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
+    let (mut decoder, mut cache) = (FrameDecoder::new(PAGE_KEY), ImageCache::new(64));
+    decoder.decode(&first, &mut cache, &mut Made::default()).unwrap();
+    cache.rot(&block(7), 8000);
+    let error = decoder.decode(&second, &mut cache, &mut Made::default()).unwrap_err();
+    assert!(matches!(error, DeltaError::RottenImage { block: found, .. } if found == block(7)), "{error}");
+}
+
+#[test]
+fn an_encoder_does_not_build_on_a_rotten_image() {
+    let mut encoder = encoder();
+    let frames =
+        two_frames(&mut encoder, &mut Made::default(), |encoder| encoder.cache_mut().rot(&block(7), 8000));
+    let (mut decoder, mut cache) = (FrameDecoder::new(PAGE_KEY), ImageCache::new(64));
+    for (wal, frame) in &frames {
+        assert_eq!(&decoder.decode(frame, &mut cache, &mut Made::default()).unwrap().raw, wal);
+    }
+    let listed = decoder.references(&frames[1].1).unwrap();
+    assert!(matches!(listed[7].origin, Origin::Base { .. }), "{:?}", listed[7]);
+    assert!(matches!(listed[6].origin, Origin::Image { .. }));
+    assert_eq!(blocks(encoder.cache()), blocks(&cache));
+}
+
+#[test]
+fn an_encoder_does_not_build_on_a_page_that_nothing_vouches_for() {
+    let mut options = bed::options(mib(1));
+    options.verify = Verify::Decode;
+    let mut rotten = Made { unlike_its_hash: Some(5), without: Some(6), ..Made::default() };
+    let [(wal, first), _] = two_frames(&mut Encoder::new(options, START), &mut rotten, |_| {});
+    let mut decoder = FrameDecoder::new(PAGE_KEY);
+    let listed = decoder.references(&first).unwrap();
+    assert_eq!([listed[5].origin, listed[6].origin], [Origin::Alone; 2]);
+    assert!(matches!(listed[4].origin, Origin::Base { .. }));
+    let decoded = decoder.decode(&first, &mut ImageCache::new(64), &mut Made::default()).unwrap();
+    assert_eq!(decoded.raw, wal);
+}

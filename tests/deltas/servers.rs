@@ -1,0 +1,151 @@
+//! WAL of real servers of every major: bit for bit, with a base that was copied half-way.
+
+use crate::bed::{self, mib};
+use crate::common::pages::DataDirectory;
+use crate::common::pg::temp_dir;
+use crate::common::pg::{Pg, Stop, majors, run};
+use std::process::Command;
+use walden::base::{Lsn, SegmentSize, TimelineId, WalFileName};
+use walden::delta::Surprise;
+
+const BEFORE: &str = "
+CREATE TABLE big (a int PRIMARY KEY, b text, c text);
+INSERT INTO big SELECT g, repeat(md5(g::text), 4), gen_random_uuid() FROM generate_series(1, 6000) g;
+CREATE TABLE points (p point);
+INSERT INTO points SELECT point(g, g % 7) FROM generate_series(1, 2000) g;
+CREATE SEQUENCE s;
+CHECKPOINT;
+";
+const AFTER: &str = "
+UPDATE big SET b = b || 'x' WHERE a % 3 = 0;
+DELETE FROM big WHERE a % 5 = 0;
+VACUUM big;
+CREATE INDEX big_t ON big (b, a);
+CREATE INDEX big_i ON big USING gin (string_to_array(b, 'a'));
+CREATE INDEX big_h ON big USING hash (a);
+CREATE INDEX big_r ON big USING brin (a);
+CREATE INDEX points_s ON points USING spgist (p);
+CREATE INDEX points_g ON points USING gist (p);
+INSERT INTO big SELECT g, md5(g::text), '' FROM generate_series(7000, 9000) g;
+INSERT INTO points SELECT point(g, g) FROM generate_series(1, 500) g;
+SELECT nextval('s'), nextval('s');
+BEGIN; INSERT INTO points VALUES (point(1, 1)); SAVEPOINT a; INSERT INTO points VALUES (point(2, 2)); ROLLBACK TO a;
+SAVEPOINT b; INSERT INTO points VALUES (point(3, 3)); RELEASE b; COMMIT;
+BEGIN; INSERT INTO points VALUES (point(4, 4)); PREPARE TRANSACTION 'kept';
+BEGIN; CREATE TABLE gone (a int); PREPARE TRANSACTION 'lost';
+COMMIT PREPARED 'kept'; ROLLBACK PREPARED 'lost';
+SELECT pg_create_restore_point('halfway') IS NULL;
+SELECT pg_logical_emit_message(false, 'long', repeat('wal', 700000)) IS NULL;
+SELECT pg_logical_emit_message(true, 'short', 'message') IS NULL;
+SELECT pg_switch_wal() IS NULL;
+CHECKPOINT;
+UPDATE big SET c = c || 'y' WHERE a % 4 = 0;
+DO $$ BEGIN FOR i IN 1..40 LOOP EXECUTE format('CREATE TABLE many_%s (a int PRIMARY KEY, b text)', i); END LOOP; END $$;
+CREATE DATABASE other; DROP DATABASE other;
+ALTER TABLE big ALTER COLUMN a TYPE bigint;
+TRUNCATE points;
+VACUUM FULL big;
+CLUSTER big USING big_pkey;
+REINDEX TABLE big;
+";
+
+/// What a server is made with.
+#[derive(Debug, Clone, Copy)]
+struct Cell {
+    major: u32,
+    segment_mib: u32,
+    compression: &'static str,
+    checksums: bool,
+}
+
+fn comes_back(cell: Cell) {
+    let mut builder = Pg::builder(cell.major)
+        .wal_segment_mib(cell.segment_mib)
+        .option("wal_level", "logical")
+        .option("max_prepared_transactions", "5")
+        .option("wal_keep_size", "2GB")
+        .option("wal_compression", cell.compression);
+    if !cell.checksums {
+        builder = builder.without_checksums();
+    }
+    let mut pg = builder.start();
+    run(pg.command("pgbench").args(["-i", "-q", "-s", "1"]));
+    pg.sql(BEFORE);
+    let copy = temp_dir();
+    run(Command::new("cp").arg("-a").arg(pg.data_dir().join("base")).arg(copy.path()));
+    run(Command::new("cp").arg("-a").arg(pg.data_dir().join("global")).arg(copy.path()));
+    pg.sql(AFTER);
+    run(pg.command("pgbench").args(["-n", "-t", "400", "-c", "4"]));
+    // A crash amid a record leaves one that is overwritten.
+    pg.restart(Stop::Kill);
+    run(pg.command("pgbench").args(["-n", "-t", "100", "-c", "2"]));
+    let end: Lsn = pg.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+    let (size, start, wal) = read_wal(&pg, cell.segment_mib, end);
+
+    let mut base = DataDirectory::open(copy.path());
+    let outcome = bed::round_trip(bed::options(size), start, &wal, 131_072, usize::MAX, &mut base);
+    let stats = outcome.stats;
+    let ratio = stats.stored as f64 / stats.raw as f64;
+    println!("{cell:?}: {} bytes, {ratio:.4}, {stats:?}, plain {:?}", wal.len(), outcome.surprises);
+    let strange =
+        outcome.surprises.iter().filter(|surprise| !matches!(surprise, Surprise::NoGain | Surprise::Record));
+    assert_eq!(strange.count(), 0, "{cell:?}: {:?}", outcome.surprises);
+    // A crash costs a frame or two; nothing else is strange about a server's WAL.
+    assert!(outcome.surprises.len() <= 2, "{cell:?}: {:?}", outcome.surprises);
+    if cell.compression == "off" {
+        assert!(stats.images_base > 50 && stats.images_image > 50, "{cell:?}: {stats:?}");
+        assert!(ratio < 0.2, "{cell:?}: {ratio}");
+    }
+    // From the middle of a record on, in other pieces, flushed at odd places.
+    let skip = 12_345;
+    bed::round_trip(
+        bed::options(size),
+        start.saturating_add(skip),
+        &wal[skip as usize..],
+        77_777,
+        9,
+        &mut base,
+    );
+}
+
+fn read_wal(pg: &Pg, segment_mib: u32, end: Lsn) -> (SegmentSize, Lsn, Vec<u8>) {
+    let (size, dir) = (mib(u64::from(segment_mib)), pg.data_dir().join("pg_wal"));
+    let mut numbers: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok()?.parse::<WalFileName>().ok())
+        .filter_map(|name| name.segment_no(size))
+        .filter(|number| number.range(size).start < end)
+        .collect();
+    numbers.sort();
+    let start = numbers[0].range(size).start;
+    let mut wal = Vec::new();
+    for number in numbers {
+        assert_eq!(number.range(size).start.bytes_since(start), wal.len() as u64, "a segment is missing");
+        wal.extend(
+            std::fs::read(dir.join(WalFileName::segment(TimelineId(1), number, size).to_string())).unwrap(),
+        );
+    }
+    wal.truncate(end.bytes_since(start) as usize);
+    (size, start, wal)
+}
+
+#[test]
+fn wal_of_every_major_comes_back_with_segments_of_1_mib() {
+    for major in majors() {
+        comes_back(Cell { major, segment_mib: 1, compression: "off", checksums: true });
+    }
+}
+
+#[test]
+fn wal_of_every_major_comes_back_with_segments_of_16_mib_and_images_compressed() {
+    for major in majors() {
+        comes_back(Cell { major, segment_mib: 16, compression: "on", checksums: false });
+    }
+}
+
+#[test]
+fn images_compressed_by_lz4_come_back() {
+    for major in majors().into_iter().filter(|major| *major >= 15) {
+        comes_back(Cell { major, segment_mib: 16, compression: "lz4", checksums: true });
+    }
+}

@@ -1,0 +1,827 @@
+//! The vectors of deltas.md: delta frames, made into WAL again by the tables and the rules of that page alone, and frames to refuse.
+
+use super::make::Made;
+use super::tables::{Pages, Value, hex};
+use super::vectors::{Refusal, Vector};
+use std::collections::{BTreeMap, BTreeSet};
+use walden::base::{Lsn, SegmentSize, SystemId, TimelineId, Timestamp};
+use walden::delta::{
+    BlockId, DeltaError, Encoder, EncoderOptions, FrameBody, FrameDecoder, ImageCache, Page, PageSource,
+    Verify, Vouched,
+};
+use walden::format::Writer;
+use walden::format::delta::{DeltaHead, SectionKind};
+use walden::format::record::Field;
+use walden::wal::{Synth, WalVersion};
+
+const KEY: [u8; 32] = [7; 32];
+const START: Lsn = Lsn::new((1 << 32) + (7 << 20) + 8192);
+
+/// The base of the vectors: relation 1663/5/16384, blocks 0 to 99, as deltas.md says.
+pub fn base_byte(block: usize, at: usize) -> u8 {
+    ((at * at + 31 * block) >> 4) as u8
+}
+
+/// The base, with more blocks than there are, or another one.
+struct Base {
+    blocks: u32,
+    other: Option<u32>,
+}
+
+const BASE: Base = Base { blocks: 100, other: None };
+
+impl PageSource for Base {
+    fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
+        let there = block.relation.relation == 16384 && block.fork == 0 && block.block < self.blocks;
+        let add = u8::from(self.other == Some(block.block));
+        for (at, byte) in page.iter_mut().enumerate() {
+            *byte = base_byte(block.block as usize, at).wrapping_add(add);
+        }
+        there.then_some(Vouched::BySource)
+    }
+}
+
+fn page(block: usize) -> Vec<u8> {
+    (0..8192).map(|at| base_byte(block, at)).collect()
+}
+
+/// A record with an image of `block`; `info` as 15 and later have it.
+fn image_body(block: u32, image: &[u8], hole: Option<(u16, u16)>, info: u8, data: &[u8]) -> Vec<u8> {
+    let mut body = vec![0, if data.is_empty() { 0x10 } else { 0x30 }];
+    body.extend((data.len() as u16).to_le_bytes());
+    body.extend((image.len() as u16).to_le_bytes());
+    body.extend(hole.map_or(0, |hole| hole.0).to_le_bytes());
+    body.push(info | u8::from(hole.is_some()));
+    if let (true, Some(hole)) = (info & 4 != 0, hole) {
+        body.extend(hole.1.to_le_bytes());
+    }
+    [1663u32, 5, 16384, block].iter().for_each(|number| body.extend(number.to_le_bytes()));
+    body.extend(image);
+    body.extend(data);
+    body
+}
+
+fn insert_body(block: u32, tuple: &[u8]) -> Vec<u8> {
+    let mut body = vec![0, 0x20];
+    body.extend((tuple.len() as u16).to_le_bytes());
+    [1663u32, 5, 16384, block].iter().for_each(|number| body.extend(number.to_le_bytes()));
+    body.extend([255, 3]);
+    body.extend(tuple);
+    body.extend([block as u8, 0, 0]);
+    body
+}
+
+/// WAL with everything that a delta frame tells apart.
+fn everything() -> Vec<u8> {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let mut synth = Synth::new(WalVersion::V17, size, SystemId(77), TimelineId(3), START);
+    let noise = |seed: u32| blake3::hash(&seed.to_le_bytes()).to_hex().to_string();
+    synth.noise(9000);
+    for turn in 0..9u32 {
+        let tuple =
+            [&[1, 2, 3][..], &(40 + turn).to_le_bytes(), noise(turn).as_bytes(), &[turn as u8; 2]].concat();
+        synth.record(10, 0, 700 + turn / 2, &insert_body(60 + turn, &tuple));
+        synth.commit(700 + turn / 2, Timestamp::from_micros(1_000_000 + i64::from(turn * turn) * 77_777));
+    }
+    // Of the base, a tuple changed.
+    let mut changed = page(3);
+    changed[100..130].fill(9);
+    synth.record(0, 0xB0, 0, &image_body(3, &changed, None, 2, b""));
+    // The same block again, with a hole.
+    let holed = [&changed[..200], &changed[4200..]].concat();
+    synth.record(0, 0xB0, 0, &image_body(3, &holed, Some((200, 4000)), 2, b"data"));
+    // Tuples moved by 16 bytes.
+    let moved = [&page(7)[..1000], &[5; 16], &page(7)[1000..8176]].concat();
+    synth.record(0, 0xB0, 0, &image_body(7, &moved, None, 2, b""));
+    // Not in the base.
+    let alone: Vec<u8> = (0..8192).map(|at| (at / 300) as u8).collect();
+    synth.record(0, 0xB0, 0, &image_body(500, &alone, None, 2, b""));
+    // Compressed by PostgreSQL.
+    synth.record(0, 0xB0, 0, &image_body(8, &[0xAB; 300], Some((300, 2000)), 2 | 4, b""));
+    // Origin, top-level transaction, long main data.
+    let mut body = vec![253, 9, 0, 252];
+    body.extend(699u32.to_le_bytes());
+    body.push(254);
+    body.extend(300u32.to_le_bytes());
+    body.extend([0x33; 300]);
+    synth.record(10, 0x20, 701, &body);
+    synth.noise(5000);
+    let mut wal = synth.take();
+    // A page header that says otherwise.
+    wal[8192 * 2 + 2] ^= 4;
+    wal
+}
+
+fn encode(start: Lsn, wal: &[u8], base: &mut dyn PageSource) -> Vec<u8> {
+    let options = EncoderOptions {
+        segment_size: SegmentSize::new(1 << 20).unwrap(),
+        verify: Verify::Decode,
+        page_key: KEY,
+        cache_pages_max: 16,
+    };
+    let mut encoder = Encoder::new(options, start);
+    encoder.feed(wal);
+    match encoder.flush_frame(base).unwrap().body {
+        FrameBody::Delta(frame, _) => frame,
+        FrameBody::Plain(surprise) => panic!("a plain frame: {surprise:?}"),
+    }
+}
+
+/// From inside of a record to inside of another.
+fn good() -> Vec<u8> {
+    let wal = everything();
+    encode(START.saturating_add(100), &wal[100..wal.len() - 1001], &mut { BASE })
+}
+
+/// A range that ends among the zeros after a switch.
+fn switched() -> Vec<u8> {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let start = Lsn::new((1 << 32) + (8 << 20) - 4 * 8192);
+    let mut synth = Synth::new(WalVersion::V14, size, SystemId(77), TimelineId(3), start);
+    synth.commit(9, Timestamp::from_micros(5));
+    synth.switch();
+    let wal = synth.take();
+    encode(start, &wal[..20_000], &mut { BASE })
+}
+
+fn made(file: &str, bytes: Vec<u8>, refused: Option<(&'static str, &'static str)>, reason: &str) -> Made {
+    Made {
+        file: file.to_owned(),
+        form: "delta",
+        page: "deltas.md",
+        name: "frame".to_owned(),
+        kind: None,
+        meta: None,
+        frames: Vec::new(),
+        refused,
+        reason: reason.to_owned(),
+        bytes,
+    }
+}
+
+/// A frame with another head; its sections as they are.
+fn with_head(frame: &[u8], change: impl FnOnce(&mut DeltaHead)) -> Vec<u8> {
+    let mut from = walden::format::Reader::new("frame", frame);
+    let mut head = DeltaHead::get(&mut from).unwrap();
+    let rest = from.take(from.remaining()).unwrap();
+    change(&mut head);
+    let mut to = Writer::new();
+    head.put(&mut to);
+    to.put(rest);
+    to.into_bytes()
+}
+
+/// A frame with another section, stored raw.
+fn with_section(frame: &[u8], kind: SectionKind, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut from = walden::format::Reader::new("frame", frame);
+    let mut head = DeltaHead::get(&mut from).unwrap();
+    let mut body = Vec::new();
+    let (mut change, mut sections) = (Some(change), head.sections.clone());
+    for (number, entry) in sections.iter_mut().enumerate() {
+        let stored = from.take(entry.stored_len as usize).unwrap();
+        if number != kind as usize {
+            body.extend(stored);
+            continue;
+        }
+        let mut plain = plain_of(format!("{:?}", entry.codec).as_str(), stored);
+        change.take().unwrap()(&mut plain);
+        entry.codec = walden::format::delta::SectionCodec::Raw;
+        (entry.plain_len, entry.stored_len) = (plain.len() as u32, plain.len() as u32);
+        body.extend(plain);
+    }
+    head.sections = sections;
+    let mut to = Writer::new();
+    head.put(&mut to);
+    to.put(&body);
+    to.into_bytes()
+}
+
+fn plain_of(codec: &str, stored: &[u8]) -> Vec<u8> {
+    if codec == "Raw" { stored.to_vec() } else { zstd::decode_all(stored).unwrap() }
+}
+
+pub fn all() -> Vec<Made> {
+    let good = good();
+    let refused = |name: &str, bytes, error, says, reason| {
+        made(&format!("refused/delta-{name}.bin"), bytes, Some((error, says)), reason)
+    };
+    // A frame whose image refers to one of a frame before.
+    let (first, second) = {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let mut synth = Synth::new(WalVersion::V17, size, SystemId(77), TimelineId(3), START);
+        synth.record(0, 0xB0, 0, &image_body(3, &page(3), None, 2, b""));
+        let first = synth.take();
+        synth.record(0, 0xB0, 0, &image_body(3, &page(3), None, 2, b""));
+        (first, synth.take())
+    };
+    let options = EncoderOptions {
+        segment_size: SegmentSize::new(1 << 20).unwrap(),
+        verify: Verify::Decode,
+        page_key: KEY,
+        cache_pages_max: 16,
+    };
+    let mut encoder = Encoder::new(options, START);
+    encoder.feed(&first);
+    encoder.flush_frame(&mut { BASE }).unwrap();
+    encoder.feed(&second);
+    let FrameBody::Delta(dependent, _) = encoder.flush_frame(&mut { BASE }).unwrap().body else {
+        panic!("a delta frame")
+    };
+    let elsewhere = encode(START, &first_of(150), &mut Base { blocks: 200, other: None });
+    let other = encode(START, &first_of(3), &mut Base { blocks: 100, other: Some(3) });
+    vec![
+        made("deltas/everything.bin", good.clone(), None, "a frame with every kind of everything"),
+        made("deltas/switch.bin", switched(), None, "a commit, a switch, and zeros"),
+        refused(
+            "magic",
+            with_head(&good, |head| head.magic ^= 1 << 24),
+            "format",
+            "magic",
+            "major version 0",
+        ),
+        refused(
+            "longer",
+            with_head(&good, |head| head.raw_len = (1 << 20) + 1),
+            "format",
+            "bytes of WAL",
+            "a range of more than 1 MiB",
+        ),
+        refused(
+            "hash",
+            with_head(&good, |head| head.raw_hash[5] ^= 1),
+            "differs",
+            "BLAKE3",
+            "the range's hash has a flipped bit",
+        ),
+        refused(
+            "bomb",
+            with_head(&good, |head| head.sections[9].plain_len = 5 << 20),
+            "format",
+            "sections of",
+            "a section that would be 5 MiB",
+        ),
+        refused("cut", good[..good.len() - 1].to_vec(), "format", "of sections", "the last byte is gone"),
+        refused(
+            "longer-body",
+            [&good[..], &[0]].concat(),
+            "format",
+            "of sections",
+            "a byte after the last section",
+        ),
+        refused(
+            "records",
+            with_head(&good, |head| head.record_count += 1),
+            "format",
+            "records",
+            "one record more than there are kinds",
+        ),
+        refused(
+            "segment",
+            with_head(&good, |head| head.segment_bytes = 3 << 20),
+            "format",
+            "segment size",
+            "a segment size that PostgreSQL does not have",
+        ),
+        refused(
+            "layout",
+            with_section(&good, SectionKind::Layouts, |plain| plain[1] = 0),
+            "format",
+            "a run of no column",
+            "a run of columns that is empty",
+        ),
+        refused(
+            "form",
+            with_section(&good, SectionKind::Layouts, |plain| plain[0] = 9),
+            "format",
+            "ColumnForm",
+            "a form of columns that there is not",
+        ),
+        refused(
+            "left-over",
+            with_section(&good, SectionKind::Digits, |plain| plain.push(0)),
+            "format",
+            "digits",
+            "a digit that no row takes",
+        ),
+        refused(
+            "source",
+            with_section(&good, SectionKind::Sources, |plain| plain[0] = 3),
+            "format",
+            "compression",
+            "an uncompressed image that is stored as one that is",
+        ),
+        refused(
+            "copies",
+            with_section(&good, SectionKind::CopyLens, |plain| plain[0] = 0xFF),
+            "format",
+            "copy",
+            "a copy of more than the image has room for",
+        ),
+        refused(
+            "shift",
+            with_section(&good, SectionKind::Shifts, |plain| *plain = vec![0xFF, 0xFF, 3]),
+            "format",
+            "page",
+            "a copy from outside of the page",
+        ),
+        refused(
+            "value",
+            with_section(&good, SectionKind::Constants, |plain| plain[0] ^= 1),
+            "differs",
+            "BLAKE3",
+            "a constant that was another",
+        ),
+        refused(
+            "no-page",
+            elsewhere,
+            "missing-pages",
+            "block 150",
+            "an image of a page that the base does not have",
+        ),
+        refused("wrong-page", other, "wrong-page", "block 3", "made with another base"),
+        refused(
+            "no-image",
+            dependent,
+            "missing-image",
+            "block 3",
+            "decoded without the frame before, whose image it needs",
+        ),
+    ]
+}
+
+fn first_of(block: u32) -> Vec<u8> {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let mut synth = Synth::new(WalVersion::V17, size, SystemId(77), TimelineId(3), START);
+    synth.record(0, 0xB0, 0, &image_body(block, &page(block as usize), None, 2, b""));
+    synth.take()
+}
+
+/// Decodes with the code.
+pub fn open(bytes: &[u8]) -> Result<(), Refusal> {
+    let mut decoder = FrameDecoder::new(KEY);
+    let decoded = decoder.decode(bytes, &mut ImageCache::new(16), &mut { BASE });
+    decoded.map(|_| ()).map_err(|error| {
+        let class = match &error {
+            DeltaError::Format(_) => "format",
+            DeltaError::MissingPages(_) => "missing-pages",
+            DeltaError::WrongPage { .. } => "wrong-page",
+            DeltaError::MissingImage { .. } => "missing-image",
+            DeltaError::RottenImage { .. } => "rotten-image",
+            DeltaError::Differs { .. } => "differs",
+        };
+        Refusal { class: class.into(), message: error.to_string() }
+    })
+}
+
+/// Bytes of one section, taken from the front.
+struct Section(Vec<u8>, usize);
+
+impl Section {
+    fn take(&mut self, count: usize) -> Vec<u8> {
+        self.1 += count;
+        self.0[self.1 - count..self.1].to_vec()
+    }
+
+    fn varint(&mut self) -> u64 {
+        let (mut value, mut shift) = (0, 0);
+        loop {
+            let byte = self.take(1)[0];
+            value |= u64::from(byte & 0x7F) << shift;
+            shift += 7;
+            if byte < 0x80 {
+                return value;
+            }
+        }
+    }
+
+    fn signed(&mut self) -> i64 {
+        zigzag(self.varint())
+    }
+}
+
+fn zigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
+}
+
+fn number(value: &Value, field: &str) -> u64 {
+    value.field(field).parse().unwrap()
+}
+
+fn list<'a>(value: &'a Value, field: &str) -> &'a [Value] {
+    let Value::Fields(_, fields) = value else { panic!("{field} of {value:?}") };
+    match fields.iter().find(|(name, _)| name == field) {
+        Some((_, Value::List(items))) => items,
+        other => panic!("{field} is {other:?}"),
+    }
+}
+
+/// The frame as text, and the WAL it makes, by the tables and the rules alone.
+pub fn tell(pages: &Pages, _vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<String>, told: &mut String) {
+    let mut rest = bytes;
+    let head = pages.read_value("DeltaHead", &mut rest, seen);
+    assert_eq!(number(&head, "magic"), u64::from(u32::from_le_bytes(*b"WDL\x01")));
+    head.tell("head", 0, told);
+    let mut sections = BTreeMap::new();
+    for (index, entry) in list(&head, "sections").iter().enumerate() {
+        let Value::Plain(name) = pages.decode("SectionKind", &[index as u8], seen) else { panic!("a code") };
+        let (stored, after) = rest.split_at(number(entry, "stored_len") as usize);
+        rest = after;
+        let plain = plain_of(entry.field("codec"), stored);
+        assert_eq!(plain.len() as u64, number(entry, "plain_len"));
+        told.push_str(&format!("{name}: {} bytes, BLAKE3 {}\n", plain.len(), blake3::hash(&plain)));
+        sections.insert(name, Section(plain, 0));
+    }
+    assert!(rest.is_empty());
+    let tables = sections.remove("Tables").unwrap().0;
+    let tables = pages.decode("DeltaTables", &tables, seen);
+    tables.tell("tables", 0, told);
+
+    let mut reader = Rebuild { pages, seen, head: &head, tables: &tables, sections };
+    let raw = reader.raw();
+    let left: Vec<_> = reader.sections.iter().filter(|(_, section)| section.1 < section.0.len()).collect();
+    assert!(left.is_empty(), "left over in {:?}", left.iter().map(|(name, _)| name).collect::<Vec<_>>());
+    assert_eq!(head.field("raw_hash"), hex(blake3::hash(&raw).as_bytes()));
+    told.push_str(&format!("WAL: {} bytes\n", raw.len()));
+}
+
+struct Rebuild<'a> {
+    pages: &'a Pages,
+    seen: &'a mut BTreeSet<String>,
+    head: &'a Value,
+    tables: &'a Value,
+    sections: BTreeMap<String, Section>,
+}
+
+/// A record being rebuilt.
+#[derive(Default)]
+struct Rebuilt {
+    kind: usize,
+    xid: u32,
+    /// In the order of the kind.
+    numbers: Vec<u32>,
+    contents: Vec<Vec<u8>>,
+}
+
+impl Rebuild<'_> {
+    fn section(&mut self, name: &str) -> &mut Section {
+        self.sections.get_mut(name).unwrap()
+    }
+
+    fn code(&mut self, kind: &str, byte: u8) -> String {
+        match self.pages.decode(kind, &[byte], self.seen) {
+            Value::Plain(name) => name,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Which numbers a kind has: what each is, and whether contents of so many bytes belong to it.
+    fn plan(&self, kind: &Value) -> Vec<(&'static str, bool)> {
+        let mut plan = Vec::new();
+        for block in list(kind, "blocks") {
+            let (flags, info) = (number(block, "flags"), number(block, "image_info"));
+            plan.push(("block", false));
+            if flags & 0x20 != 0 {
+                plan.push(("data", true));
+            }
+            if flags & 0x10 != 0 {
+                plan.extend([("image", false), ("offset", false)]);
+                if info & 1 != 0 && self.compressed(info) {
+                    plan.push(("hole", false));
+                }
+            }
+        }
+        if kind.field("top_xid") == "yes" {
+            plan.push(("top", false));
+        }
+        if kind.field("main") != "None" {
+            plan.push(("main", true));
+        }
+        plan
+    }
+
+    fn compressed(&self, info: u64) -> bool {
+        info & if number(self.head, "page_magic") == 0xD10D { 2 } else { 28 } != 0
+    }
+
+    fn records(&mut self) -> Vec<Rebuilt> {
+        let count = number(self.head, "record_count") as usize;
+        let mut records: Vec<Rebuilt> = (0..count).map(|_| Rebuilt::default()).collect();
+        let kinds = self.section("Kinds").take(2 * count);
+        let mut last = 0i64;
+        for (at, record) in records.iter_mut().enumerate() {
+            record.kind = usize::from(kinds[at]) + 256 * usize::from(kinds[count + at]);
+            record.xid = match self.section("Xids").varint() {
+                0 => last as u32,
+                1 => 0,
+                n => {
+                    last += zigzag(n - 1);
+                    last as u32
+                }
+            };
+        }
+        let kinds = list(self.tables, "kinds");
+        for (kind, value) in kinds.iter().enumerate() {
+            for _ in self.plan(value) {
+                let mut last = 0;
+                for record in records.iter_mut().filter(|record| record.kind == kind) {
+                    last += self.section("Numbers").signed();
+                    record.numbers.push(last as u32);
+                }
+            }
+        }
+        for (kind, value) in kinds.iter().enumerate() {
+            let plan = self.plan(value);
+            for at in (0..plan.len()).filter(|at| plan[*at].1) {
+                let mut groups: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+                for (index, record) in records.iter().enumerate().filter(|(_, record)| record.kind == kind) {
+                    groups.entry(record.numbers[at]).or_default().push(index);
+                }
+                for (len, group) in groups {
+                    for (row, index) in self.rows(group.len(), len as usize).into_iter().zip(group) {
+                        records[index].contents.push(row);
+                    }
+                }
+            }
+        }
+        records
+    }
+
+    fn rows(&mut self, count: usize, width: usize) -> Vec<Vec<u8>> {
+        if count < 4 || width == 0 {
+            return (0..count).map(|_| self.section("Rows").take(width)).collect();
+        }
+        let mut rows = vec![Vec::new(); count];
+        while rows[0].len() < width {
+            let form = self.section("Layouts").take(1)[0];
+            let form = self.code("ColumnForm", form);
+            let run = self.section("Layouts").varint() as usize;
+            match form.as_str() {
+                "Constant" => {
+                    let values = self.section("Constants").take(run);
+                    rows.iter_mut().for_each(|row| row.extend(&values));
+                }
+                "Column" => {
+                    for _ in 0..run {
+                        let column = self.section("Columns").take(count);
+                        rows.iter_mut().zip(column).for_each(|(row, byte)| row.push(byte));
+                    }
+                }
+                "Difference" => {
+                    for _ in 0..run {
+                        let (column, mut last) = (self.section("Differences").take(count), 0u8);
+                        for (row, byte) in rows.iter_mut().zip(column) {
+                            last = last.wrapping_add(byte);
+                            row.push(last);
+                        }
+                    }
+                }
+                "Row" => rows
+                    .iter_mut()
+                    .for_each(|row| row.extend(self.sections.get_mut("Rows").unwrap().take(run))),
+                _ => {
+                    for row in &mut rows {
+                        let text = hex(&self.sections.get_mut("Digits").unwrap().take(run.div_ceil(2)));
+                        row.extend(&text.as_bytes()[..run]);
+                    }
+                }
+            }
+        }
+        rows
+    }
+
+    fn raw(&mut self) -> Vec<u8> {
+        let head = self.head;
+        let lsn = |text: &str| {
+            text.split_once('/').map(|(high, low)| {
+                u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
+            })
+        };
+        let start = lsn(head.field("start")).unwrap();
+        let of = |field: &str| number(head, field) as usize;
+        let (zero_len, head_len, tail_len, rest_len) =
+            (of("zero_len"), of("head_len"), of("tail_len"), of("rest_len"));
+        let first = start + zero_len as u64;
+        let padding = |body: &Vec<u8>| (8 - (first as usize + body.len()) % 8) % 8;
+        let records = self.records();
+        let mut body = self.section("Edges").take(head_len);
+        let pad = padding(&body).min(self.room(first, &body));
+        body.extend(vec![0; pad]);
+        // Where each record begins and ends in the body.
+        let mut spans = if head_len > 0 { vec![(-1, head_len)] } else { Vec::new() };
+        let mut prev = lsn(head.field("prev")).unwrap();
+        let mut earlier: BTreeMap<(u64, u64), (u64, Vec<u8>)> = BTreeMap::new();
+        let mut switched = false;
+        for record in records {
+            let begin = body.len();
+            let at = first + begin as u64 + self.headers_before(first, begin + 1).1 as u64;
+            let bytes = self.record(&record, at, prev, &mut earlier);
+            switched = bytes[17] == 0 && bytes[16] & 0xF0 == 0x40;
+            spans.push((begin as i64, begin + bytes.len()));
+            body.extend(bytes);
+            let pad = padding(&body).min(self.room(first, &body));
+            body.extend(vec![0; pad]);
+            prev = at;
+        }
+        if tail_len > 0 {
+            spans.push((body.len() as i64, body.len() + tail_len));
+            body.extend(self.section("Edges").take(tail_len));
+        }
+        if let Some(last) = spans.last_mut().filter(|last| last.1 == body.len()) {
+            last.1 += rest_len;
+        }
+        let mut raw = vec![0; zero_len];
+        let mut page = 0;
+        for (at, byte) in body.iter().enumerate() {
+            let place = start + raw.len() as u64;
+            if place.is_multiple_of(8192) {
+                let inside = spans.iter().find(|span| span.0 < at as i64 && at < span.1);
+                raw.extend(self.page_header(place, inside.map_or(0, |span| span.1 - at), page));
+                page += 1;
+            }
+            raw.push(*byte);
+        }
+        if switched {
+            raw.resize(of("raw_len"), 0);
+        }
+        raw
+    }
+
+    /// Page headers before the first `count` bytes of a body that begins at `first`, and their bytes.
+    fn headers_before(&self, first: u64, count: usize) -> (usize, usize) {
+        let (mut at, mut headers, mut bytes) = (first, 0, 0);
+        for _ in 0..count {
+            if at.is_multiple_of(8192) {
+                let len = if at.is_multiple_of(number(self.head, "segment_bytes")) { 40 } else { 24 };
+                headers += 1;
+                bytes += len;
+                at += len as u64;
+            }
+            at += 1;
+        }
+        (headers, bytes)
+    }
+
+    /// Bytes of the range that the body has not filled.
+    fn room(&self, first: u64, body: &[u8]) -> usize {
+        let (raw_len, zero_len) =
+            (number(self.head, "raw_len") as usize, number(self.head, "zero_len") as usize);
+        raw_len - zero_len - self.headers_before(first, body.len()).1 - body.len()
+    }
+
+    fn page_header(&self, address: u64, rest: usize, page: usize) -> Vec<u8> {
+        let head = self.head;
+        let exception =
+            list(self.tables, "page_headers").iter().find(|entry| number(entry, "page") == page as u64);
+        if let Some(entry) = exception {
+            let text = entry.field("bytes").to_owned();
+            return text
+                .as_bytes()
+                .chunks(2)
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+                .collect();
+        }
+        let long = address.is_multiple_of(number(head, "segment_bytes"));
+        let mut info = if rest > 0 { 1u16 } else { 0 };
+        info |= if long { 2 } else { 0 } | if head.field("removable") == "yes" { 4 } else { 0 };
+        let mut bytes = (number(head, "page_magic") as u16).to_le_bytes().to_vec();
+        bytes.extend(info.to_le_bytes());
+        bytes.extend((number(head, "timeline") as u32).to_le_bytes());
+        bytes.extend(address.to_le_bytes());
+        bytes.extend((rest as u32).to_le_bytes());
+        bytes.extend([0; 4]);
+        if long {
+            bytes.extend(number(head, "system_id").to_le_bytes());
+            bytes.extend((number(head, "segment_bytes") as u32).to_le_bytes());
+            bytes.extend(8192u32.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The bytes of a record at `at`.
+    fn record(
+        &mut self,
+        record: &Rebuilt,
+        at: u64,
+        prev: u64,
+        earlier: &mut BTreeMap<(u64, u64), (u64, Vec<u8>)>,
+    ) -> Vec<u8> {
+        let kind = &list(self.tables, "kinds")[record.kind];
+        let (mut numbers, mut contents) = (record.numbers.iter().copied(), record.contents.iter());
+        let (mut headers, mut payload) = (Vec::new(), Vec::new());
+        for block in list(kind, "blocks") {
+            let (flags, info) = (number(block, "flags"), number(block, "image_info"));
+            let block_number = numbers.next().unwrap();
+            let data_len = if flags & 0x20 != 0 { numbers.next().unwrap() } else { 0 };
+            headers.extend([number(block, "id") as u8, flags as u8]);
+            headers.extend((data_len as u16).to_le_bytes());
+            if flags & 0x10 != 0 {
+                let (len, offset) = (numbers.next().unwrap() as usize, numbers.next().unwrap() as usize);
+                headers.extend((len as u16).to_le_bytes());
+                headers.extend((offset as u16).to_le_bytes());
+                headers.push(info as u8);
+                let hole = match (info & 1 != 0, self.compressed(info)) {
+                    (false, _) => 0,
+                    (true, false) => 8192 - len,
+                    (true, true) => {
+                        let hole = numbers.next().unwrap();
+                        headers.extend((hole as u16).to_le_bytes());
+                        hole as usize
+                    }
+                };
+                let id = (number(block, "relation"), u64::from(block_number));
+                payload.extend(self.image(id, len, offset, hole, at, earlier));
+            }
+            if flags & 0x80 == 0 {
+                let relation = &list(self.tables, "relations")[number(block, "relation") as usize];
+                for field in ["tablespace", "database", "relation"] {
+                    headers.extend((number(relation, field) as u32).to_le_bytes());
+                }
+            }
+            headers.extend(block_number.to_le_bytes());
+            if flags & 0x20 != 0 {
+                payload.extend(contents.next().unwrap());
+            }
+        }
+        if let Value::Fields(_, fields) = kind
+            && let Some((_, Value::Plain(origin))) = fields.iter().find(|(name, _)| name == "origin")
+        {
+            headers.push(253);
+            headers.extend(origin.parse::<u16>().unwrap().to_le_bytes());
+        }
+        if kind.field("top_xid") == "yes" {
+            headers.push(252);
+            headers.extend(numbers.next().unwrap().to_le_bytes());
+        }
+        match kind.field("main") {
+            "Short" => headers.extend([255, numbers.next().unwrap() as u8]),
+            "Long" => {
+                headers.push(254);
+                headers.extend(numbers.next().unwrap().to_le_bytes());
+            }
+            _ => {}
+        }
+        payload.extend(contents.next().into_iter().flatten());
+        let body = [headers, payload].concat();
+        let mut bytes = (body.len() as u32 + 24).to_le_bytes().to_vec();
+        bytes.extend(record.xid.to_le_bytes());
+        bytes.extend(prev.to_le_bytes());
+        bytes.extend([number(kind, "info") as u8, number(kind, "rmgr") as u8, 0, 0]);
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&body), &bytes);
+        bytes.extend(crc.to_le_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    fn image(
+        &mut self,
+        id: (u64, u64),
+        len: usize,
+        offset: usize,
+        hole: usize,
+        at: u64,
+        earlier: &mut BTreeMap<(u64, u64), (u64, Vec<u8>)>,
+    ) -> Vec<u8> {
+        let source = self.section("Sources").take(1)[0];
+        let older = match self.code("ImageSource", source).as_str() {
+            "Stored" => return self.section("Stored").take(len),
+            "Nothing" => None,
+            "Base" => {
+                let page = page(id.1 as usize);
+                assert_eq!(self.section("References").take(4), crc32c::crc32c(&page).to_le_bytes());
+                Some(page)
+            }
+            _ => {
+                let distance = self.section("References").varint() * 8;
+                let (lsn, page) = earlier[&id].clone();
+                assert_eq!(lsn, at - distance);
+                Some(page)
+            }
+        };
+        let image = match older {
+            None => self.section("Literals").take(len),
+            Some(older) => {
+                let (mut image, mut shift) = (Vec::new(), 0);
+                while image.len() < len {
+                    let n = self.section("LiteralLens").varint();
+                    image.extend(self.section("Literals").take((n / 2) as usize));
+                    if n % 2 == 1 {
+                        shift += self.section("Shifts").signed();
+                    }
+                    for _ in 0..self.section("CopyLens").varint() {
+                        let place =
+                            if image.len() < offset || hole == 0 { image.len() } else { image.len() + hole };
+                        image.push(older[(place as i64 + shift) as usize]);
+                    }
+                }
+                image
+            }
+        };
+        let page = [
+            &image[..if hole > 0 { offset } else { len }],
+            &vec![0; hole][..],
+            &image[if hole > 0 { offset } else { len }..],
+        ];
+        earlier.insert(id, (at, page.concat()));
+        image
+    }
+}
