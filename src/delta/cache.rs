@@ -83,8 +83,8 @@ impl ImageCache {
         Some(Cached { lsn: entry.lsn, page, check: entry.check })
     }
 
-    /// Puts the image of `block` in the record at `lsn`.
-    pub fn insert(&mut self, block: BlockId, lsn: Lsn, page: &Page) {
+    /// Puts the image of `block` in the record at `lsn`: what `fill` makes of a page of any content.
+    pub fn insert(&mut self, block: BlockId, lsn: Lsn, fill: impl FnOnce(&mut Page)) {
         if self.pages_max == 0 {
             return;
         }
@@ -95,14 +95,15 @@ impl ImageCache {
             None => self.entries.len(),
         };
         let at = slot * BLOCK_BYTES;
-        match self.pages.get_mut(at..at + BLOCK_BYTES) {
-            Some(kept) => kept.copy_from_slice(page),
-            None => {
-                assert!(at == self.pages.len(), "slot {slot} is not the next of {} bytes", self.pages.len());
-                self.pages.extend_from_slice(page);
-            }
+        if at == self.pages.len() {
+            self.pages.resize(at + BLOCK_BYTES, 0);
         }
-        self.entries.insert(block, Entry { lsn, slot, check: page_check(page), turn: self.turn });
+        let Some(page) = self.pages.get_mut(at..).and_then(|pages| pages.first_chunk_mut()) else {
+            unreachable!("slot {slot} is not among pages of {} bytes", self.pages.len())
+        };
+        fill(page);
+        let check = page_check(page);
+        self.entries.insert(block, Entry { lsn, slot, check, turn: self.turn });
         self.queue.push_back((block, self.turn));
         if self.queue.len() > 2 * self.pages_max.max(64) {
             let entries = &self.entries;
@@ -154,7 +155,7 @@ mod tests {
     fn keeps_the_last_image_of_each_block() {
         let mut cache = ImageCache::new(3);
         for (at, byte) in [(1, 1), (2, 2), (1, 3)] {
-            cache.insert(block(at), Lsn::new(u64::from(byte)), &page(byte));
+            cache.insert(block(at), Lsn::new(u64::from(byte)), |to| *to = page(byte));
         }
         assert_eq!(cache.len(), 2);
         let found = cache.get(&block(1)).unwrap();
@@ -166,7 +167,7 @@ mod tests {
         let mut cache = ImageCache::new(3);
         // Block 1 is renewed, so block 2 is the oldest.
         for (at, byte) in [(1, 1), (2, 2), (3, 3), (1, 4), (4, 5)] {
-            cache.insert(block(at), Lsn::new(u64::from(byte)), &page(byte));
+            cache.insert(block(at), Lsn::new(u64::from(byte)), |to| *to = page(byte));
         }
         let has: Vec<bool> = (1..=4).map(|at| cache.get(&block(at)).is_some()).collect();
         assert_eq!(has, [true, false, true, true]);
@@ -177,7 +178,7 @@ mod tests {
     fn the_queue_stays_in_proportion() {
         let mut cache = ImageCache::new(4);
         for turn in 0..10_000u64 {
-            cache.insert(block((turn % 5) as u32), Lsn::new(turn), &page(turn as u8));
+            cache.insert(block((turn % 5) as u32), Lsn::new(turn), |to| *to = page(turn as u8));
         }
         assert!(cache.queue.len() <= 129 && cache.len() == 4);
         assert_eq!(cache.pages.len(), 4 * BLOCK_BYTES);
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn a_page_that_changed_is_not_given() {
         let mut cache = ImageCache::new(1);
-        cache.insert(block(1), Lsn::new(1), &page(1));
+        cache.insert(block(1), Lsn::new(1), |to| *to = page(1));
         cache.rot(&block(1), 8000);
         assert_eq!(cache.get(&block(1)).unwrap().page(), None);
         cache.clear();

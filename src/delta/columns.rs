@@ -293,3 +293,74 @@ impl ColumnReader<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn stored(rows: &[u8], width: usize) -> Columns {
+        let mut made = Columns::default();
+        ColumnWriter::default().put(rows, width, &mut made);
+        let cursor = |bytes| Cursor::new("test", bytes);
+        let mut from = ColumnReader {
+            layouts: cursor(&made.layouts),
+            constants: cursor(&made.constants),
+            columns: cursor(&made.columns),
+            differences: cursor(&made.differences),
+            rows: cursor(&made.rows),
+            digits: cursor(&made.digits),
+        };
+        let mut back = vec![0; rows.len()];
+        assert_eq!(from.get(&mut back, width), Ok(()));
+        assert_eq!(back, rows);
+        let ColumnReader { layouts, constants, columns, differences, rows, digits } = from;
+        assert!(
+            [layouts, constants, columns, differences, rows, digits].into_iter().all(|c| c.finish().is_ok())
+        );
+        made
+    }
+
+    #[test]
+    fn every_column_goes_where_it_costs_least() {
+        let rows: Vec<u8> = (0..100u32)
+            .flat_map(|row| {
+                let noise = *blake3::hash(&row.to_le_bytes()).as_bytes();
+                let text = blake3::hash(&[row as u8, 1]).to_hex();
+                let counter = [row as u8, 0xEE, noise[20] & 1];
+                [&counter[..], &noise[..16], &text.as_bytes()[..31]].concat()
+            })
+            .collect();
+        let made = stored(&rows, 50);
+        assert_eq!(made.constants, [0xEE]);
+        assert_eq!((made.differences.len(), made.columns.len()), (100, 100));
+        assert_eq!((made.rows.len(), made.digits.len()), (1600, 1600));
+    }
+
+    #[test]
+    fn few_rows_are_kept_as_they_are() {
+        let made = stored(&[1, 2, 3, 4, 5, 6], 2);
+        assert_eq!((made.rows.len(), made.layouts.len()), (6, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn any_rows_come_back(width in 1usize..40, count in 1usize..300, seed in any::<u64>(), kinds in any::<u64>()) {
+            let mut random = seed;
+            let mut next = || {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (random >> 40) as u8
+            };
+            let rows: Vec<u8> = (0..count * width)
+                .map(|at| match kinds >> (at % width) & 7 {
+                    0 => 9,
+                    1 => (at / width) as u8,
+                    2 => next() & 3,
+                    3 | 4 => b"0123456789abcdef"[usize::from(next() & 15)],
+                    _ => next(),
+                })
+                .collect();
+            stored(&rows, width);
+        }
+    }
+}

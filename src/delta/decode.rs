@@ -21,15 +21,6 @@ use crate::format::delta::{ImageSource, SectionKind};
 use crate::wal::record::{RECORD_HEADER_BYTES, RecordHeader, record_crc};
 use std::collections::HashMap;
 
-/// WAL that was decoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decoded {
-    /// Where it lies.
-    pub range: LsnRange,
-    /// Its bytes.
-    pub raw: Vec<u8>,
-}
-
 /// Decodes frames of one epoch, in order.
 #[derive(Debug)]
 pub struct FrameDecoder {
@@ -37,12 +28,19 @@ pub struct FrameDecoder {
     sections: SectionReader,
     body: Vec<u8>,
     contents: Vec<u8>,
+    base: BasePages,
 }
 
 impl FrameDecoder {
     /// A decoder that holds pages of the base against hashes keyed with `key`.
     pub fn new(key: [u8; 32]) -> Self {
-        FrameDecoder { key, sections: SectionReader::new(), body: Vec::new(), contents: Vec::new() }
+        FrameDecoder {
+            key,
+            sections: SectionReader::new(),
+            body: Vec::new(),
+            contents: Vec::new(),
+            base: BasePages::default(),
+        }
     }
 
     /// What the images of `frame` refer to, in order: which pages to fetch, and which earlier frames to decode before it.
@@ -52,26 +50,29 @@ impl FrameDecoder {
         Ok(outline(head, &self.sections)?.references)
     }
 
-    /// The WAL of `frame`. On success its images are in `cache`; on failure the cache is as before.
+    /// Puts the WAL of `frame` into `to`, in place of what is there; returns where it lies. On success its images are in `cache`;
+    /// on failure the cache is as before, and `to` is empty.
     pub fn decode(
         &mut self,
         frame: &[u8],
         cache: &mut ImageCache,
         pages: &mut dyn PageSource,
-    ) -> Result<Decoded, DeltaError> {
-        let (decoded, outline) = self.restore(frame, cache, pages)?;
+        to: &mut Vec<u8>,
+    ) -> Result<LsnRange, DeltaError> {
+        let outline = self.restore(frame, cache, pages, to)?;
         super::encode::keep_images(&outline.images, &outline.lsns, &self.body, cache);
-        Ok(decoded)
+        Ok(range_of(&outline.head))
     }
 
-    /// The WAL of `frame`, as [`decode`](Self::decode), without a change of the cache.
+    /// The same without a change of the cache.
     pub fn check(
         &mut self,
         frame: &[u8],
         cache: &ImageCache,
         pages: &mut dyn PageSource,
-    ) -> Result<Decoded, DeltaError> {
-        Ok(self.restore(frame, cache, pages)?.0)
+        to: &mut Vec<u8>,
+    ) -> Result<LsnRange, DeltaError> {
+        Ok(range_of(&self.restore(frame, cache, pages, to)?.head))
     }
 
     fn restore(
@@ -79,18 +80,23 @@ impl FrameDecoder {
         frame: &[u8],
         cache: &ImageCache,
         pages: &mut dyn PageSource,
-    ) -> Result<(Decoded, Outline), DeltaError> {
+        to: &mut Vec<u8>,
+    ) -> Result<Outline, DeltaError> {
+        to.clear();
         let (head, stored) = read_head(frame)?;
         self.sections.read(&head, stored, &[])?;
         let outline = outline(head, &self.sections)?;
         let places = self.contents(&outline)?;
         self.records(&outline, &places, cache, pages)?;
-        let raw = self.raw(&outline)?;
-        let range = range_of(&outline.head);
-        if *blake3::hash(&raw).as_bytes() != outline.head.raw_hash {
-            return Err(DeltaError::Differs { range });
+        let done = self.raw(&outline, to).map_err(DeltaError::from).and_then(|()| {
+            let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
+            if same { Ok(()) } else { Err(DeltaError::Differs { range: range_of(&outline.head) }) }
+        });
+        if let Err(error) = done {
+            to.clear();
+            return Err(error);
         }
-        Ok((Decoded { range, raw }, outline))
+        Ok(outline)
     }
 
     /// Fills `contents`; returns where the contents of each record lie in it, record by record.
@@ -147,7 +153,8 @@ impl FrameDecoder {
         };
         let mut stored = cursor("delta frame stored images", SectionKind::Stored);
         let mut edges = cursor("delta frame edges", SectionKind::Edges);
-        let base = base_pages(&self.key, outline, pages)?;
+        self.base.fetch(&self.key, outline, pages)?;
+        let base = &self.base;
         let body = &mut self.body;
         body.clear();
         body.reserve(outline.body_len);
@@ -227,10 +234,10 @@ impl FrameDecoder {
         Ok(())
     }
 
-    fn raw(&self, outline: &Outline) -> Result<Vec<u8>, FormatError> {
+    fn raw(&self, outline: &Outline, raw: &mut Vec<u8>) -> Result<(), FormatError> {
         let head = &outline.head;
         let raw_len = head.raw_len as usize;
-        let mut raw = Vec::with_capacity(raw_len);
+        raw.reserve(raw_len);
         raw.resize(outline.place.zero_len, 0);
         let body_len = self.body.len();
         let all = stretches(
@@ -241,7 +248,7 @@ impl FrameDecoder {
             body_len,
         );
         let exceptions = &outline.structure.tables.page_headers;
-        Expected::of(head)?.dress(outline.place, &self.body, &all, exceptions, &mut raw)?;
+        Expected::of(head)?.dress(outline.place, &self.body, &all, exceptions, raw)?;
         let switched = outline.records.last().and_then(|last| self.body.get(last.start..)?.first_chunk());
         if raw.len() < raw_len && switched.is_some_and(|header| RecordHeader::decode(header).is_switch()) {
             raw.resize(raw_len, 0);
@@ -249,13 +256,14 @@ impl FrameDecoder {
         if raw.len() != raw_len {
             return Err(FormatError::new("delta frame", 0, format!("{} bytes of WAL", raw.len()), raw_len));
         }
-        Ok(raw)
+        Ok(())
     }
 }
 
 /// The pages of the base that a frame refers to, by image.
+#[derive(Debug, Default)]
 struct BasePages {
-    pages: Vec<u8>,
+    pages: Vec<Box<Page>>,
     places: Vec<usize>,
 }
 
@@ -263,42 +271,42 @@ static ZEROS: Page = [0; BLOCK_BYTES];
 
 impl BasePages {
     fn page(&self, image: usize) -> &Page {
-        let at = self.places.get(image).copied().unwrap_or(0);
-        self.pages.get(at..).and_then(|pages| pages.first_chunk()).unwrap_or(&ZEROS)
+        self.places.get(image).and_then(|place| self.pages.get(*place)).map_or(&ZEROS, |page| page)
     }
-}
 
-fn base_pages(
-    key: &[u8; 32],
-    outline: &Outline,
-    pages: &mut dyn PageSource,
-) -> Result<BasePages, DeltaError> {
-    let mut found = BasePages { pages: Vec::new(), places: vec![0; outline.images.len()] };
-    let mut missing = Vec::new();
-    for (number, reference) in outline.references.iter().enumerate() {
-        let Origin::Base { check } = reference.origin else { continue };
-        let at = found.pages.len();
-        found.places[number] = at;
-        found.pages.resize(at + BLOCK_BYTES, 0);
-        let Some(page) = found.pages.get_mut(at..).and_then(|pages| pages.first_chunk_mut::<BLOCK_BYTES>())
-        else {
-            break;
-        };
-        let (block, lsn) = (reference.block, reference.lsn);
-        let vouched = match pages.base_page(&block, page) {
-            None => {
-                missing.push(MissingPage { block, lsn });
-                continue;
+    /// Gets all that the frame of `outline` refers to. When some are missing, all of them are named.
+    fn fetch(
+        &mut self,
+        key: &[u8; 32],
+        outline: &Outline,
+        pages: &mut dyn PageSource,
+    ) -> Result<(), DeltaError> {
+        self.places.clear();
+        let (mut missing, mut used) = (Vec::new(), 0);
+        for reference in &outline.references {
+            self.places.push(used);
+            let Origin::Base { check } = reference.origin else { continue };
+            if used == self.pages.len() {
+                self.pages.push(Box::new([0; BLOCK_BYTES]));
             }
-            Some(Vouched::BySource) => true,
-            Some(Vouched::ByHash(hash)) => page_hash(key, page) == hash,
-        };
-        let got = page_check(page);
-        if got != check || !vouched {
-            return Err(DeltaError::WrongPage { block, lsn, found: got, expected: check });
+            let Some(page) = self.pages.get_mut(used) else { break };
+            used += 1;
+            let (block, lsn) = (reference.block, reference.lsn);
+            let vouched = match pages.base_page(&block, page) {
+                None => {
+                    missing.push(MissingPage { block, lsn });
+                    continue;
+                }
+                Some(Vouched::BySource) => true,
+                Some(Vouched::ByHash(hash)) => page_hash(key, page) == hash,
+            };
+            let found = page_check(page);
+            if found != check || !vouched {
+                return Err(DeltaError::WrongPage { block, lsn, found, expected: check });
+            }
         }
+        if missing.is_empty() { Ok(()) } else { Err(DeltaError::MissingPages(missing)) }
     }
-    if missing.is_empty() { Ok(found) } else { Err(DeltaError::MissingPages(missing)) }
 }
 
 /// The earlier image that `reference` names: of this frame, or in the cache.

@@ -281,3 +281,104 @@ impl DifferenceReader<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn back(made: &Differences, hole: Hole, older: &Page) -> Result<Vec<u8>, FormatError> {
+        let cursor = |bytes| Cursor::new("test", bytes);
+        let mut from = DifferenceReader {
+            literal_lens: cursor(&made.literal_lens),
+            copy_lens: cursor(&made.copy_lens),
+            shifts: cursor(&made.shifts),
+            literals: cursor(&made.literals),
+        };
+        let mut image = Vec::new();
+        from.image(hole, older, &mut image)?;
+        let DifferenceReader { literal_lens, copy_lens, shifts, literals } = from;
+        [literal_lens, copy_lens, shifts, literals].into_iter().try_for_each(Cursor::finish)?;
+        Ok(image)
+    }
+
+    fn noise(seed: u8) -> Page {
+        let mut page = [0; BLOCK_BYTES];
+        blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut page);
+        page
+    }
+
+    fn difference(image: &[u8], hole: Hole, older: &Page) -> Differences {
+        let mut made = Differences::default();
+        Differ::default().put(image, hole, older, &mut made);
+        assert_eq!(back(&made, hole, older).as_deref(), Ok(image));
+        made
+    }
+
+    #[test]
+    fn an_equal_page_is_one_copy() {
+        let made = difference(&noise(1), Hole::default(), &noise(1));
+        assert_eq!((made.literals.len(), made.copy_lens.len()), (0, 2));
+    }
+
+    #[test]
+    fn tuples_that_moved_are_copied() {
+        let older = noise(1);
+        let moved = [&older[..2000], &[7; 64], &older[2000..6000], &older[6800..], &[7; 736]].concat();
+        let made = difference(&moved, Hole::default(), &older);
+        assert!(made.literals.len() < 850, "{} literals", made.literals.len());
+    }
+
+    #[test]
+    fn an_unlike_page_is_all_literals() {
+        let made = difference(&noise(1), Hole::default(), &noise(2));
+        assert!(made.literals.len() > 8180);
+    }
+
+    #[test]
+    fn refuses_what_goes_past_the_image_or_the_page() {
+        let (hole, older) = (Hole::default(), noise(1));
+        let made = |literal_lens: &[u8], copy_lens: &[u8], shifts: &[u8]| Differences {
+            literal_lens: literal_lens.to_vec(),
+            copy_lens: copy_lens.to_vec(),
+            shifts: shifts.to_vec(),
+            literals: vec![0; 9000],
+        };
+        // More literals than room, more copies, a copy before the page's start and past its end, neither.
+        for bad in [
+            made(&[0x82, 0x80, 0x01], &[], &[]),
+            made(&[0], &[0x81, 0x40], &[]),
+            made(&[1], &[0x80, 0x40], &[1]),
+            made(&[1], &[0x80, 0x40], &[2]),
+            made(&[0], &[0], &[]),
+        ] {
+            assert!(back(&bad, hole, &older).is_err(), "{:?}", bad.literal_lens);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_image_comes_back(
+            changes in prop::collection::vec((0usize..8192, 0usize..300, any::<u8>()), 0..12),
+            moves in prop::collection::vec((0usize..8000, 0usize..8000, 0usize..2000), 0..4),
+            offset in 1usize..4000,
+            hole_len in prop_oneof![Just(0usize), 1usize..4000],
+        ) {
+            let older = noise(3);
+            let mut page = older;
+            for (from, to, len) in moves {
+                page.copy_within(from..(from + len.min(8192 - to)).min(8192), to);
+            }
+            for (at, len, byte) in changes {
+                page[at..(at + len).min(8192)].fill(byte);
+            }
+            let hole = if hole_len > 0 { Hole { offset, len: hole_len } } else { Hole::default() };
+            let image = [&page[..hole.offset], &page[hole.offset + hole.len..]].concat();
+            difference(&image, hole, &older);
+            let mut filled = [1; BLOCK_BYTES];
+            page_of(&image, hole, &mut filled);
+            page[hole.offset..hole.offset + hole.len].fill(0);
+            prop_assert!(filled == page);
+        }
+    }
+}

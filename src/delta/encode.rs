@@ -59,24 +59,39 @@ impl FrameStats {
 /// Pages of the base that a frame refers to, as they were when the frame was made.
 #[derive(Debug, Default)]
 pub struct UsedPages {
-    pages: Vec<u8>,
+    /// Kept from frame to frame; of this one are those that `places` names.
+    pages: Vec<Box<Page>>,
     places: HashMap<BlockId, usize>,
 }
 
 impl UsedPages {
-    fn clear(&mut self) {
-        self.pages.clear();
-        self.places.clear();
-    }
-
     fn get(&self, block: &BlockId) -> Option<&Page> {
-        let at = self.places.get(block)?;
-        self.pages.get(*at..)?.first_chunk()
+        self.places.get(block).and_then(|place| self.pages.get(*place)).map(|page| &**page)
     }
 
-    fn put(&mut self, block: BlockId, page: &Page) {
-        self.places.insert(block, self.pages.len());
-        self.pages.extend_from_slice(page);
+    /// Gets the base's page of `block`, if there is one that is what the backup stored; counts those that are not.
+    fn fetch(
+        &mut self,
+        key: &[u8; 32],
+        block: &BlockId,
+        pages: &mut dyn PageSource,
+        stats: &mut FrameStats,
+    ) -> Option<&Page> {
+        let place = self.places.len();
+        if place == self.pages.len() {
+            self.pages.push(Box::new([0; BLOCK_BYTES]));
+        }
+        let page = self.pages.get_mut(place)?;
+        let vouched = match pages.base_page(block, page)? {
+            Vouched::BySource => true,
+            Vouched::ByHash(hash) => page_hash(key, page) == hash,
+        };
+        if !vouched {
+            stats.pages_rotten += 1;
+            return None;
+        }
+        self.places.insert(*block, place);
+        Some(page)
     }
 }
 
@@ -153,7 +168,7 @@ impl FrameEncoder {
         self.columns.clear();
         self.splitter.put_contents(body, &mut self.column_writer, &mut self.columns);
         self.differences.clear();
-        self.used.clear();
+        self.used.places.clear();
         let lsns = record_lsns(parts, marks);
         let (mut sources, mut references, mut stored) = (Vec::new(), Vec::new(), Vec::new());
         let mut latest: HashMap<BlockId, usize> = HashMap::new();
@@ -281,9 +296,7 @@ impl FrameEncoder {
                 None => stats.pages_rotten += 1,
             }
         }
-        if self.base_page(&block, pages, stats)
-            && let Some(page) = self.used.get(&block)
-        {
+        if let Some(page) = self.used.fetch(&self.key, &block, pages, stats) {
             references.extend_from_slice(&page_check(page).to_le_bytes());
             self.differ.put(bytes, hole, page, &mut self.differences);
             stats.images_base += 1;
@@ -291,22 +304,6 @@ impl FrameEncoder {
         }
         self.differences.literals.extend_from_slice(bytes);
         Ok(ImageSource::Nothing)
-    }
-
-    /// Gets the base's page of `block` among the used ones, if there is one that is what the backup stored.
-    fn base_page(&mut self, block: &BlockId, pages: &mut dyn PageSource, stats: &mut FrameStats) -> bool {
-        let mut page = [0; BLOCK_BYTES];
-        let vouched = match pages.base_page(block, &mut page) {
-            None => return false,
-            Some(Vouched::BySource) => true,
-            Some(Vouched::ByHash(hash)) => page_hash(&self.key, &page) == hash,
-        };
-        if vouched {
-            self.used.put(*block, &page);
-        } else {
-            stats.pages_rotten += 1;
-        }
-        vouched
     }
 
     /// Puts the images of the frame that was made last into `cache`.
@@ -317,10 +314,9 @@ impl FrameEncoder {
 
 /// Puts images that are not compressed into `cache`, in their order.
 pub fn keep_images(images: &[ImageAt], lsns: &[Lsn], body: &[u8], cache: &mut ImageCache) {
-    let mut page = [0; BLOCK_BYTES];
     for image in images.iter().filter(|image| !image.shape.compressed) {
-        page_of(image.bytes(body), image.shape.hole, &mut page);
-        cache.insert(image.shape.block, lsns.get(image.record).copied().unwrap_or(Lsn::ZERO), &page);
+        let lsn = lsns.get(image.record).copied().unwrap_or(Lsn::ZERO);
+        cache.insert(image.shape.block, lsn, |page| page_of(image.bytes(body), image.shape.hole, page));
     }
 }
 

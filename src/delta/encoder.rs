@@ -38,8 +38,6 @@ pub struct EncoderOptions {
 pub struct Frame {
     /// Where it lies.
     pub range: LsnRange,
-    /// Its raw bytes.
-    pub raw: Vec<u8>,
     /// Its stored form.
     pub body: FrameBody,
 }
@@ -47,8 +45,8 @@ pub struct Frame {
 /// The stored form of a frame.
 #[derive(Debug, Clone)]
 pub enum FrameBody {
-    /// The raw bytes, which the caller compresses.
-    Plain(Surprise),
+    /// The raw bytes, which the caller compresses, and why they are plain.
+    Plain(Vec<u8>, Surprise),
     /// A delta frame.
     Delta(Vec<u8>, Box<FrameStats>),
 }
@@ -60,6 +58,8 @@ pub struct Encoder {
     at: Lsn,
     next: Next,
     buffer: Vec<u8>,
+    /// What was decoded of the last frame.
+    decoded: Vec<u8>,
     walker: Walker,
     context: Context,
     frames: FrameEncoder,
@@ -75,6 +75,7 @@ impl Encoder {
             at: start,
             next: Next::Unknown,
             buffer: Vec::new(),
+            decoded: Vec::new(),
             walker: Walker::new(options.segment_size),
             context: Context::default(),
             frames: FrameEncoder::new(options.page_key),
@@ -122,28 +123,29 @@ impl Encoder {
         let window = self.buffer.get(..WAL_FRAME_BYTES).unwrap_or(&self.buffer);
         let cut = self.walker.cut(self.next, self.at, window, more);
         assert!(cut.len > 0 && cut.len <= window.len(), "a frame of {} bytes", cut.len);
-        let rest = self.buffer.split_off(cut.len);
-        let raw = std::mem::replace(&mut self.buffer, rest);
+        let raw = window.get(..cut.len).unwrap_or(window);
         let range = LsnRange::new(self.at, self.at.saturating_add(raw.len() as u64));
         let (body, marks) = (&self.walker.body, &self.walker.marks);
         let encoded = cut.parts.and_then(|parts| {
             let (frame, stats) =
-                self.frames.encode(&raw, &parts, body, marks, &mut self.context, &self.cache, pages)?;
+                self.frames.encode(raw, &parts, body, marks, &mut self.context, &self.cache, pages)?;
             if self.options.verify == Verify::Decode {
-                let decoded = self.decoder.check(&frame, &self.cache, &mut &self.frames.used);
-                if !decoded.is_ok_and(|decoded| decoded.range == range && decoded.raw == raw) {
+                let decoded =
+                    self.decoder.check(&frame, &self.cache, &mut &self.frames.used, &mut self.decoded);
+                if decoded != Ok(range) || self.decoded != raw {
                     return Err(Surprise::Differs);
                 }
             }
             self.frames.keep_images(&parts, body, marks, &mut self.cache);
             Ok((frame, stats))
         });
-        self.at = range.end;
-        self.next = cut.next;
         let body = match encoded {
             Ok((frame, stats)) => FrameBody::Delta(frame, Box::new(stats)),
-            Err(surprise) => FrameBody::Plain(surprise),
+            Err(surprise) => FrameBody::Plain(raw.to_vec(), surprise),
         };
-        Frame { range, raw, body }
+        self.at = range.end;
+        self.next = cut.next;
+        self.buffer.drain(..cut.len);
+        Frame { range, body }
     }
 }

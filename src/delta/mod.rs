@@ -28,7 +28,7 @@ mod walk;
 
 pub use block::{BlockId, NoBase, Page, PageSource, Vouched, page_check, page_hash};
 pub use cache::{Cached, ImageCache};
-pub use decode::{Decoded, FrameDecoder};
+pub use decode::FrameDecoder;
 pub use encode::FrameStats;
 pub use encoder::{Encoder, EncoderOptions, Frame, FrameBody, Verify};
 pub use error::{DeltaError, MissingPage};

@@ -24,12 +24,13 @@ pub fn delta_frame(bytes: &[u8]) {
     record::<DeltaTables>(bytes);
     let (mut decoder, mut cache) = (FrameDecoder::new([7; 32]), ImageCache::new(8));
     let listed = decoder.references(bytes);
-    match decoder.decode(bytes, &mut cache, &mut EvenBlocks) {
-        Ok(decoded) => {
+    let mut wal = vec![1];
+    match decoder.decode(bytes, &mut cache, &mut EvenBlocks, &mut wal) {
+        Ok(range) => {
             assert!(listed.is_ok(), "a frame that decodes has its references listed");
-            assert_eq!(decoded.raw.len() as u64, decoded.range.len());
+            assert_eq!(wal.len() as u64, range.len());
         }
-        Err(_) => assert!(cache.is_empty(), "a frame that failed left an image"),
+        Err(_) => assert!(cache.is_empty() && wal.is_empty(), "a frame that failed left something"),
     }
     if let Ok(head) = DeltaHead::decode(bytes) {
         assert_eq!(head.encode(), bytes);
@@ -70,10 +71,12 @@ pub fn delta_wal(bytes: &[u8]) {
         encoder.feed(part);
         while let Some(frame) = encoder.flush_frame(&mut EvenBlocks) {
             match frame.body {
-                FrameBody::Plain(_) => back.extend_from_slice(&frame.raw),
+                FrameBody::Plain(raw, _) => back.extend(raw),
                 FrameBody::Delta(delta, _) => {
-                    let decoded = decoder.decode(&delta, &mut cache, &mut EvenBlocks);
-                    back.extend(decoded.map(|decoded| decoded.raw).unwrap_or_default());
+                    let mut raw = Vec::new();
+                    let decoded = decoder.decode(&delta, &mut cache, &mut EvenBlocks, &mut raw);
+                    assert_eq!(decoded, Ok(frame.range));
+                    back.extend(raw);
                 }
             }
         }

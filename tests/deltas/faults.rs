@@ -3,7 +3,9 @@
 use crate::bed::{self, Made, blocks, image_body, made_page, mib};
 use crate::common::pages::PAGE_KEY;
 use walden::base::{Lsn, SystemId, TimelineId, Timestamp};
-use walden::delta::{BlockId, DeltaError, Encoder, FrameBody, FrameDecoder, ImageCache, Origin, Verify};
+use walden::delta::{
+    BlockId, DeltaError, Encoder, FrameBody, FrameDecoder, ImageCache, NoBase, Origin, PageSource, Verify,
+};
 use walden::format::wal::RelationRef;
 use walden::wal::{Synth, WalVersion};
 
@@ -37,9 +39,20 @@ fn two_frames(
         }
         match frame.body {
             FrameBody::Delta(bytes, _) => (wal, bytes),
-            FrameBody::Plain(surprise) => panic!("plain: {surprise:?}"),
+            FrameBody::Plain(_, surprise) => panic!("plain: {surprise:?}"),
         }
     })
+}
+
+/// The WAL of `frame`.
+fn decode(
+    decoder: &mut FrameDecoder,
+    frame: &[u8],
+    cache: &mut ImageCache,
+    mut base: impl PageSource,
+) -> Result<Vec<u8>, DeltaError> {
+    let mut back = Vec::new();
+    decoder.decode(frame, cache, &mut base, &mut back).map(|_| back)
 }
 
 fn encoder() -> Encoder {
@@ -56,13 +69,14 @@ fn a_flipped_byte_anywhere_in_a_frame_is_an_error_or_changes_nothing() {
             let mut flipped = first.clone();
             flipped[at] ^= 1 << bit;
             let mut cache = ImageCache::new(64);
-            match decoder.decode(&flipped, &mut cache, &mut Made::default()) {
-                Ok(decoded) if decoded.raw != wal => wrong.push((at, bit)),
+            let mut back = Vec::new();
+            match decoder.decode(&flipped, &mut cache, &mut Made::default(), &mut back) {
+                Ok(_) if back != wal => wrong.push((at, bit)),
                 Ok(_) => {}
-                Err(_) => assert!(cache.is_empty(), "byte {at}: images of a frame that failed are kept"),
+                Err(_) => assert!(cache.is_empty() && back.is_empty(), "byte {at}: something is left"),
             }
         }
-        assert!(decoder.decode(&first[..at], &mut ImageCache::new(64), &mut Made::default()).is_err());
+        assert!(decode(&mut decoder, &first[..at], &mut ImageCache::new(64), Made::default()).is_err());
     }
     assert_eq!(wrong, []);
 }
@@ -70,12 +84,13 @@ fn a_flipped_byte_anywhere_in_a_frame_is_an_error_or_changes_nothing() {
 #[test]
 fn a_page_of_another_base_is_named() {
     let [(_, first), _] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
-    let mut other = Made { other: Some(4), ..Made::default() };
-    let error = FrameDecoder::new(PAGE_KEY).decode(&first, &mut ImageCache::new(64), &mut other).unwrap_err();
-    assert!(matches!(error, DeltaError::WrongPage { block: found, .. } if found == block(4)), "{error}");
-    let mut rotten = Made { unlike_its_hash: Some(5), ..Made::default() };
+    let other = Made { other: Some(4), ..Made::default() };
     let error =
-        FrameDecoder::new(PAGE_KEY).decode(&first, &mut ImageCache::new(64), &mut rotten).unwrap_err();
+        decode(&mut FrameDecoder::new(PAGE_KEY), &first, &mut ImageCache::new(64), other).unwrap_err();
+    assert!(matches!(error, DeltaError::WrongPage { block: found, .. } if found == block(4)), "{error}");
+    let rotten = Made { unlike_its_hash: Some(5), ..Made::default() };
+    let error =
+        decode(&mut FrameDecoder::new(PAGE_KEY), &first, &mut ImageCache::new(64), rotten).unwrap_err();
     assert!(matches!(error, DeltaError::WrongPage { block: found, .. } if found == block(5)), "{error}");
 }
 
@@ -83,7 +98,7 @@ fn a_page_of_another_base_is_named() {
 fn missing_pages_are_all_named_and_can_be_listed_before() {
     let [(wal, first), _] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
     let mut decoder = FrameDecoder::new(PAGE_KEY);
-    let error = decoder.decode(&first, &mut ImageCache::new(64), &mut walden::delta::NoBase).unwrap_err();
+    let error = decode(&mut decoder, &first, &mut ImageCache::new(64), NoBase).unwrap_err();
     let DeltaError::MissingPages(missing) = error else { panic!("{error}") };
     let listed = decoder.references(&first).unwrap();
     let of_base: Vec<_> =
@@ -98,15 +113,15 @@ fn missing_pages_are_all_named_and_can_be_listed_before() {
     );
     assert_eq!(missing[3].lsn, of_base[3].lsn);
     // Once they are there, the same decoder goes on.
-    let decoded = decoder.decode(&first, &mut ImageCache::new(64), &mut Made::default()).unwrap();
-    assert_eq!(decoded.raw, wal);
+    let decoded = decode(&mut decoder, &first, &mut ImageCache::new(64), Made::default()).unwrap();
+    assert_eq!(decoded, wal);
 }
 
 #[test]
 fn an_image_that_is_not_in_the_cache_is_named() {
     let [(_, first), (wal, second)] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
     let mut decoder = FrameDecoder::new(PAGE_KEY);
-    let error = decoder.decode(&second, &mut ImageCache::new(64), &mut Made::default()).unwrap_err();
+    let error = decode(&mut decoder, &second, &mut ImageCache::new(64), Made::default()).unwrap_err();
     assert!(matches!(error, DeltaError::MissingImage { block: found, .. } if found == block(0)), "{error}");
     let listed = decoder.references(&second).unwrap();
     let first_lsns: Vec<Lsn> =
@@ -120,17 +135,17 @@ fn an_image_that_is_not_in_the_cache_is_named() {
         .collect();
     assert_eq!(wanted, first_lsns);
     let mut cache = ImageCache::new(64);
-    decoder.decode(&first, &mut cache, &mut Made::default()).unwrap();
-    assert_eq!(decoder.decode(&second, &mut cache, &mut Made::default()).unwrap().raw, wal);
+    decode(&mut decoder, &first, &mut cache, Made::default()).unwrap();
+    assert_eq!(decode(&mut decoder, &second, &mut cache, Made::default()).unwrap(), wal);
 }
 
 #[test]
 fn a_decoder_refuses_a_rotten_image() {
     let [(_, first), (_, second)] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
     let (mut decoder, mut cache) = (FrameDecoder::new(PAGE_KEY), ImageCache::new(64));
-    decoder.decode(&first, &mut cache, &mut Made::default()).unwrap();
+    decode(&mut decoder, &first, &mut cache, Made::default()).unwrap();
     cache.rot(&block(7), 8000);
-    let error = decoder.decode(&second, &mut cache, &mut Made::default()).unwrap_err();
+    let error = decode(&mut decoder, &second, &mut cache, Made::default()).unwrap_err();
     assert!(matches!(error, DeltaError::RottenImage { block: found, .. } if found == block(7)), "{error}");
 }
 
@@ -141,7 +156,7 @@ fn an_encoder_does_not_build_on_a_rotten_image() {
         two_frames(&mut encoder, &mut Made::default(), |encoder| encoder.cache_mut().rot(&block(7), 8000));
     let (mut decoder, mut cache) = (FrameDecoder::new(PAGE_KEY), ImageCache::new(64));
     for (wal, frame) in &frames {
-        assert_eq!(&decoder.decode(frame, &mut cache, &mut Made::default()).unwrap().raw, wal);
+        assert_eq!(&decode(&mut decoder, frame, &mut cache, Made::default()).unwrap(), wal);
     }
     let listed = decoder.references(&frames[1].1).unwrap();
     assert!(matches!(listed[7].origin, Origin::Base { .. }), "{:?}", listed[7]);
@@ -159,6 +174,6 @@ fn an_encoder_does_not_build_on_a_page_that_nothing_vouches_for() {
     let listed = decoder.references(&first).unwrap();
     assert_eq!([listed[5].origin, listed[6].origin], [Origin::Alone; 2]);
     assert!(matches!(listed[4].origin, Origin::Base { .. }));
-    let decoded = decoder.decode(&first, &mut ImageCache::new(64), &mut Made::default()).unwrap();
-    assert_eq!(decoded.raw, wal);
+    let decoded = decode(&mut decoder, &first, &mut ImageCache::new(64), Made::default()).unwrap();
+    assert_eq!(decoded, wal);
 }

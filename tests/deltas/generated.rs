@@ -147,7 +147,7 @@ fn whole_wal_makes_no_plain_frames_but_at_crashes() {
             outcome.stats.stored
         );
         let frames = outcome.frames.iter().rev().skip(1);
-        assert!(frames.clone().all(|frame| frame.raw.len() > 1 << 19), "frames of about 1 MiB");
+        assert!(frames.clone().all(|frame| frame.range.len() > 1 << 19), "frames of about 1 MiB");
     }
 }
 
@@ -183,7 +183,7 @@ fn zeros_after_a_switch_cost_nothing() {
     assert_eq!(outcome.surprises, []);
     let lens = outcome.frames.iter().map(|frame| match &frame.body {
         FrameBody::Delta(bytes, _) => bytes.len(),
-        FrameBody::Plain(_) => frame.raw.len(),
+        FrameBody::Plain(raw, _) => raw.len(),
     });
     assert!(lens.sum::<usize>() < 3000 && wal.len() > 1 << 20);
 }

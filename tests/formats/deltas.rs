@@ -123,7 +123,7 @@ fn encode(start: Lsn, wal: &[u8], base: &mut dyn PageSource) -> Vec<u8> {
     encoder.feed(wal);
     match encoder.flush_frame(base).unwrap().body {
         FrameBody::Delta(frame, _) => frame,
-        FrameBody::Plain(surprise) => panic!("a plain frame: {surprise:?}"),
+        FrameBody::Plain(_, surprise) => panic!("a plain frame: {surprise:?}"),
     }
 }
 
@@ -359,7 +359,7 @@ fn first_of(block: u32) -> Vec<u8> {
 /// Decodes with the code.
 pub fn open(bytes: &[u8]) -> Result<(), Refusal> {
     let mut decoder = FrameDecoder::new(KEY);
-    let decoded = decoder.decode(bytes, &mut ImageCache::new(16), &mut { BASE });
+    let decoded = decoder.decode(bytes, &mut ImageCache::new(16), &mut { BASE }, &mut Vec::new());
     decoded.map(|_| ()).map_err(|error| {
         let class = match &error {
             DeltaError::Format(_) => "format",
