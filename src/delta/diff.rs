@@ -168,9 +168,10 @@ impl Differ {
                     if step.copy > 0 {
                         flush(&mut step, to);
                     }
-                    to.literals.push(span[0]);
-                    step.literals += 1;
-                    at += 1;
+                    let run = unequal(span, older, place as isize + shift, moved.then_some(place));
+                    to.literals.extend_from_slice(&span[..run]);
+                    step.literals += run;
+                    at += run;
                 }
             }
         }
@@ -227,6 +228,15 @@ fn equal(span: &[u8], older: &Page, from: isize) -> Option<usize> {
     }
     len += span[len..].iter().zip(&other[len..]).take_while(|(a, b)| a == b).count();
     Some(len)
+}
+
+/// How many first bytes of `span`, one at least, are not worth another look for a copy from `from` on; where moved tuples are
+/// looked for, the next place that one may begin is worth it.
+fn unequal(span: &[u8], older: &Page, from: isize, place: Option<usize>) -> usize {
+    let other = usize::try_from(from).ok().and_then(|from| older.get(from..)).unwrap_or(&[]);
+    let most = place.map_or(span.len(), |place| (ALIGNMENT - place % ALIGNMENT).min(span.len()));
+    let rest = span.get(1..most).unwrap_or(&[]).iter().zip(other.iter().skip(1));
+    1 + rest.take_while(|(a, b)| a != b).count()
 }
 
 /// Reads differences.
