@@ -134,6 +134,16 @@ fn help_and_completions_are_results() {
     assert_eq!(place.run(&[]).code, 2);
 }
 
+#[test]
+fn a_journal_directory_without_a_journal_is_refused() {
+    let place = Place::init();
+    let journal = place.path("journal").display().to_string();
+    let ended = place.run(&["receive", "--connection", "host=127.0.0.1 port=1", "--journal-dir", &journal]);
+    assert_eq!(ended.code, 2, "{}", ended.err);
+    assert!(ended.err.contains("--ack journal"), "{}", ended.err);
+    assert!(!place.path("journal").exists());
+}
+
 /// A server, a repository, and a `walden receive` between them.
 fn archived(major: u32) -> (Pg, Place, Process) {
     let pg = Pg::builder(major).wal_segment_mib(1).start();

@@ -135,7 +135,8 @@ pub async fn follow(cluster: Cluster, mut stored: watch::Receiver<Stored>) -> Re
             if waiting > limits::COMPACT_OBJECTS_URGENT { Priority::Normal } else { Priority::Low };
         match own_thread::run("compact", priority, pass).await {
             Ok(compacted) => {
-                tracing::info!(?compacted, "compacted");
+                let Compacted { flushes, merged, segments, wal_bytes } = compacted;
+                tracing::info!(flushes, merged, segments, wal_bytes, "compacted");
                 done = now;
                 oldest = None;
             }

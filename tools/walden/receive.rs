@@ -90,6 +90,12 @@ impl Receive {
         let interval =
             self.flush_interval.or(settings.cluster().flush_interval).unwrap_or(limits::FLUSH_INTERVAL);
         let journal = match settings.ack(self.ack) {
+            Ack::Object if self.journal_dir.is_some() => {
+                let what = "--journal-dir is given, but WAL is acknowledged from the repository and no journal is written";
+                return Err(
+                    Failure::new(Exit::Usage, what).hint("add --ack journal, or leave --journal-dir out")
+                );
+            }
             Ack::Object => None,
             Ack::Journal => Some(JournalPlace {
                 disk: Arc::new(OsDisk),
