@@ -73,7 +73,8 @@ impl TimelineHistory {
             if !ascends || parent == 0 || parent >= timeline.0 {
                 return Err(wrong(number, line, "timelines and positions in ascending order, below its own"));
             }
-            let reason = parts.next().unwrap_or_default().to_owned();
+            // `lines` leaves the carriage return of a last line that does not end.
+            let reason = parts.next().unwrap_or_default().trim_end_matches('\r').to_owned();
             switches.push(Switch { timeline: TimelineId(parent), at, reason });
         }
         Ok(TimelineHistory { timeline, switches })

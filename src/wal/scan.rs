@@ -316,7 +316,8 @@ impl Scanner {
                 }
                 Mode::Seek { told } => {
                     // Zeros may be what follows a switch: nothing to read.
-                    if !told && rest.iter().any(|byte| *byte != 0) {
+                    if !told && let Some(zeros) = rest.iter().position(|byte| *byte != 0) {
+                        let at = at.saturating_add(zeros as u64);
                         self.damaged(WalError::new(at, "WAL", "inside a page", "the start of a page"), sink);
                     }
                     rest.len()
