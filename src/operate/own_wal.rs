@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How long a slot that nobody reads is looked at: a receiver may just be connecting again.
+/// How long a slot is looked at that nobody reads, for a receiver may just be connecting again, or that somebody still does.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -66,15 +66,32 @@ impl OwnWal {
             return Ok(true);
         }
         if streaming.slot_is_ours {
-            let mut server = self.replication().await?;
-            match server.drop_slot(&self.slot).await {
-                Ok(()) => {}
-                Err(error) if is(&error, code::OBJECT_IN_USE) || is(&error, code::UNDEFINED_OBJECT) => {}
-                Err(error) => return Err(error.into()),
-            }
-            server.close().await;
+            self.drop_slot().await?;
         }
         Ok(true)
+    }
+
+    /// The server's side of a stream ends a moment after ours: a slot in use is asked for again. Who uses it for longer is a
+    /// receiver that was started meanwhile.
+    async fn drop_slot(&self) -> Result<(), PgError> {
+        let mut server = self.replication().await?;
+        let until = Instant::now() + RECONNECT_PATIENCE;
+        loop {
+            match server.drop_slot(&self.slot).await {
+                Ok(()) => break,
+                Err(error) if is(&error, code::UNDEFINED_OBJECT) => break,
+                Err(error) if is(&error, code::OBJECT_IN_USE) => {
+                    if Instant::now() >= until {
+                        tracing::warn!(slot = self.slot, "the slot stays: another receiver uses it now");
+                        break;
+                    }
+                    tokio::time::sleep(LOOK_INTERVAL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        server.close().await;
+        Ok(())
     }
 
     async fn replication(&self) -> Result<Connection, PgError> {
