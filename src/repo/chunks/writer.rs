@@ -1,6 +1,6 @@
 //! Storing chunks that are not stored yet: hashed where they are put, compressed and sealed on threads, packed into
 //! segments of [`PAGES_SEGMENT_BYTES`], uploaded while the next one fills. Dropping abandons: nothing refers to what was sent.
-//! Memory: `SEGMENTS_MAX` segments, and a chunk a thread.
+//! Memory: `SEGMENTS_MAX` segments, and `WAITING_A_THREAD` chunks a thread.
 
 use super::{ChunkIndex, Prefix, SHARDS, prefix_of, shard_of};
 use crate::base::limits::PAGES_SEGMENT_BYTES;
@@ -11,6 +11,7 @@ use crate::format::header::ObjectKind;
 use crate::format::index::PagesEntry;
 use crate::repo::{Cluster, RepoError, layout};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -18,6 +19,8 @@ use tokio::task::JoinSet;
 
 /// Segments in memory: one being filled, the others being uploaded.
 const SEGMENTS_MAX: usize = 3;
+/// Chunks for each thread, the one at work included: none is idle while the intake waits for the server.
+const WAITING_A_THREAD: u32 = 8;
 /// Chunks in one segment: bounds its directory.
 const SEGMENT_CHUNKS_MAX: usize = 16 << 10;
 /// The most that a chunk and the directory may add to a segment that is not full.
@@ -45,7 +48,8 @@ pub struct ChunkWriter {
     chunk_id_key: ChunkIdKey,
     seen: Seen,
     stats: ChunkStats,
-    threads: Arc<Semaphore>,
+    /// A permit for each chunk that waits or is being packed.
+    room: Arc<Semaphore>,
     thread_count: u32,
     shared: Arc<Shared>,
 }
@@ -55,7 +59,22 @@ pub struct ChunkWriter {
 struct Shared {
     cluster: Cluster,
     segments: Arc<Semaphore>,
+    queue: Mutex<Queue>,
     state: Mutex<State>,
+}
+
+/// Chunks that wait for a thread, and how many threads take them.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    threads: u32,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    chunk: Bytes,
+    id: ChunkId,
+    _room: OwnedSemaphorePermit,
 }
 
 #[derive(Default)]
@@ -90,17 +109,18 @@ impl ChunkWriter {
             seen: Seen::default(),
             index,
             stats: ChunkStats::default(),
-            threads: Arc::new(Semaphore::new(thread_count as usize)),
+            room: Arc::new(Semaphore::new((thread_count * WAITING_A_THREAD) as usize)),
             thread_count,
             shared: Arc::new(Shared {
                 cluster,
                 segments: Arc::new(Semaphore::new(SEGMENTS_MAX)),
+                queue: Mutex::default(),
                 state: Mutex::default(),
             }),
         }
     }
 
-    /// Stores `chunk` unless it is stored, and returns its id. Waits while all threads are busy; durable when
+    /// Stores `chunk` unless it is stored, and returns its id. Waits while the threads have enough to do; durable when
     /// [`ChunkWriter::finish`] says so. If dropped: the chunk may be missing, so drop the writer too.
     ///
     /// # Errors
@@ -118,17 +138,13 @@ impl ChunkWriter {
             return Ok(id);
         }
         self.stats.chunks_new += 1;
-        let Ok(permit) = self.threads.clone().acquire_owned().await else {
+        let Ok(permit) = self.room.clone().acquire_owned().await else {
             unreachable!("the semaphore is never closed")
         };
         if let Some(error) = self.shared.state().error.take() {
             return Err(error);
         }
-        let (shared, handle) = (self.shared.clone(), Handle::current());
-        tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            shared.store(&PackedChunk::pack(&chunk, id), &handle);
-        });
+        self.shared.enqueue(Waiting { chunk, id, _room: permit }, self.thread_count);
         Ok(id)
     }
 
@@ -139,7 +155,7 @@ impl ChunkWriter {
 
     /// Waits until everything put is durable. Returns the segments made, for the index, and what was done.
     pub async fn finish(self) -> Result<(Vec<PagesEntry>, ChunkStats), RepoError> {
-        let Ok(_all) = self.threads.acquire_many(self.thread_count).await else {
+        let Ok(_all) = self.room.acquire_many(self.thread_count * WAITING_A_THREAD).await else {
             unreachable!("the semaphore is never closed")
         };
         let last = self.shared.state().open.take();
@@ -165,6 +181,7 @@ impl ChunkWriter {
 
 impl Drop for ChunkWriter {
     fn drop(&mut self) {
+        self.shared.queue().waiting.clear();
         self.shared.state().uploading.abort_all();
     }
 }
@@ -173,6 +190,35 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // A thread that died in here left its segment out of the state: `finish` counts, and finds chunks missing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves `chunk` to a thread: one that is at work, for as long as anything waits, or a new one.
+    fn enqueue(self: &Arc<Self>, chunk: Waiting, threads_max: u32) {
+        let mut queue = self.queue();
+        queue.waiting.push_back(chunk);
+        if queue.threads == threads_max {
+            return;
+        }
+        queue.threads += 1;
+        let (thread, handle) = (PackingThread { shared: self.clone() }, Handle::current());
+        tokio::task::spawn_blocking(move || {
+            while let Some(next) = thread.shared.next() {
+                thread.shared.store(&PackedChunk::pack(&next.chunk, next.id), &handle);
+            }
+        });
+    }
+
+    fn next(&self) -> Option<Waiting> {
+        let mut queue = self.queue();
+        let next = queue.waiting.pop_front();
+        if next.is_none() {
+            queue.threads -= 1;
+        }
+        next
     }
 
     /// Adds a compressed chunk to the open segment, and sends that off once it is full.
@@ -238,6 +284,22 @@ impl Shared {
         let mut state = self.state();
         while state.uploading.try_join_next().is_some() {}
         state.uploading.spawn_on(task, runtime);
+    }
+}
+
+/// One of [`Queue::threads`].
+struct PackingThread {
+    shared: Arc<Shared>,
+}
+
+impl Drop for PackingThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Nobody may be left to take what waits; `finish` finds it missing rather than waits for ever.
+            let mut queue = self.shared.queue();
+            queue.threads -= 1;
+            queue.waiting.clear();
+        }
     }
 }
 
