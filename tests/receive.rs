@@ -209,19 +209,24 @@ async fn a_journal_outlives_a_store_that_is_away() {
     assert!(compare_with_server(&repo, &pg, TimelineId(1), size).await.end > acknowledged);
 }
 
-/// A server whose slot another receiver has, for good.
-#[derive(Debug)]
-struct TakenSlot;
+/// A server that never begins to stream.
+#[derive(Debug, Clone, Copy)]
+enum NoStream {
+    /// Another receiver has the slot, for good.
+    TakenSlot,
+    /// It does not answer.
+    Silent,
+}
 
 #[async_trait::async_trait]
-impl Connector for TakenSlot {
+impl Connector for NoStream {
     async fn connect(&self) -> Result<Box<dyn Server>, UpstreamError> {
-        Ok(Box::new(TakenSlot))
+        Ok(Box::new(*self))
     }
 }
 
 #[async_trait::async_trait]
-impl Server for TakenSlot {
+impl Server for NoStream {
     async fn identify(&mut self) -> Result<Identity, UpstreamError> {
         Ok(Identity {
             system_id: SystemId(7),
@@ -247,12 +252,16 @@ impl Server for TakenSlot {
         _start: Lsn,
         _timeline: TimelineId,
     ) -> Result<Started, UpstreamError> {
-        Err(UpstreamError::SlotInUse { slot: slot.to_owned(), reason: "it is active".into() })
+        match *self {
+            NoStream::TakenSlot => {
+                Err(UpstreamError::SlotInUse { slot: slot.to_owned(), reason: "it is active".into() })
+            }
+            NoStream::Silent => std::future::pending().await,
+        }
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_slot_that_another_keeps_is_a_conflict_after_a_while() {
+async fn receive_from(server: NoStream, stop: watch::Receiver<bool>) -> Result<(), ReceiveError> {
     let dir = common::pg::temp_dir();
     let repo = repository(dir.path()).await;
     let options = ReceiveOptions {
@@ -261,14 +270,30 @@ async fn a_slot_that_another_keeps_is_a_conflict_after_a_while() {
         cut: Cut::default(),
         shutdown_grace: Duration::from_secs(10),
     };
-    let (_stop, stopped) = watch::channel(false);
     let (stored, _) = watch::channel(Stored::default());
+    session::run(repo, CLUSTER.parse().unwrap(), &server, &options, stored, stop).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_another_keeps_is_a_conflict_after_a_while() {
+    let (_stop, stopped) = watch::channel(false);
     let began = tokio::time::Instant::now();
-    let ended = session::run(repo, CLUSTER.parse().unwrap(), &TakenSlot, &options, stored, stopped).await;
-    let failure = Failure::from(ended.unwrap_err());
+    let failure = Failure::from(receive_from(NoStream::TakenSlot, stopped).await.unwrap_err());
     assert_eq!(failure.exit, Exit::Conflict, "{failure}");
     assert!(failure.what.contains(SLOT), "{failure}");
     // Longer than the server needs to notice that a receiver is gone.
     let taken = began.elapsed();
     assert!(taken > Duration::from_secs(60) && taken < Duration::from_secs(150), "{taken:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_answer_keeps_nobody_from_stopping() {
+    let (stop, stopped) = watch::channel(false);
+    let receiving = tokio::spawn(receive_from(NoStream::Silent, stopped));
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!receiving.is_finished());
+    let asked = tokio::time::Instant::now();
+    stop.send_replace(true);
+    receiving.await.unwrap().unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
 }

@@ -118,6 +118,9 @@ enum Ended {
     Again,
 }
 
+/// A stream that runs.
+type Opened = (Box<dyn Upstream>, Box<dyn StatusSink>);
+
 struct Receiver<'a> {
     repo: Arc<Repository>,
     name: ClusterName,
@@ -157,27 +160,42 @@ impl Receiver<'_> {
     }
 
     async fn session(&mut self, connector: &dyn Connector, stop: &mut Stop) -> Result<Ended, ReceiveError> {
-        if *stop.borrow() {
-            return Ok(Ended::Stopped);
-        }
-        let mut server = tokio::select! {
-            server = connector.connect() => server?,
-            _ = stop.changed() => return Ok(Ended::Again),
+        // A server may say nothing for long, at any step; whoever asks us to stop does not wait for it.
+        let opened = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => None,
+            opened = self.open(connector) => Some(opened?),
         };
+        match (opened, &mut self.pipeline) {
+            (Some(Some((upstream, sink))), Some(pipeline)) => {
+                stream(pipeline, upstream, sink, self.options, stop).await
+            }
+            (Some(_), _) => Ok(Ended::Again),
+            (None, pipeline) => {
+                if let Some(pipeline) = pipeline {
+                    drain_within(pipeline, self.options.shutdown_grace).await?;
+                }
+                Ok(Ended::Stopped)
+            }
+        }
+    }
+
+    /// Connects, takes over and begins to stream; `None` when what it found is to be begun anew. If dropped: begin anew.
+    async fn open(&mut self, connector: &dyn Connector) -> Result<Option<Opened>, ReceiveError> {
+        let mut server = connector.connect().await?;
         let identity = server.identify().await?;
         let record = resume::generation_record(&self.name, &identity)?;
         let cluster = Cluster::create(self.repo.clone(), record).await?;
         let slot = server.ensure_slot(&self.options.slot).await?;
-        let (server, pipeline) = self.resume(server, &cluster, &identity, &slot).await?;
-        self.pipeline = Some(pipeline);
-        let Some(pipeline) = &mut self.pipeline else { unreachable!("set above") };
+        let server = self.resume(server, &cluster, &identity, &slot).await?;
+        let Some(pipeline) = &mut self.pipeline else { unreachable!("resumed above") };
         let at = pipeline.overlap_start().max(resume::slot_segment(&slot, &identity));
         let at = at.min(pipeline.received());
         let (timeline, received) = (pipeline.timeline(), pipeline.received());
         if resume::switch_passed(&cluster, &identity, timeline, received).await? {
             // Only the journal held what lies before the switch: it goes to the repository, then the next timeline begins.
             pipeline.drain().await?;
-            return Ok(Ended::Again);
+            return Ok(None);
         }
         let started = match server.stream(&self.options.slot, at, timeline).await {
             Err(UpstreamError::WalRemoved { reason, .. }) if at < received => {
@@ -188,43 +206,45 @@ impl Receiver<'_> {
             }
             other => other,
         };
-        let (upstream, sink) = match started {
+        let opened = match started {
             Ok(Started::Streaming(upstream, sink)) => (upstream, sink),
             Ok(Started::EndOfTimeline(next)) => {
                 tracing::info!(%timeline, next = %next.timeline, at = %next.start, "timeline ends");
                 pipeline.drain().await?;
-                return Ok(Ended::Again);
+                return Ok(None);
             }
             Err(UpstreamError::WalRemoved { at, reason }) => {
                 pipeline.drain().await?;
                 let end = pipeline.received();
                 resume::record_gap(&cluster, timeline, end, &slot, &identity, &reason, at).await?;
                 self.pipeline = None;
-                return Ok(Ended::Again);
+                return Ok(None);
             }
             Err(error) => return Err(error.into()),
         };
         tracing::info!(cluster = %self.name, slot = self.options.slot, %timeline, %at, stream = %pipeline.stream(), "streaming");
-        stream(pipeline, upstream, sink, self.options, stop).await
+        Ok(Some(opened))
     }
 
-    /// The pipeline that continues: the one at hand, or one over a stream newly won.
+    /// Sees to the pipeline that continues: the one at hand, or one over a stream newly won.
     async fn resume(
         &mut self,
         mut server: Box<dyn Server>,
         cluster: &Cluster,
         identity: &Identity,
         slot: &Slot,
-    ) -> Result<(Box<dyn Server>, Pipeline), ReceiveError> {
-        if let Some(mut pipeline) = self.pipeline.take() {
+    ) -> Result<Box<dyn Server>, ReceiveError> {
+        if let Some(pipeline) = &mut self.pipeline {
             if pipeline.timeline() == identity.timeline {
-                return Ok((server, pipeline));
+                return Ok(server);
             }
             pipeline.drain().await?;
+            self.pipeline = None;
         }
         let snapshot = walmap::load(cluster).await?;
         resume::store_histories(cluster, &snapshot, server.as_mut(), identity.timeline).await?;
-        Ok((server, self.take_over(cluster, identity, slot).await?))
+        self.pipeline = Some(self.take_over(cluster, identity, slot).await?);
+        Ok(server)
     }
 
     /// A pipeline that stores what the journal holds and the repository does not, without the server; none when there is
