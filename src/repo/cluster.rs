@@ -187,16 +187,24 @@ impl Cluster {
             root.floor = floor;
             // Index before root: a root never names what is not there.
             root.index = index::write(self, base.index, change.index, root.number).await?;
-            if self.create_root(&root).await? {
-                return Ok(root);
+            match self.create_root(&root).await? {
+                NewRoot::Won => return Ok(root),
+                NewRoot::Taken => {}
+                NewRoot::Void { floor } => {
+                    let reason = format!(
+                        "root {} is below the floor {floor}: this process stalled while others went on; nothing was committed",
+                        root.number
+                    );
+                    return Err(RepoError::Conflict { reason }.into());
+                }
             }
         }
         let reason = format!("cluster {}: lost {COMMIT_TRIES_MAX} races for the next root", self.name);
         Err(RepoError::Conflict { reason }.into())
     }
 
-    /// Creates `root`; false when another has its number.
-    async fn create_root(&self, root: &Root) -> Result<bool, RepoError> {
+    /// Creates `root`, unless another has its number.
+    async fn create_root(&self, root: &Root) -> Result<NewRoot, RepoError> {
         let key = layout::root(&self.name, root.number);
         let body = root.encode();
         if body.len() > ROOT_BYTES_MAX {
@@ -205,20 +213,16 @@ impl Cluster {
         }
         let writer = self.repo.writer(ObjectKind::Root, &key, [0; 16], root.number, root.writer_epoch);
         match self.repo.create(&key, &writer.finish(body).bytes).await? {
-            Created::Taken(_) => return Ok(false),
+            Created::Taken(_) => return Ok(NewRoot::Taken),
             Created::Ours => {}
         }
         // A number below the floor may have been won before, and removed: winning it again is void.
         let floor = roots::newest_floor(&self.repo, &self.name, root.floor).await?;
         if let Some(floor) = floor.filter(|floor| floor.root > root.number) {
-            let reason = format!(
-                "root {} is below the floor {}: this process stalled while others went on; nothing was committed",
-                root.number, floor.root
-            );
-            return Err(RepoError::Conflict { reason });
+            return Ok(NewRoot::Void { floor: floor.root });
         }
         self.shared.root_known.fetch_max(root.number, Ordering::Relaxed);
-        Ok(true)
+        Ok(NewRoot::Won)
     }
 
     async fn find_root(&self) -> Result<Option<(Root, u64)>, RepoError> {
@@ -248,9 +252,21 @@ impl Cluster {
             index: None,
             extensions: Vec::new(),
         };
+        // Taken or void: others made the cluster meanwhile, in the latter case so long ago that its first root is gone.
         self.create_root(&root).await?;
         Ok(())
     }
+}
+
+/// What became of a root that was to be created.
+enum NewRoot {
+    Won,
+    /// Another has its number.
+    Taken,
+    /// It was created below the floor, where nobody looks.
+    Void {
+        floor: u64,
+    },
 }
 
 /// Whether an error says that an object that was referred to is not there: a reader plans again on the newest root.
