@@ -10,9 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use walden::base::{Env, Lsn, LsnRange, SegmentSize, SystemId, TimelineId};
+use walden::codec::KeySource;
 use walden::codec::keyslot::Unlock;
+use walden::codec::object::PackedChunk;
 use walden::disk::{OsDisk, OsEntropy, SystemClock};
+use walden::format::header::ObjectKind;
 use walden::format::keyslot::SlotCost;
+use walden::format::record::Record;
+use walden::format::wal::WalMeta;
 use walden::net::ConnectOptions;
 use walden::operate::{Exit, Failure};
 use walden::receive::compact::{self, Extent};
@@ -207,6 +212,50 @@ async fn a_journal_outlives_a_store_that_is_away() {
     wait_acknowledged(&pg);
     receiving.stop().await;
     assert!(compare_with_server(&repo, &pg, TimelineId(1), size).await.end > acknowledged);
+}
+
+/// Makes one chunk of the newest flush object something else than its id says, sealed like any other.
+async fn swap_a_chunk(repo: &Arc<Repository>, snapshot: &walmap::Snapshot) {
+    let key = snapshot.wal.chains().last().unwrap().objects.last().unwrap().key.clone();
+    let object = repo.read_object(&key, ObjectKind::Flush).await.unwrap();
+    let header = object.header();
+    let mut writer = repo.writer(ObjectKind::Flush, &key, header.owner, header.number, header.writer_epoch);
+    let frames = &object.directory().frames;
+    for (number, frame) in frames.iter().enumerate() {
+        let mut packed = object.packed_chunk(number).unwrap();
+        if number == 0 {
+            let mut other = object.chunk(number, repo.keys()).unwrap();
+            other[1000] ^= 1;
+            packed = PackedChunk::pack(&other, packed.id);
+        }
+        writer.add_packed(&packed, frame.position);
+    }
+    let finished = writer.finish(object.meta::<WalMeta>().unwrap().encode());
+    repo.store().delete(&key).await.unwrap();
+    repo.create_own(&key, &finished.bytes).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wal_that_is_not_what_its_id_says_is_named_and_stays_as_it_is() {
+    let pg = Pg::builder(15).wal_segment_mib(1).start();
+    let dir = common::pg::temp_dir();
+    let repo = repository(dir.path()).await;
+    let receiving = Receiving::start(&repo, &pg);
+    load(&pg, 10_000);
+    wait_acknowledged(&pg);
+    receiving.stop().await;
+    let cluster = Cluster::open(repo.clone(), CLUSTER.parse().unwrap()).await.unwrap();
+    let before = walmap::load(&cluster).await.unwrap();
+    swap_a_chunk(&repo, &before).await;
+    let failure = Failure::from(compact::compact(&cluster, Extent::All).await.unwrap_err());
+    assert_eq!(failure.exit, Exit::Damage, "{failure}");
+    let after = walmap::load(&cluster).await.unwrap();
+    assert_eq!(
+        after.wal.pieces().len(),
+        before.wal.pieces().len(),
+        "nothing replaces what cannot be read back"
+    );
+    assert!(after.index.wal.is_empty());
 }
 
 /// A server that never begins to stream.

@@ -73,7 +73,7 @@ pub enum Message {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// Connect again later.
-    #[error("connection to PostgreSQL lost: {0}")]
+    #[error("{0}")]
     Lost(String),
     /// The slot is another's now; it may be let go.
     #[error("replication slot {slot} is in use: {reason}")]
@@ -100,7 +100,7 @@ pub enum UpstreamError {
         reason: String,
     },
     /// It will not work without somebody mending something.
-    #[error("PostgreSQL refuses: {0}")]
+    #[error("{0}")]
     Refused(String),
 }
 

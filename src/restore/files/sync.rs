@@ -134,3 +134,23 @@ fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use std::os::fd::OwnedFd;
+
+    #[test]
+    fn what_an_early_sync_met_is_told_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let durability = Durability::begin([dir.path()]).unwrap();
+        // The kernel syncs no pipe: EINVAL.
+        let (_end, pipe) = std::io::pipe().unwrap();
+        let path = dir.path().join("16384");
+        durability.part_written(&File::from(OwnedFd::from(pipe)), &path, WRITE_BACK_BYTES);
+        let told = durability.sync().unwrap_err().to_string();
+        assert!(told.contains(&path.display().to_string()), "{told}");
+        assert!(Durability::begin([dir.path()]).unwrap().sync().is_ok());
+    }
+}
