@@ -5,7 +5,9 @@ mod common;
 use common::pg::{Pg, Process, wait_until};
 use common::walden::{Place, files, finish};
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[test]
@@ -28,6 +30,53 @@ fn a_wrong_passphrase_is_refused_without_being_shown() {
     assert_eq!((ended.code, ended.out.as_str()), (5, ""));
     assert!(ended.err.starts_with("error: ") && ended.err.contains("\nhint: "), "{}", ended.err);
     assert!(!ended.err.contains("staple") || ended.err.contains("`echo"), "{}", ended.err);
+}
+
+/// Runs `walden --repo REPO ARGS` on a terminal of its own and types each line when its question stands there.
+/// Returns the exit code and everything the terminal showed.
+fn on_a_terminal(place: &Place, args: &str, answers: &[(&str, &str)]) -> (i32, String) {
+    let binary = env!("CARGO_BIN_EXE_walden");
+    let command = format!("{binary} --repo {} {args}", place.path("repo").display());
+    let mut script = Command::new("script");
+    script
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .env_clear()
+        .env("SHELL", "/bin/sh");
+    let mut script =
+        script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script, of bsdutils");
+    let (mut keyboard, mut screen) = (script.stdin.take().unwrap(), script.stdout.take().unwrap());
+    let mut shown = Vec::new();
+    for (question, answer) in answers {
+        let mut byte = [0];
+        while !String::from_utf8_lossy(&shown).contains(question) {
+            assert_eq!(screen.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&shown));
+            shown.extend(byte);
+        }
+        keyboard.write_all(format!("{answer}\n").as_bytes()).unwrap();
+    }
+    screen.read_to_end(&mut shown).unwrap();
+    (script.wait().unwrap().code().unwrap(), String::from_utf8_lossy(&shown).into_owned())
+}
+
+#[test]
+fn a_passphrase_is_asked_for_on_a_terminal_and_not_shown() {
+    let place = Place::new();
+    let twice = |second| [("New passphrase", "correct horse"), ("The same again", second)];
+    let (code, shown) = on_a_terminal(&place, "init", &twice("correct house"));
+    assert_eq!(code, 5, "{shown}");
+    assert!(!place.path("repo").exists(), "{shown}");
+    let (code, shown) = on_a_terminal(&place, "init", &twice("correct horse"));
+    assert_eq!(code, 0, "{shown}");
+    assert!(!shown.contains("horse"), "{shown}");
+    let (code, shown) = on_a_terminal(&place, "info", &[("Passphrase of the repository", "wrong")]);
+    assert_eq!(code, 5, "{shown}");
+    let (code, shown) = on_a_terminal(&place, "info", &[("Passphrase of the repository", "correct horse")]);
+    assert_eq!(code, 0, "{shown}");
+    // Nobody is there to ask.
+    let mut info = place.command(&["info"]);
+    let ended = finish(info.env_remove("WALDEN_PASSPHRASE_FILE"));
+    assert_eq!(ended.code, 2, "{}", ended.err);
+    assert!(ended.err.contains("\nhint: give --passphrase-file"), "{}", ended.err);
 }
 
 #[test]
