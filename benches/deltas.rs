@@ -119,8 +119,7 @@ fn main() {
         }
     }
     let begun = CoreTime::now();
-    let (mut decoder, mut cache, mut decoded) =
-        (FrameDecoder::new(PAGE_KEY), ImageCache::new(CACHE_PAGES), 0);
+    let (mut decoder, mut cache, mut decoded) = (FrameDecoder::new(), ImageCache::new(CACHE_PAGES), 0);
     let mut back = Vec::new();
     for frame in &frames {
         if let FrameBody::Delta(bytes, _) = &frame.body {

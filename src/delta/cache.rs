@@ -35,6 +35,11 @@ impl<'a> Cached<'a> {
     pub fn page(&self) -> Option<&'a Page> {
         (page_check(self.page) == self.check).then_some(self.page)
     }
+
+    /// The page, as it is: for a decoder, which holds what comes of it against the frame's BLAKE3.
+    pub(super) fn unchecked_page(&self) -> &'a Page {
+        self.page
+    }
 }
 
 /// The last images of an epoch's blocks.

@@ -1,7 +1,7 @@
 //! One delta frame into the WAL it was made of. Everything in a frame is held against bounds before memory is taken for it, and what
 //! comes out against the frame's BLAKE3. Spec: formats/deltas.md.
 
-use super::block::{BlockId, Page, PageSource, Vouched, page_check, page_hash};
+use super::block::{BlockId, Page, PageSource, page_check};
 use super::cache::ImageCache;
 use super::columns::ColumnReader;
 use super::diff::{DifferenceReader, page_of};
@@ -9,7 +9,7 @@ use super::encode::range_of;
 use super::error::{DeltaError, MissingPage};
 use super::framing::Expected;
 use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
-use super::records::groups;
+use super::records::Groups;
 use super::section::{SectionReader, read_head};
 use super::structure::put_fragments;
 use super::varint::Cursor;
@@ -22,25 +22,21 @@ use crate::wal::record::{RECORD_HEADER_BYTES, RecordHeader, record_crc};
 use std::collections::HashMap;
 
 /// Decodes frames of one epoch, in order.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct FrameDecoder {
-    key: [u8; 32],
     sections: SectionReader,
     body: Vec<u8>,
     contents: Vec<u8>,
+    /// Where contents begin in `contents`, by the field that has their length.
+    places: Vec<u32>,
+    groups: Groups,
     base: BasePages,
 }
 
 impl FrameDecoder {
-    /// A decoder that holds pages of the base against hashes keyed with `key`.
-    pub fn new(key: [u8; 32]) -> Self {
-        FrameDecoder {
-            key,
-            sections: SectionReader::new(),
-            body: Vec::new(),
-            contents: Vec::new(),
-            base: BasePages::default(),
-        }
+    /// A decoder.
+    pub fn new() -> Self {
+        FrameDecoder::default()
     }
 
     /// What the images of `frame` refer to, in order: which pages to fetch, and which earlier frames to decode before it.
@@ -86,11 +82,11 @@ impl FrameDecoder {
         let (head, stored) = read_head(frame)?;
         self.sections.read(&head, stored, &[])?;
         let outline = outline(head, &self.sections)?;
-        let places = self.contents(&outline)?;
-        self.records(&outline, &places, cache, pages)?;
+        self.contents(&outline)?;
+        self.records(&outline, cache, pages)?;
         let done = self.raw(&outline, to).map_err(DeltaError::from).and_then(|()| {
             let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
-            if same { Ok(()) } else { Err(DeltaError::Differs { range: range_of(&outline.head) }) }
+            if same { Ok(()) } else { Err(self.blame(&outline, cache)) }
         });
         if let Err(error) = done {
             to.clear();
@@ -99,8 +95,8 @@ impl FrameDecoder {
         Ok(outline)
     }
 
-    /// Fills `contents`; returns where the contents of each record lie in it, record by record.
-    fn contents(&mut self, outline: &Outline) -> Result<Vec<Vec<usize>>, DeltaError> {
+    /// Fills `contents` and `places`.
+    fn contents(&mut self, outline: &Outline) -> Result<(), DeltaError> {
         let section = |kind| self.sections.section(kind);
         let cursor = |what, kind| Cursor::new(what, section(kind));
         let mut from = ColumnReader {
@@ -112,16 +108,20 @@ impl FrameDecoder {
             digits: cursor("delta frame digits", SectionKind::Digits),
         };
         let structure = &outline.structure;
-        let mut places = vec![Vec::new(); outline.records.len()];
         self.contents.clear();
-        for (records, plan) in structure.by_kind().iter().zip(&structure.plans) {
+        self.places.clear();
+        self.places.resize(structure.fields.len(), 0);
+        for (records, plan) in outline.by_kind.iter().zip(&structure.plans) {
             for field in &plan.slots {
-                for (len, group) in groups(structure, records, *field) {
+                for group in self.groups.of(structure, records, *field) {
+                    let len = group.first().map_or(0, |first| first.len as usize);
                     let start = self.contents.len();
                     // All of this lies in records whose lengths were summed up already.
                     self.contents.resize(start + len * group.len(), 0);
-                    for (row, (_, record)) in group.iter().enumerate() {
-                        places[*record as usize].push(start + row * len);
+                    for (row, content) in group.iter().enumerate() {
+                        if let Some(place) = self.places.get_mut(content.field as usize) {
+                            *place = (start + row * len) as u32;
+                        }
                     }
                     if let Some(rows) = self.contents.get_mut(start..) {
                         from.get(rows, len)?;
@@ -133,14 +133,13 @@ impl FrameDecoder {
         for cursor in [layouts, constants, columns, differences, rows, digits] {
             cursor.finish()?;
         }
-        Ok(places)
+        Ok(())
     }
 
     /// Fills `body`.
     fn records(
         &mut self,
         outline: &Outline,
-        places: &[Vec<usize>],
         cache: &ImageCache,
         pages: &mut dyn PageSource,
     ) -> Result<(), DeltaError> {
@@ -153,7 +152,7 @@ impl FrameDecoder {
         };
         let mut stored = cursor("delta frame stored images", SectionKind::Stored);
         let mut edges = cursor("delta frame edges", SectionKind::Edges);
-        self.base.fetch(&self.key, outline, pages)?;
+        self.base.fetch(outline, pages)?;
         let base = &self.base;
         let body = &mut self.body;
         body.clear();
@@ -178,12 +177,12 @@ impl FrameDecoder {
             prev = lsn;
             body.extend_from_slice(&header.encode());
             put_fragments(kind, plan, fields, &outline.structure.tables.relations, body)?;
-            let mut slots = plan.slots.iter().zip(places.get(number).map_or(&[][..], Vec::as_slice));
-            let mut content = |body: &mut Vec<u8>| {
-                if let Some((field, start)) = slots.next() {
-                    let len = fields.get(*field).copied().unwrap_or(0) as usize;
-                    body.extend_from_slice(self.contents.get(*start..*start + len).unwrap_or(&[]));
-                }
+            let places = outline.structure.starts.get(number).and_then(|start| self.places.get(*start..));
+            let places = places.unwrap_or(&[]);
+            let content = |field: usize, body: &mut Vec<u8>| {
+                let len = fields.get(field).copied().unwrap_or(0) as usize;
+                let start = places.get(field).copied().unwrap_or(0) as usize;
+                body.extend_from_slice(self.contents.get(start..start + len).unwrap_or(&[]));
             };
             for block in &plan.blocks {
                 if block.image.is_some() {
@@ -210,12 +209,12 @@ impl FrameDecoder {
                     }
                     next_image += 1;
                 }
-                if block.data.is_some() {
-                    content(body);
+                if let Some(data) = block.data {
+                    content(data, body);
                 }
             }
-            if plan.main.is_some() {
-                content(body);
+            if let Some(main) = plan.main {
+                content(main, body);
             }
             if let Some((head, rest)) = body
                 .get_mut(stretch.start..)
@@ -232,6 +231,29 @@ impl FrameDecoder {
             cursor.finish()?;
         }
         Ok(())
+    }
+
+    /// Why what was decoded is not what was encoded: a page that is not the one the frame was made with, or the frame itself.
+    fn blame(&self, outline: &Outline, cache: &ImageCache) -> DeltaError {
+        for (number, reference) in outline.references.iter().enumerate() {
+            let (block, lsn) = (reference.block, reference.lsn);
+            match reference.origin {
+                Origin::Alone => {}
+                Origin::Base { check: expected } => {
+                    let found = page_check(self.base.page(number));
+                    if found != expected {
+                        return DeltaError::WrongPage { block, lsn, found, expected };
+                    }
+                }
+                Origin::Image { lsn: image } => {
+                    let cached = cache.get(&block).filter(|cached| cached.lsn == image);
+                    if cached.is_some_and(|cached| cached.page().is_none()) {
+                        return DeltaError::RottenImage { block, image };
+                    }
+                }
+            }
+        }
+        DeltaError::Differs { range: range_of(&outline.head) }
     }
 
     fn raw(&self, outline: &Outline, raw: &mut Vec<u8>) -> Result<(), FormatError> {
@@ -275,34 +297,20 @@ impl BasePages {
     }
 
     /// Gets all that the frame of `outline` refers to. When some are missing, all of them are named.
-    fn fetch(
-        &mut self,
-        key: &[u8; 32],
-        outline: &Outline,
-        pages: &mut dyn PageSource,
-    ) -> Result<(), DeltaError> {
+    fn fetch(&mut self, outline: &Outline, pages: &mut dyn PageSource) -> Result<(), DeltaError> {
         self.places.clear();
         let (mut missing, mut used) = (Vec::new(), 0);
         for reference in &outline.references {
             self.places.push(used);
-            let Origin::Base { check } = reference.origin else { continue };
+            let Origin::Base { .. } = reference.origin else { continue };
             if used == self.pages.len() {
                 self.pages.push(Box::new([0; BLOCK_BYTES]));
             }
             let Some(page) = self.pages.get_mut(used) else { break };
             used += 1;
-            let (block, lsn) = (reference.block, reference.lsn);
-            let vouched = match pages.base_page(&block, page) {
-                None => {
-                    missing.push(MissingPage { block, lsn });
-                    continue;
-                }
-                Some(Vouched::BySource) => true,
-                Some(Vouched::ByHash(hash)) => page_hash(key, page) == hash,
-            };
-            let found = page_check(page);
-            if found != check || !vouched {
-                return Err(DeltaError::WrongPage { block, lsn, found, expected: check });
+            // Who vouches for the page does not matter here: what comes of it has to have the frame's BLAKE3.
+            if pages.base_page(&reference.block, page).is_none() {
+                missing.push(MissingPage { block: reference.block, lsn: reference.lsn });
             }
         }
         if missing.is_empty() { Ok(()) } else { Err(DeltaError::MissingPages(missing)) }
@@ -329,7 +337,7 @@ fn earlier_image<'a>(
         return Err(DeltaError::MissingImage { block, image, lsn });
     }
     match cache.get(&block) {
-        Some(cached) if cached.lsn == image => cached.page().ok_or(DeltaError::RottenImage { block, image }),
+        Some(cached) if cached.lsn == image => Ok(cached.unchecked_page()),
         _ => Err(DeltaError::MissingImage { block, image, lsn }),
     }
 }

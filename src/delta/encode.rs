@@ -165,8 +165,9 @@ impl FrameEncoder {
         let stretches = parts.stretches(body.len());
         self.splitter.structure.tables.page_headers = expected.exceptions(place, raw, marks, &stretches);
 
+        let by_kind = self.splitter.structure.by_kind();
         self.columns.clear();
-        self.splitter.put_contents(body, &mut self.column_writer, &mut self.columns);
+        self.splitter.put_contents(body, &by_kind, &mut self.column_writer, &mut self.columns);
         self.differences.clear();
         self.used.places.clear();
         let lsns = record_lsns(parts, marks);
@@ -196,7 +197,7 @@ impl FrameEncoder {
         let (mut kinds, mut xids, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
         structure.put_kinds(&mut kinds);
         structure.put_xids(&mut xids);
-        structure.put_numbers(&mut numbers);
+        structure.put_numbers(&by_kind, &mut numbers);
         let tail = body.len() - parts.tail_len;
         let edges = [&body[..parts.head_len], &body[tail..]].concat();
         let (columns, differences) = (&self.columns, &self.differences);

@@ -79,7 +79,7 @@ impl Encoder {
             walker: Walker::new(options.segment_size),
             context: Context::default(),
             frames: FrameEncoder::new(options.page_key),
-            decoder: FrameDecoder::new(options.page_key),
+            decoder: FrameDecoder::new(),
             cache: ImageCache::new(options.cache_pages_max),
         }
     }

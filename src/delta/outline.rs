@@ -6,7 +6,7 @@ use super::framing::{Expected, Place, Positions, Stretch};
 use super::limits::FRAME_IMAGES_MAX;
 use super::records::ImageAt;
 use super::section::SectionReader;
-use super::structure::Structure;
+use super::structure::{ByKind, Structure};
 use super::varint::Cursor;
 use crate::base::{Lsn, SegmentSize};
 use crate::format::FormatError;
@@ -54,6 +54,8 @@ pub struct Outline {
     pub place: Place,
     /// Its records, without contents.
     pub structure: Structure,
+    /// The same records kind by kind.
+    pub by_kind: ByKind,
     /// Where they lie in the body.
     pub records: Vec<Stretch>,
     /// Their positions.
@@ -101,7 +103,7 @@ pub fn outline(head: DeltaHead, sections: &SectionReader) -> Result<Outline, For
     let tables = DeltaTables::decode(sections.section(SectionKind::Tables))?;
     let parts =
         [SectionKind::Kinds, SectionKind::Xids, SectionKind::Numbers].map(|kind| sections.section(kind));
-    let structure = Structure::read(tables, version, head.record_count as usize, parts)?;
+    let (structure, by_kind) = Structure::read(tables, version, head.record_count as usize, parts)?;
 
     let (mut records, mut at) = (Vec::with_capacity(structure.kinds.len()), head.head_len as usize);
     at += place.padding(at);
@@ -124,6 +126,7 @@ pub fn outline(head: DeltaHead, sections: &SectionReader) -> Result<Outline, For
         version,
         place,
         structure,
+        by_kind,
         records,
         lsns,
         body_len,

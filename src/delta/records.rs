@@ -1,9 +1,11 @@
 //! Records into columns: each record is taken apart into its kind, its numbers and the bytes that are its contents. Spec: formats/deltas.md.
 
+use super::block::BlockId;
 use super::columns::{ColumnWriter, Columns};
+use super::diff::Hole;
 use super::framing::Stretch;
 use super::limits::{FRAME_IMAGES_MAX, FRAME_KINDS_MAX};
-use super::structure::{FieldPlan, ImageShape, Structure, flag, is_compressed};
+use super::structure::{ByKind, FieldPlan, ImageShape, Structure, flag, is_compressed};
 use super::walk::Surprise;
 use crate::format::delta::{KindBlock, MainForm, RecordKind};
 use crate::format::wal::RelationRef;
@@ -70,9 +72,13 @@ pub struct RecordSplitter {
     pub structure: Structure,
     /// The images, in order.
     pub images: Vec<ImageAt>,
-    /// The contents of each record, in the order of its plan: where they begin.
-    contents: Vec<usize>,
-    content_starts: Vec<usize>,
+    /// Where contents begin, by the field that has their length.
+    contents: Vec<u32>,
+    /// What is made for one kind, image or group after the other.
+    blocks: Vec<KindBlock>,
+    shapes: Vec<Option<ImageShape>>,
+    groups: Groups,
+    rows: Vec<u8>,
     kinds: HashMap<RecordKind, u16, BuildHasherDefault<QuickHasher>>,
     relations: HashMap<RelationRef, u16, BuildHasherDefault<QuickHasher>>,
 }
@@ -83,7 +89,6 @@ impl RecordSplitter {
         self.structure = Structure::default();
         self.images.clear();
         self.contents.clear();
-        self.content_starts.clear();
         self.kinds.clear();
         self.relations.clear();
         for (number, stretch) in stretches.iter().enumerate() {
@@ -108,14 +113,15 @@ impl RecordSplitter {
         let mut kind = RecordKind {
             rmgr: header.rmgr,
             info: header.info,
-            blocks: Vec::new(),
+            blocks: std::mem::take(&mut self.blocks),
             origin: None,
             top_xid: false,
             main: MainForm::None,
         };
+        kind.blocks.clear();
+        self.shapes.clear();
         let fields_from = self.structure.fields.len();
         let (mut top_xid, mut main, mut taken) = (None, None, RECORD_HEADER_BYTES as u64);
-        let mut images: [Option<ImageShape>; 33] = [None; 33];
         for fragment in Fragments::new(version, header.total_len, rest) {
             match fragment.map_err(|_| Surprise::Record)? {
                 Fragment::Block(block) => {
@@ -144,23 +150,16 @@ impl RecordSplitter {
                             image_info & flag::IMAGE_HAS_HOLE != 0 && is_compressed(version, image_info);
                         taken += if own_hole { 7 } else { 5 } + u64::from(image.len);
                     }
-                    let number = kind.blocks.len();
                     kind.blocks.push(KindBlock { id: block.id, flags: block.flags, image_info, relation });
-                    if let (Some(image), Some(to)) = (block.image, images.get_mut(number)) {
-                        *to = Some(ImageShape {
-                            block: super::block::BlockId {
-                                relation: block.relation,
-                                fork: block.fork,
-                                block: block.block,
-                            },
-                            len: usize::from(image.len),
-                            hole: super::diff::Hole {
-                                offset: usize::from(image.hole_offset),
-                                len: usize::from(image.hole_len),
-                            },
-                            compressed: is_compressed(version, image_info),
-                        });
-                    }
+                    self.shapes.push(block.image.map(|image| ImageShape {
+                        block: BlockId { relation: block.relation, fork: block.fork, block: block.block },
+                        len: usize::from(image.len),
+                        hole: Hole {
+                            offset: usize::from(image.hole_offset),
+                            len: usize::from(image.hole_len),
+                        },
+                        compressed: is_compressed(version, image_info),
+                    }));
                 }
                 Fragment::Origin(origin) => {
                     if kind.origin.is_some() || top_xid.is_some() {
@@ -199,20 +198,21 @@ impl RecordSplitter {
         if plan.record_len(fields) != u64::from(header.total_len) {
             return Err(Surprise::Record);
         }
-        self.content_starts.push(self.contents.len());
+        self.contents.resize(self.structure.fields.len(), 0);
+        let contents = &mut self.contents[fields_from..];
         let mut place = at + plan.header_bytes;
-        for (block, image) in plan.blocks.iter().zip(&images) {
+        for (block, image) in plan.blocks.iter().zip(&self.shapes) {
             if let Some(shape) = image {
                 self.images.push(ImageAt { shape: *shape, record: number, start: place });
                 place += shape.len;
             }
             if let Some(data) = block.data {
-                self.contents.push(place);
+                contents[data] = place as u32;
                 place += fields[data] as usize;
             }
         }
-        if plan.main.is_some() {
-            self.contents.push(place);
+        if let Some(main) = plan.main {
+            contents[main] = place as u32;
         }
         Ok(())
     }
@@ -229,6 +229,7 @@ impl RecordSplitter {
 
     fn kind(&mut self, kind: RecordKind, version: WalVersion) -> u16 {
         if let Some(known) = self.kinds.get(&kind) {
+            self.blocks = kind.blocks;
             return *known;
         }
         let number = self.kinds.len() as u16;
@@ -239,31 +240,59 @@ impl RecordSplitter {
     }
 
     /// Appends the contents of the records of `body`: kind by kind, what has the same place in them and the same length together.
-    pub fn put_contents(&self, body: &[u8], writer: &mut ColumnWriter, to: &mut Columns) {
-        let mut rows = Vec::new();
-        for (records, plan) in self.structure.by_kind().iter().zip(&self.structure.plans) {
-            for (slot, field) in plan.slots.iter().enumerate() {
-                for (len, group) in groups(&self.structure, records, *field) {
-                    rows.clear();
-                    for (_, record) in &group {
-                        let start = self.contents[self.content_starts[*record as usize] + slot];
-                        rows.extend_from_slice(&body[start..start + len]);
+    pub fn put_contents(
+        &mut self,
+        body: &[u8],
+        by_kind: &ByKind,
+        writer: &mut ColumnWriter,
+        to: &mut Columns,
+    ) {
+        for (records, plan) in by_kind.iter().zip(&self.structure.plans) {
+            for field in &plan.slots {
+                for group in self.groups.of(&self.structure, records, *field) {
+                    let len = group.first().map_or(0, |first| first.len as usize);
+                    self.rows.clear();
+                    for content in group {
+                        let start = self.contents[content.field as usize] as usize;
+                        self.rows.extend_from_slice(&body[start..start + len]);
                     }
-                    writer.put(&rows, len, to);
+                    writer.put(&self.rows, len, to);
                 }
             }
         }
     }
 }
 
-/// The records that have the same value in field `field`, by that value; in order inside.
-pub fn groups(structure: &Structure, records: &[u32], field: usize) -> Vec<(usize, Vec<(u32, u32)>)> {
-    let mut all: Vec<(u32, u32)> = records
-        .iter()
-        .map(|record| (structure.fields_of(*record as usize).get(field).copied().unwrap_or(0), *record))
-        .collect();
-    all.sort_unstable();
-    all.chunk_by(|a, b| a.0 == b.0)
-        .map(|group| (group.first().map_or(0, |(len, _)| *len as usize), group.to_vec()))
-        .collect()
+/// A content: its length, and the field that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Content {
+    /// Its bytes.
+    pub len: u32,
+    /// The number of the field in [`Structure::fields`]: that of a later record is greater.
+    pub field: u32,
+}
+
+/// Finds contents of one length. Keeps its memory.
+#[derive(Debug, Default)]
+pub struct Groups(Vec<Content>);
+
+impl Groups {
+    /// The contents whose length is number `field` of `records`, by that length; in order inside.
+    pub fn of(
+        &mut self,
+        structure: &Structure,
+        records: &[u32],
+        field: usize,
+    ) -> impl Iterator<Item = &[Content]> {
+        self.0.clear();
+        self.0.extend(records.iter().map(|record| {
+            let field = structure.starts.get(*record as usize).copied().unwrap_or(0) + field;
+            let len = structure.fields.get(field).copied().unwrap_or(0);
+            Content { len, field: field as u32 }
+        }));
+        if !self.0.is_sorted() {
+            self.0.sort_unstable();
+        }
+        self.0.chunk_by(|a, b| a.len == b.len)
+    }
 }

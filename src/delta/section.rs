@@ -65,6 +65,7 @@ impl SectionWriter {
 }
 
 /// Decompresses sections.
+#[derive(Default)]
 pub struct SectionReader {
     decompressor: Option<Decompressor<'static>>,
     plain: Vec<Vec<u8>>,
@@ -120,16 +121,14 @@ pub fn read_head(frame: &[u8]) -> Result<(DeltaHead, &[u8]), FormatError> {
 }
 
 impl SectionReader {
-    /// A reader.
-    pub fn new() -> Self {
-        SectionReader { decompressor: None, plain: vec![Vec::new(); SectionKind::ALL.len()] }
-    }
-
     /// Decompresses every section of `head`, which lie in `stored`. Takes as much memory as the head says, which is bounded.
     pub fn read(&mut self, head: &DeltaHead, stored: &[u8], only: &[SectionKind]) -> Result<(), FormatError> {
         let mut from = Reader::new("delta frame section", stored);
         for (number, entry) in head.sections.iter().enumerate() {
             let packed = from.take(entry.stored_len as usize)?;
+            if number == self.plain.len() {
+                self.plain.push(Vec::new());
+            }
             let Some(plain) = self.plain.get_mut(number) else { break };
             plain.clear();
             if !only.is_empty() && !only.iter().any(|kind| *kind as usize == number) {

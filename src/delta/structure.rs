@@ -117,6 +117,26 @@ pub struct ImageShape {
     pub compressed: bool,
 }
 
+/// The records of each kind, one kind behind the other.
+#[derive(Debug, Clone, Default)]
+pub struct ByKind {
+    records: Vec<u32>,
+    /// Where each kind's records end.
+    ends: Vec<u32>,
+}
+
+impl ByKind {
+    /// The records of each kind, kind by kind.
+    pub fn iter(&self) -> impl Iterator<Item = &[u32]> {
+        let mut start = 0;
+        self.ends.iter().map(move |end| {
+            let records = self.records.get(start as usize..*end as usize);
+            start = *end;
+            records.unwrap_or(&[])
+        })
+    }
+}
+
 /// The records of a frame.
 #[derive(Debug, Clone, Default)]
 pub struct Structure {
@@ -143,14 +163,28 @@ impl Structure {
     }
 
     /// The records of each kind, in order.
-    pub fn by_kind(&self) -> Vec<Vec<u32>> {
-        let mut by_kind = vec![Vec::new(); self.tables.kinds.len()];
-        for (record, kind) in self.kinds.iter().enumerate() {
-            if let Some(records) = by_kind.get_mut(usize::from(*kind)) {
-                records.push(record as u32);
+    pub fn by_kind(&self) -> ByKind {
+        let mut ends = vec![0u32; self.tables.kinds.len()];
+        for kind in &self.kinds {
+            if let Some(count) = ends.get_mut(usize::from(*kind)) {
+                *count += 1;
             }
         }
-        by_kind
+        let mut sum = 0;
+        for end in &mut ends {
+            // The start of each kind, which becomes its end as its records are put down.
+            (*end, sum) = (sum, sum + *end);
+        }
+        let mut records = vec![0u32; self.kinds.len()];
+        for (record, kind) in self.kinds.iter().enumerate() {
+            if let Some(end) = ends.get_mut(usize::from(*kind))
+                && let Some(place) = records.get_mut(*end as usize)
+            {
+                *place = record as u32;
+                *end += 1;
+            }
+        }
+        ByKind { records, ends }
     }
 
     /// The kind and the plan of record `record`.
@@ -220,12 +254,13 @@ impl Structure {
     }
 
     /// Appends the numbers, kind by kind, column by column.
-    pub fn put_numbers(&self, to: &mut Vec<u8>) {
-        for (records, plan) in self.by_kind().iter().zip(&self.plans) {
+    pub fn put_numbers(&self, by_kind: &ByKind, to: &mut Vec<u8>) {
+        for (records, plan) in by_kind.iter().zip(&self.plans) {
             for column in 0..plan.count {
                 let mut last = 0;
                 for record in records {
-                    let value = self.fields_of(*record as usize).get(column).copied().unwrap_or(0);
+                    let start = self.starts.get(*record as usize).copied().unwrap_or(0);
+                    let value = self.fields.get(start + column).copied().unwrap_or(0);
                     varint::put_signed(varint::difference(value, last), to);
                     last = value;
                 }
@@ -239,7 +274,7 @@ impl Structure {
         version: WalVersion,
         count: usize,
         [kinds, xids, numbers]: [&[u8]; 3],
-    ) -> Result<Structure, FormatError> {
+    ) -> Result<(Structure, ByKind), FormatError> {
         let refuse = |found: String, expected: &str| Err(FormatError::new("delta frame", 0, found, expected));
         if count > WAL_FRAME_BYTES / RECORD_HEADER_BYTES || kinds.len() != 2 * count {
             return refuse(format!("{count} records, {} bytes of kinds", kinds.len()), "two bytes a record");
@@ -262,11 +297,12 @@ impl Structure {
             starts: Vec::new(),
             plans,
         };
-        structure.read_numbers(numbers)?;
-        Ok(structure)
+        let by_kind = structure.by_kind();
+        structure.read_numbers(&by_kind, numbers)?;
+        Ok((structure, by_kind))
     }
 
-    fn read_numbers(&mut self, numbers: &[u8]) -> Result<(), FormatError> {
+    fn read_numbers(&mut self, by_kind: &ByKind, numbers: &[u8]) -> Result<(), FormatError> {
         let mut total = 0usize;
         for kind in &self.kinds {
             self.starts.push(total);
@@ -279,7 +315,7 @@ impl Structure {
         }
         self.fields.resize(total, 0);
         let mut from = Cursor::new("delta frame numbers", numbers);
-        for (records, plan) in self.by_kind().iter().zip(&self.plans) {
+        for (records, plan) in by_kind.iter().zip(&self.plans) {
             for column in 0..plan.count {
                 let mut last = 0;
                 for record in records {

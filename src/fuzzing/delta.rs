@@ -22,7 +22,7 @@ impl PageSource for EvenBlocks {
 /// A delta frame from anyone: an error, or WAL of the length and the hash that it says. What failed leaves no image.
 pub fn delta_frame(bytes: &[u8]) {
     record::<DeltaTables>(bytes);
-    let (mut decoder, mut cache) = (FrameDecoder::new([7; 32]), ImageCache::new(8));
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(8));
     let listed = decoder.references(bytes);
     let mut wal = vec![1];
     match decoder.decode(bytes, &mut cache, &mut EvenBlocks, &mut wal) {
@@ -66,7 +66,7 @@ pub fn delta_wal(bytes: &[u8]) {
     };
     let wal = wal.get(skip..).unwrap_or(&[]);
     let mut encoder = Encoder::new(options, start.saturating_add(skip as u64));
-    let (mut decoder, mut cache, mut back) = (FrameDecoder::new([7; 32]), ImageCache::new(2), Vec::new());
+    let (mut decoder, mut cache, mut back) = (FrameDecoder::new(), ImageCache::new(2), Vec::new());
     for part in wal.chunks(wal.len() / 2 + 1) {
         encoder.feed(part);
         while let Some(frame) = encoder.flush_frame(&mut EvenBlocks) {

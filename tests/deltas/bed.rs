@@ -63,7 +63,7 @@ pub fn round_trip(
     base: &mut dyn PageSource,
 ) -> Outcome {
     let frames = encode(options, start, wal, piece, flush, base);
-    let (mut decoder, mut cache) = (FrameDecoder::new(PAGE_KEY), ImageCache::new(options.cache_pages_max));
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(options.cache_pages_max));
     let (mut at, mut outcome) = (start, Outcome::default());
     let mut back = Vec::new();
     for frame in &frames {

@@ -1,7 +1,6 @@
 //! Planted faults: a decoder gives an error or the very bytes, never others; an encoder does not build on what is rotten.
 
 use crate::bed::{self, Made, blocks, image_body, made_page, mib};
-use crate::common::pages::PAGE_KEY;
 use walden::base::{Lsn, SystemId, TimelineId, Timestamp};
 use walden::delta::{
     BlockId, DeltaError, Encoder, FrameBody, FrameDecoder, ImageCache, NoBase, Origin, PageSource, Verify,
@@ -62,7 +61,7 @@ fn encoder() -> Encoder {
 #[test]
 fn a_flipped_byte_anywhere_in_a_frame_is_an_error_or_changes_nothing() {
     let [(wal, first), _] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
-    let mut decoder = FrameDecoder::new(PAGE_KEY);
+    let mut decoder = FrameDecoder::new();
     let mut wrong = Vec::new();
     for at in 0..first.len() {
         for bit in [0, 3, 7] {
@@ -85,19 +84,17 @@ fn a_flipped_byte_anywhere_in_a_frame_is_an_error_or_changes_nothing() {
 fn a_page_of_another_base_is_named() {
     let [(_, first), _] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
     let other = Made { other: Some(4), ..Made::default() };
-    let error =
-        decode(&mut FrameDecoder::new(PAGE_KEY), &first, &mut ImageCache::new(64), other).unwrap_err();
+    let error = decode(&mut FrameDecoder::new(), &first, &mut ImageCache::new(64), other).unwrap_err();
     assert!(matches!(error, DeltaError::WrongPage { block: found, .. } if found == block(4)), "{error}");
     let rotten = Made { unlike_its_hash: Some(5), ..Made::default() };
-    let error =
-        decode(&mut FrameDecoder::new(PAGE_KEY), &first, &mut ImageCache::new(64), rotten).unwrap_err();
+    let error = decode(&mut FrameDecoder::new(), &first, &mut ImageCache::new(64), rotten).unwrap_err();
     assert!(matches!(error, DeltaError::WrongPage { block: found, .. } if found == block(5)), "{error}");
 }
 
 #[test]
 fn missing_pages_are_all_named_and_can_be_listed_before() {
     let [(wal, first), _] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
-    let mut decoder = FrameDecoder::new(PAGE_KEY);
+    let mut decoder = FrameDecoder::new();
     let error = decode(&mut decoder, &first, &mut ImageCache::new(64), NoBase).unwrap_err();
     let DeltaError::MissingPages(missing) = error else { panic!("{error}") };
     let listed = decoder.references(&first).unwrap();
@@ -120,7 +117,7 @@ fn missing_pages_are_all_named_and_can_be_listed_before() {
 #[test]
 fn an_image_that_is_not_in_the_cache_is_named() {
     let [(_, first), (wal, second)] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
-    let mut decoder = FrameDecoder::new(PAGE_KEY);
+    let mut decoder = FrameDecoder::new();
     let error = decode(&mut decoder, &second, &mut ImageCache::new(64), Made::default()).unwrap_err();
     assert!(matches!(error, DeltaError::MissingImage { block: found, .. } if found == block(0)), "{error}");
     let listed = decoder.references(&second).unwrap();
@@ -142,7 +139,7 @@ fn an_image_that_is_not_in_the_cache_is_named() {
 #[test]
 fn a_decoder_refuses_a_rotten_image() {
     let [(_, first), (_, second)] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
-    let (mut decoder, mut cache) = (FrameDecoder::new(PAGE_KEY), ImageCache::new(64));
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(64));
     decode(&mut decoder, &first, &mut cache, Made::default()).unwrap();
     cache.rot(&block(7), 8000);
     let error = decode(&mut decoder, &second, &mut cache, Made::default()).unwrap_err();
@@ -154,7 +151,7 @@ fn an_encoder_does_not_build_on_a_rotten_image() {
     let mut encoder = encoder();
     let frames =
         two_frames(&mut encoder, &mut Made::default(), |encoder| encoder.cache_mut().rot(&block(7), 8000));
-    let (mut decoder, mut cache) = (FrameDecoder::new(PAGE_KEY), ImageCache::new(64));
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(64));
     for (wal, frame) in &frames {
         assert_eq!(&decode(&mut decoder, frame, &mut cache, Made::default()).unwrap(), wal);
     }
@@ -170,7 +167,7 @@ fn an_encoder_does_not_build_on_a_page_that_nothing_vouches_for() {
     options.verify = Verify::Decode;
     let mut rotten = Made { unlike_its_hash: Some(5), without: Some(6), ..Made::default() };
     let [(wal, first), _] = two_frames(&mut Encoder::new(options, START), &mut rotten, |_| {});
-    let mut decoder = FrameDecoder::new(PAGE_KEY);
+    let mut decoder = FrameDecoder::new();
     let listed = decoder.references(&first).unwrap();
     assert_eq!([listed[5].origin, listed[6].origin], [Origin::Alone; 2]);
     assert!(matches!(listed[4].origin, Origin::Base { .. }));

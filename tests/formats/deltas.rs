@@ -227,8 +227,9 @@ pub fn all() -> Vec<Made> {
     let FrameBody::Delta(dependent, _) = encoder.flush_frame(&mut { BASE }).unwrap().body else {
         panic!("a delta frame")
     };
-    let elsewhere = encode(START, &first_of(150), &mut Base { blocks: 200, other: None });
-    let other = encode(START, &first_of(3), &mut Base { blocks: 100, other: Some(3) });
+    let elsewhere = encode(START, &first_of(150, &page(150)), &mut Base { blocks: 200, other: None });
+    let others: Vec<u8> = page(3).iter().map(|byte| byte.wrapping_add(1)).collect();
+    let other = encode(START, &first_of(3, &others), &mut Base { blocks: 100, other: Some(3) });
     vec![
         made("deltas/everything.bin", good.clone(), None, "a frame with every kind of everything"),
         made("deltas/switch.bin", switched(), None, "a commit, a switch, and zeros"),
@@ -349,16 +350,17 @@ pub fn all() -> Vec<Made> {
     ]
 }
 
-fn first_of(block: u32) -> Vec<u8> {
+/// WAL with an image of `block`.
+fn first_of(block: u32, image: &[u8]) -> Vec<u8> {
     let size = SegmentSize::new(1 << 20).unwrap();
     let mut synth = Synth::new(WalVersion::V17, size, SystemId(77), TimelineId(3), START);
-    synth.record(0, 0xB0, 0, &image_body(block, &page(block as usize), None, 2, b""));
+    synth.record(0, 0xB0, 0, &image_body(block, image, None, 2, b""));
     synth.take()
 }
 
 /// Decodes with the code.
 pub fn open(bytes: &[u8]) -> Result<(), Refusal> {
-    let mut decoder = FrameDecoder::new(KEY);
+    let mut decoder = FrameDecoder::new();
     let decoded = decoder.decode(bytes, &mut ImageCache::new(16), &mut { BASE }, &mut Vec::new());
     decoded.map(|_| ()).map_err(|error| {
         let class = match &error {
