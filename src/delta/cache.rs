@@ -7,18 +7,27 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::block::{BlockId, Page, page_check};
+use super::history::{self, Change, ChangePlace, History};
+use super::records::QuickHasher;
+use super::replay;
 use crate::base::Lsn;
 use crate::base::limits::BLOCK_BYTES;
 use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasherDefault;
+
+/// Bytes of changes kept for each page that may be.
+const HISTORY_BYTES_PER_PAGE: usize = BLOCK_BYTES / 8;
 
 /// An image that the cache holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     lsn: Lsn,
     slot: usize,
     check: u32,
     /// Counts images; tells a block's entry in the queue from those of images it replaced.
     turn: u64,
+    /// Where the changes of the block since then are, in order.
+    changes: Vec<ChangePlace>,
 }
 
 /// What the cache says about a block.
@@ -26,19 +35,47 @@ struct Entry {
 pub struct Cached<'a> {
     /// The record whose image it is.
     pub lsn: Lsn,
+    block: u32,
     page: &'a Page,
     check: u32,
+    changes: &'a [ChangePlace],
+    history: &'a History,
 }
 
+/// What the cache holds of a block is not what was put there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotten;
+
 impl<'a> Cached<'a> {
-    /// The page, unless it changed since it was put there.
-    pub fn page(&self) -> Option<&'a Page> {
-        (page_check(self.page) == self.check).then_some(self.page)
+    /// The page with what records did to it since, put together in `room` where something did.
+    pub fn page<'b>(&self, room: &'b mut Page) -> Result<&'b Page, Rotten>
+    where
+        'a: 'b,
+    {
+        if page_check(self.page) != self.check {
+            return Err(Rotten);
+        }
+        self.unchecked_page(room)
     }
 
-    /// The page, as it is: for a decoder, which holds what comes of it against the frame's BLAKE3.
-    pub(super) fn unchecked_page(&self) -> &'a Page {
-        self.page
+    /// The same where the image itself is not held against its check: for a decoder, which holds what comes of it against the frame's
+    /// BLAKE3.
+    pub fn unchecked_page<'b>(&self, room: &'b mut Page) -> Result<&'b Page, Rotten>
+    where
+        'a: 'b,
+    {
+        // Those that the history has forgotten are the first ones.
+        let forgotten = self.changes.partition_point(|place| !self.history.has(*place));
+        let changes = self.changes.get(forgotten..).unwrap_or(&[]);
+        if changes.is_empty() {
+            return Ok(self.page);
+        }
+        *room = *self.page;
+        for place in changes {
+            let change = self.history.get(*place).map_err(|history::Rotten| Rotten)?;
+            replay::apply(&change, self.block, room);
+        }
+        Ok(room)
     }
 }
 
@@ -46,16 +83,24 @@ impl<'a> Cached<'a> {
 #[derive(Debug)]
 pub struct ImageCache {
     pages_max: usize,
-    entries: HashMap<BlockId, Entry>,
+    entries: HashMap<BlockId, Entry, BuildHasherDefault<QuickHasher>>,
     queue: VecDeque<(BlockId, u64)>,
     pages: Vec<u8>,
     turn: u64,
+    history: History,
 }
 
 impl ImageCache {
-    /// An empty cache of at most `pages_max` pages. Memory is taken as it fills.
+    /// An empty cache of at most `pages_max` pages, and of changes that take an eighth of their bytes. Memory is taken as it fills.
     pub fn new(pages_max: usize) -> Self {
-        ImageCache { pages_max, entries: HashMap::new(), queue: VecDeque::new(), pages: Vec::new(), turn: 0 }
+        ImageCache {
+            pages_max,
+            entries: HashMap::default(),
+            queue: VecDeque::new(),
+            pages: Vec::new(),
+            turn: 0,
+            history: History::new(pages_max * HISTORY_BYTES_PER_PAGE),
+        }
     }
 
     /// The most pages it holds.
@@ -78,6 +123,7 @@ impl ImageCache {
         self.entries.clear();
         self.queue.clear();
         self.pages.clear();
+        self.history.clear();
     }
 
     /// The last image of `block`.
@@ -85,7 +131,26 @@ impl ImageCache {
         let entry = self.entries.get(block)?;
         let at = entry.slot * BLOCK_BYTES;
         let page = self.pages.get(at..)?.first_chunk()?;
-        Some(Cached { lsn: entry.lsn, page, check: entry.check })
+        let Entry { lsn, check, ref changes, .. } = *entry;
+        Some(Cached { lsn, block: block.block, page, check, changes, history: &self.history })
+    }
+
+    /// Keeps what a record did to `block`, if its page is here.
+    pub fn change(&mut self, block: &BlockId, change: &Change<'_>) {
+        if let Some(entry) = self.entries.get_mut(block)
+            && let Some(place) = self.history.put(change)
+        {
+            if entry.changes.len() == entry.changes.capacity() {
+                let forgotten = entry.changes.partition_point(|place| !self.history.has(*place));
+                entry.changes.drain(..forgotten);
+            }
+            entry.changes.push(place);
+        }
+    }
+
+    /// The block's page is an empty one from the record at `lsn` on.
+    pub fn init(&mut self, block: BlockId, lsn: Lsn) {
+        self.insert(block, lsn, |page| page.fill(0));
     }
 
     /// Puts the image of `block` in the record at `lsn`: what `fill` makes of a page of any content.
@@ -94,11 +159,14 @@ impl ImageCache {
             return;
         }
         self.turn += 1;
-        let slot = match self.entries.get(&block) {
-            Some(entry) => entry.slot,
-            None if self.entries.len() == self.pages_max => self.evict(),
-            None => self.entries.len(),
+        let known =
+            self.entries.get_mut(&block).map(|entry| (entry.slot, std::mem::take(&mut entry.changes)));
+        let (slot, mut changes) = match known {
+            Some(known) => known,
+            None if self.entries.len() == self.pages_max => (self.evict(), Vec::new()),
+            None => (self.entries.len(), Vec::new()),
         };
+        changes.clear();
         let at = slot * BLOCK_BYTES;
         if at == self.pages.len() {
             self.pages.resize(at + BLOCK_BYTES, 0);
@@ -108,7 +176,7 @@ impl ImageCache {
         };
         fill(page);
         let check = page_check(page);
-        self.entries.insert(block, Entry { lsn, slot, check, turn: self.turn });
+        self.entries.insert(block, Entry { lsn, slot, check, turn: self.turn, changes });
         self.queue.push_back((block, self.turn));
         if self.queue.len() > 2 * self.pages_max.max(64) {
             let entries = &self.entries;
@@ -134,6 +202,12 @@ impl ImageCache {
         {
             *byte ^= 1;
         }
+    }
+
+    /// Flips a bit of what is kept of changes, for tests of what happens then.
+    #[doc(hidden)]
+    pub fn rot_changes(&mut self, at: usize) {
+        self.history.rot(at);
     }
 
     /// The blocks it holds, for tests.
@@ -164,7 +238,7 @@ mod tests {
         }
         assert_eq!(cache.len(), 2);
         let found = cache.get(&block(1)).unwrap();
-        assert_eq!((found.lsn, found.page()), (Lsn::new(3), Some(&page(3))));
+        assert_eq!((found.lsn, found.page(&mut page(9))), (Lsn::new(3), Ok(&page(3))));
     }
 
     #[test]
@@ -176,7 +250,7 @@ mod tests {
         }
         let has: Vec<bool> = (1..=4).map(|at| cache.get(&block(at)).is_some()).collect();
         assert_eq!(has, [true, false, true, true]);
-        assert_eq!(cache.get(&block(4)).unwrap().page(), Some(&page(5)));
+        assert_eq!(cache.get(&block(4)).unwrap().page(&mut page(9)), Ok(&page(5)));
     }
 
     #[test]
@@ -194,7 +268,7 @@ mod tests {
         let mut cache = ImageCache::new(1);
         cache.insert(block(1), Lsn::new(1), |to| *to = page(1));
         cache.rot(&block(1), 8000);
-        assert_eq!(cache.get(&block(1)).unwrap().page(), None);
+        assert_eq!(cache.get(&block(1)).unwrap().page(&mut page(9)), Err(Rotten));
         cache.clear();
         assert!(cache.get(&block(1)).is_none() && cache.is_empty());
     }

@@ -2,12 +2,13 @@
 //! comes out against the frame's BLAKE3. Spec: formats/deltas.md.
 
 use super::block::{BlockId, Page, PageSource, page_check};
-use super::cache::ImageCache;
+use super::cache::{ImageCache, Rotten};
 use super::columns::ColumnReader;
 use super::diff::{DifferenceReader, page_of};
 use super::encode::range_of;
 use super::error::{DeltaError, MissingPage};
 use super::framing::Expected;
+use super::keep::{KeptRecords, keep};
 use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
 use super::records::Groups;
 use super::section::{SectionReader, read_head};
@@ -56,7 +57,14 @@ impl FrameDecoder {
         to: &mut Vec<u8>,
     ) -> Result<LsnRange, DeltaError> {
         let outline = self.restore(frame, cache, pages, to)?;
-        super::encode::keep_images(&outline.images, &outline.lsns, &self.body, cache);
+        let records = KeptRecords {
+            version: outline.version,
+            structure: &outline.structure,
+            stretches: &outline.records,
+            lsns: &outline.lsns,
+            images: &outline.images,
+        };
+        keep(&records, &self.body, outline.place, &outline.marks, cache);
         Ok(range_of(&outline.head))
     }
 
@@ -247,7 +255,7 @@ impl FrameDecoder {
                 }
                 Origin::Image { lsn: image } => {
                     let cached = cache.get(&block).filter(|cached| cached.lsn == image);
-                    if cached.is_some_and(|cached| cached.page().is_none()) {
+                    if cached.is_some_and(|cached| cached.page(&mut [0; BLOCK_BYTES]).is_err()) {
                         return DeltaError::RottenImage { block, image };
                     }
                 }
@@ -337,7 +345,9 @@ fn earlier_image<'a>(
         return Err(DeltaError::MissingImage { block, image, lsn });
     }
     match cache.get(&block) {
-        Some(cached) if cached.lsn == image => Ok(cached.unchecked_page()),
+        Some(cached) if cached.lsn == image => {
+            cached.unchecked_page(page).map_err(|Rotten| DeltaError::RottenImage { block, image })
+        }
         _ => Err(DeltaError::MissingImage { block, image, lsn }),
     }
 }

@@ -1,10 +1,11 @@
 //! One range of WAL into one delta frame. Spec: formats/deltas.md.
 
 use super::block::{BlockId, Page, PageSource, Vouched, page_check, page_hash};
-use super::cache::ImageCache;
+use super::cache::{ImageCache, Rotten};
 use super::columns::{ColumnWriter, Columns};
 use super::diff::{Differ, Differences, page_of};
-use super::framing::{Expected, Mark};
+use super::framing::{Expected, Mark, Positions};
+use super::keep::{KeptRecords, keep};
 use super::limits::{SECTIONS, SECTIONS_BYTES_MAX};
 use super::records::{ImageAt, RecordSplitter};
 use super::section::SectionWriter;
@@ -287,14 +288,14 @@ impl FrameEncoder {
             return Ok(ImageSource::Image);
         }
         if let Some(cached) = cache.get(&block) {
-            match cached.page() {
-                Some(page) => {
+            match cached.page(&mut [0; BLOCK_BYTES]) {
+                Ok(page) => {
                     put_distance(lsn, cached.lsn, references);
                     self.differ.put(bytes, hole, page, &mut self.differences);
                     stats.images_image += 1;
                     return Ok(ImageSource::Image);
                 }
-                None => stats.pages_rotten += 1,
+                Err(Rotten) => stats.pages_rotten += 1,
             }
         }
         if let Some(page) = self.used.fetch(&self.key, &block, pages, stats) {
@@ -307,17 +308,17 @@ impl FrameEncoder {
         Ok(ImageSource::Nothing)
     }
 
-    /// Puts the images of the frame that was made last into `cache`.
-    pub fn keep_images(&self, parts: &Parts, body: &[u8], marks: &[Mark], cache: &mut ImageCache) {
-        keep_images(&self.splitter.images, &record_lsns(parts, marks), body, cache);
-    }
-}
-
-/// Puts images that are not compressed into `cache`, in their order.
-pub fn keep_images(images: &[ImageAt], lsns: &[Lsn], body: &[u8], cache: &mut ImageCache) {
-    for image in images.iter().filter(|image| !image.shape.compressed) {
-        let lsn = lsns.get(image.record).copied().unwrap_or(Lsn::ZERO);
-        cache.insert(image.shape.block, lsn, |page| page_of(image.bytes(body), image.shape.hole, page));
+    /// Keeps in `cache` what the frame that was made last has of images, and what its records did to their pages.
+    pub fn keep(&self, parts: &Parts, body: &[u8], marks: &[Mark], cache: &mut ImageCache) {
+        let lsns = record_lsns(parts, marks);
+        let records = KeptRecords {
+            version: parts.version,
+            structure: &self.splitter.structure,
+            stretches: &parts.records,
+            lsns: &lsns,
+            images: &self.splitter.images,
+        };
+        keep(&records, body, parts.place, marks, cache);
     }
 }
 
@@ -334,7 +335,7 @@ fn put_distance(lsn: Lsn, earlier: Lsn, references: &mut Vec<u8>) {
 }
 
 fn record_lsns(parts: &Parts, marks: &[Mark]) -> Vec<Lsn> {
-    let mut positions = super::framing::Positions::new(parts.place, marks);
+    let mut positions = Positions::new(parts.place, marks);
     parts.records.iter().map(|record| positions.lsn(record.start)).collect()
 }
 

@@ -136,7 +136,7 @@ impl Encoder {
                     return Err(Surprise::Differs);
                 }
             }
-            self.frames.keep_images(&parts, body, marks, &mut self.cache);
+            self.frames.keep(&parts, body, marks, &mut self.cache);
             Ok((frame, stats))
         });
         let body = match encoded {

@@ -124,6 +124,15 @@ impl<'a> Positions<'a> {
         self.place.lsn(self.place.zero_len + at + self.headers)
     }
 
+    /// The position behind the body byte before `at`: before the header of a page that begins there. Not to be mixed with [`Self::lsn`].
+    pub fn lsn_behind(&mut self, at: usize) -> Lsn {
+        while let Some((mark, rest)) = self.marks.split_first().filter(|(mark, _)| mark.body < at) {
+            self.headers += mark.len;
+            self.marks = rest;
+        }
+        self.place.lsn(self.place.zero_len + at + self.headers)
+    }
+
     /// Bytes of the range before the end of the first `at` bytes of its body.
     pub fn raw_end(place: Place, marks: &[Mark], at: usize) -> usize {
         let headers: usize = marks.iter().take_while(|mark| mark.body < at).map(|mark| mark.len).sum();

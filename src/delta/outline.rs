@@ -2,7 +2,7 @@
 //! Held against bounds before memory is taken for anything. Spec: formats/deltas.md.
 
 use super::block::BlockId;
-use super::framing::{Expected, Place, Positions, Stretch};
+use super::framing::{Expected, Mark, Place, Positions, Stretch};
 use super::limits::FRAME_IMAGES_MAX;
 use super::records::ImageAt;
 use super::section::SectionReader;
@@ -60,6 +60,8 @@ pub struct Outline {
     pub records: Vec<Stretch>,
     /// Their positions.
     pub lsns: Vec<Lsn>,
+    /// The page headers.
+    pub marks: Vec<Mark>,
     /// Bytes of the body.
     pub body_len: usize,
     /// Its images.
@@ -129,6 +131,7 @@ pub fn outline(head: DeltaHead, sections: &SectionReader) -> Result<Outline, For
         by_kind,
         records,
         lsns,
+        marks,
         body_len,
         images: Vec::new(),
         references: Vec::new(),

@@ -25,9 +25,9 @@ pub struct ImageAt {
     pub start: usize,
 }
 
-/// A hasher for tables that live for one frame: who makes its keys collide makes one frame slow.
+/// A hasher for tables of kinds, relations and blocks: who makes keys collide makes his own WAL slow.
 #[derive(Debug, Default)]
-struct QuickHasher(u64);
+pub struct QuickHasher(u64);
 
 impl QuickHasher {
     fn mix(&mut self, value: u64) {

@@ -18,6 +18,7 @@ pub mod flag {
     pub const FORK_MASK: u8 = 0x0F;
     pub const HAS_IMAGE: u8 = 0x10;
     pub const HAS_DATA: u8 = 0x20;
+    pub const WILL_INIT: u8 = 0x40;
     pub const SAME_RELATION: u8 = 0x80;
     pub const IMAGE_HAS_HOLE: u8 = 0x01;
 }

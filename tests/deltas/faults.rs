@@ -174,3 +174,68 @@ fn an_encoder_does_not_build_on_a_page_that_nothing_vouches_for() {
     let decoded = decode(&mut decoder, &first, &mut ImageCache::new(64), Made::default()).unwrap();
     assert_eq!(decoded, wal);
 }
+
+/// A page that is made empty and has rows, and after that the image of it, in two frames; `between` changes the encoder's cache.
+fn rows_and_their_image(between: impl FnOnce(&mut ImageCache)) -> [(Vec<u8>, Vec<u8>); 2] {
+    let mut synth = Synth::new(WalVersion::V15, mib(1), SystemId(7), TimelineId(1), START);
+    let mut page = [0; 8192];
+    page[12..20].copy_from_slice(&[104, 0, 112, 14, 0, 32, 4, 32]);
+    for line in 1..=20u16 {
+        let row = blake3::hash(&line.to_le_bytes()).to_hex();
+        let data =
+            [&[2, 0, 2, 8, 24, 0][..], row.as_bytes(), row.as_bytes(), row.as_bytes(), &[9; 23]].concat();
+        let flags = if line == 1 { 0x60 } else { 0x20 };
+        let mut body = vec![0, flags];
+        body.extend((data.len() as u16).to_le_bytes());
+        [1663u32, 5, 16384, 5000].iter().for_each(|number| body.extend(number.to_le_bytes()));
+        body.extend([255, 3]);
+        body.extend(&data);
+        body.extend(line.to_le_bytes());
+        body.push(0);
+        synth.record(10, if line == 1 { 0x80 } else { 0 }, 800, &body);
+        let at = 8192 - 240 * usize::from(line);
+        page[at..at + 4].copy_from_slice(&800u32.to_le_bytes());
+        page[at + 14..at + 18].copy_from_slice(&[0x88, 0x13, line as u8, 0]);
+        page[at + 18..at + 18 + data.len()].copy_from_slice(&data);
+        let pointer = at as u32 | 1 << 15 | (18 + data.len() as u32) << 17;
+        page[20 + 4 * usize::from(line)..][..4].copy_from_slice(&pointer.to_le_bytes());
+    }
+    let first = synth.take();
+    synth.record(0, 0xB0, 0, &image_body(5000, &page, 0, 2));
+    let second = synth.take();
+    let (mut encoder, mut between) = (encoder(), Some(between));
+    [first, second].map(|wal| {
+        encoder.feed(&wal);
+        let frame = encoder.flush_frame(&mut NoBase).unwrap();
+        if let Some(between) = between.take() {
+            between(encoder.cache_mut());
+        }
+        match frame.body {
+            FrameBody::Delta(bytes, _) => (wal, bytes),
+            FrameBody::Plain(_, surprise) => panic!("plain: {surprise:?}"),
+        }
+    })
+}
+
+#[test]
+fn the_image_of_a_page_that_was_filled_since_is_made_of_its_rows() {
+    let [(_, first), (wal, second)] = rows_and_their_image(|_| {});
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(4096));
+    decode(&mut decoder, &first, &mut cache, NoBase).unwrap();
+    assert_eq!(decode(&mut decoder, &second, &mut cache, NoBase).unwrap(), wal);
+    assert!(second.len() < 400, "{} bytes for an image of known rows", second.len());
+}
+
+#[test]
+fn changes_that_rotted_are_not_built_on() {
+    let [(_, first), (wal, second)] = rows_and_their_image(|_| {});
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(4096));
+    decode(&mut decoder, &first, &mut cache, NoBase).unwrap();
+    cache.rot_changes(300);
+    let error = decode(&mut decoder, &second, &mut cache, NoBase).unwrap_err();
+    assert!(matches!(error, DeltaError::RottenImage { block: found, .. } if found == block(5000)), "{error}");
+    // The encoder makes the image of nothing.
+    let [_, (_, alone)] = rows_and_their_image(|cache| cache.rot_changes(300));
+    assert_eq!(decode(&mut decoder, &alone, &mut ImageCache::new(4), NoBase).unwrap(), wal);
+    assert!(alone.len() > 1000);
+}

@@ -1,0 +1,95 @@
+//! What encoder and decoder keep of a frame for later ones, once it is sure: images, and what records did to the pages of images.
+//! Spec: formats/deltas.md.
+
+#![deny(clippy::indexing_slicing)]
+
+use super::block::BlockId;
+use super::cache::ImageCache;
+use super::diff::page_of;
+use super::framing::{Mark, Place, Positions, Stretch};
+use super::history::{Change, NO_BLOCK};
+use super::records::ImageAt;
+use super::replay;
+use super::structure::{Structure, flag};
+use crate::base::Lsn;
+use crate::wal::WalVersion;
+
+/// The records of a frame.
+#[derive(Debug, Clone, Copy)]
+pub struct KeptRecords<'a> {
+    /// The version of the server.
+    pub version: WalVersion,
+    /// What they are.
+    pub structure: &'a Structure,
+    /// Where they lie in the body.
+    pub stretches: &'a [Stretch],
+    /// Their positions.
+    pub lsns: &'a [Lsn],
+    /// Their images.
+    pub images: &'a [ImageAt],
+}
+
+/// Keeps what `records` have of images, and what they do to pages. Images that are compressed are passed over.
+pub fn keep(records: &KeptRecords<'_>, body: &[u8], place: Place, marks: &[Mark], cache: &mut ImageCache) {
+    let mut positions = Positions::new(place, marks);
+    let mut images = records.images.iter();
+    for (number, (stretch, lsn)) in records.stretches.iter().zip(records.lsns).enumerate() {
+        let structure = records.structure;
+        let Some((kind, plan)) = structure.kind_of(number) else { break };
+        if kind.blocks.is_empty() {
+            continue;
+        }
+        let fields = structure.fields_of(number);
+        let of = |field: usize| fields.get(field).copied().unwrap_or(0);
+        let known = replay::knows(kind.rmgr);
+        let main_len = plan.main.map_or(0, of) as usize;
+        let mut change = Change {
+            version: records.version,
+            end: Lsn::ZERO,
+            xid: structure.xids.get(number).copied().unwrap_or(0),
+            rmgr: kind.rmgr,
+            info: kind.info,
+            role: 0,
+            init: false,
+            blocks: [NO_BLOCK; 3],
+            data: &[],
+            main: body.get(stretch.end.saturating_sub(main_len)..stretch.end).unwrap_or(&[]),
+        };
+        if known {
+            change.end = positions.lsn_behind(stretch.end + place.padding(stretch.end));
+            for (block, at) in kind.blocks.iter().zip(&plan.blocks) {
+                if let Some(to) = change.blocks.get_mut(usize::from(block.id)) {
+                    *to = of(at.block);
+                }
+            }
+        }
+        let mut at = stretch.start + plan.header_bytes;
+        for (block, plan) in kind.blocks.iter().zip(&plan.blocks) {
+            let image = plan.image.and_then(|_| images.next());
+            at += image.map_or(0, |image| image.shape.len);
+            let data_len = plan.data.map_or(0, of) as usize;
+            change.data = body.get(at..at + data_len).unwrap_or(&[]);
+            at += data_len;
+            match image {
+                Some(image) if image.shape.compressed => {}
+                Some(image) => cache.insert(image.shape.block, *lsn, |page| {
+                    page_of(image.bytes(body), image.shape.hole, page);
+                }),
+                None if known => {
+                    let Some(relation) = structure.tables.relations.get(usize::from(block.relation)) else {
+                        continue;
+                    };
+                    let fork = block.flags & flag::FORK_MASK;
+                    let id = BlockId { relation: *relation, fork, block: of(plan.block) };
+                    change.role = block.id;
+                    change.init = block.flags & flag::WILL_INIT != 0;
+                    if change.init {
+                        cache.init(id, *lsn);
+                    }
+                    cache.change(&id, &change);
+                }
+                None => {}
+            }
+        }
+    }
+}
