@@ -168,14 +168,19 @@ impl ImageCache {
         };
         changes.clear();
         let at = slot * BLOCK_BYTES;
-        if at == self.pages.len() {
-            self.pages.resize(at + BLOCK_BYTES, 0);
-        }
-        let Some(page) = self.pages.get_mut(at..).and_then(|pages| pages.first_chunk_mut()) else {
-            unreachable!("slot {slot} is not among pages of {} bytes", self.pages.len())
+        let check = match self.pages.get_mut(at..).and_then(|pages| pages.first_chunk_mut()) {
+            Some(page) => {
+                fill(page);
+                page_check(page)
+            }
+            // It grows, and is written once.
+            None => {
+                let mut page = [0; BLOCK_BYTES];
+                fill(&mut page);
+                self.pages.extend_from_slice(&page);
+                page_check(&page)
+            }
         };
-        fill(page);
-        let check = page_check(page);
         self.entries.insert(block, Entry { lsn, slot, check, turn: self.turn, changes });
         self.queue.push_back((block, self.turn));
         if self.queue.len() > 2 * self.pages_max.max(64) {

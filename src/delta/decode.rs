@@ -32,6 +32,8 @@ pub struct FrameDecoder {
     places: Vec<u32>,
     groups: Groups,
     base: BasePages,
+    /// What was made of the last frame that was checked.
+    made: Vec<u8>,
 }
 
 impl FrameDecoder {
@@ -56,7 +58,17 @@ impl FrameDecoder {
         pages: &mut dyn PageSource,
         to: &mut Vec<u8>,
     ) -> Result<LsnRange, DeltaError> {
-        let outline = self.restore(frame, cache, pages, to)?;
+        let done = self.restore(frame, cache, pages, to).and_then(|outline| {
+            let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
+            if same { Ok(outline) } else { Err(self.blame(&outline, cache)) }
+        });
+        let outline = match done {
+            Ok(outline) => outline,
+            Err(error) => {
+                to.clear();
+                return Err(error);
+            }
+        };
         let records = KeptRecords {
             version: outline.version,
             structure: &outline.structure,
@@ -68,17 +80,21 @@ impl FrameDecoder {
         Ok(range_of(&outline.head))
     }
 
-    /// The same without a change of the cache.
-    pub fn check(
+    /// Whether `frame` decodes to `raw`, for its encoder: no BLAKE3 is needed for that, and the cache is not changed.
+    pub(super) fn gives(
         &mut self,
         frame: &[u8],
         cache: &ImageCache,
         pages: &mut dyn PageSource,
-        to: &mut Vec<u8>,
-    ) -> Result<LsnRange, DeltaError> {
-        Ok(range_of(&self.restore(frame, cache, pages, to)?.head))
+        raw: &[u8],
+    ) -> bool {
+        let mut made = std::mem::take(&mut self.made);
+        let same = self.restore(frame, cache, pages, &mut made).is_ok() && made == raw;
+        self.made = made;
+        same
     }
 
+    /// Puts what `frame` says into `to`; whether that is right is not known yet.
     fn restore(
         &mut self,
         frame: &[u8],
@@ -92,14 +108,7 @@ impl FrameDecoder {
         let outline = outline(head, &self.sections)?;
         self.contents(&outline)?;
         self.records(&outline, cache, pages)?;
-        let done = self.raw(&outline, to).map_err(DeltaError::from).and_then(|()| {
-            let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
-            if same { Ok(()) } else { Err(self.blame(&outline, cache)) }
-        });
-        if let Err(error) = done {
-            to.clear();
-            return Err(error);
-        }
+        self.raw(&outline, to)?;
         Ok(outline)
     }
 

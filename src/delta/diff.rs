@@ -213,14 +213,10 @@ fn equal(span: &[u8], older: &Page, from: isize) -> Option<usize> {
     let most = span.len().min(other.len());
     let (span, other) = (&span[..most], &other[..most]);
     let mut len = 0;
-    for (a, b) in span.chunks_exact(32).zip(other.chunks_exact(32)) {
-        if a != b {
-            break;
-        }
-        len += 32;
-    }
-    for (a, b) in span[len..].chunks_exact(8).zip(other[len..].chunks_exact(8)) {
-        let differ = word_of(a, 0) ^ word_of(b, 0);
+    let wide = span.as_chunks::<64>().0.iter().zip(other.as_chunks::<64>().0);
+    len += 64 * wide.take_while(|(a, b)| a == b).count();
+    for (a, b) in span[len..].as_chunks::<8>().0.iter().zip(other[len..].as_chunks::<8>().0) {
+        let differ = u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b);
         if differ != 0 {
             return Some(len + differ.trailing_zeros() as usize / 8);
         }

@@ -7,7 +7,10 @@ use crate::base::Lsn;
 use crate::wal::WalVersion;
 
 /// Bytes of a change but for its data and main data.
-const ENTRY_BYTES: usize = 36;
+const ENTRY_BYTES: usize = CHECK_BYTES + FIELDS_BYTES;
+/// A CRC-32C of what follows.
+const CHECK_BYTES: usize = 4;
+const FIELDS_BYTES: usize = 32;
 /// A change of more bytes than this is not kept.
 pub const CHANGE_BYTES_MAX: usize = 9000;
 /// The block of a block reference that a record does not have.
@@ -76,19 +79,8 @@ impl History {
             self.head += (self.bytes_max - at) as u64;
             at = 0;
         }
-        if self.bytes.len() < at + len {
-            self.bytes.resize(at + len, 0);
-        }
         let place = self.head;
         self.head += len as u64;
-        let Some((entry, rest)) =
-            self.bytes.get_mut(at..at + len).and_then(|bytes| bytes.split_first_chunk_mut::<ENTRY_BYTES>())
-        else {
-            unreachable!("{len} bytes at {at} of a history of {}", self.bytes_max)
-        };
-        let (data, main) = rest.split_at_mut(change.data.len());
-        data.copy_from_slice(change.data);
-        main.copy_from_slice(change.main);
         let [b0, b1, b2] = change.blocks.map(u64::from);
         let role = change.role & !INIT | if change.init { INIT } else { 0 };
         let words = [
@@ -99,10 +91,29 @@ impl History {
             b0 | b1 << 32,
             b2 | u64::from(u32::from_le_bytes([change.version as u8, change.rmgr, change.info, role])) << 32,
         ];
-        let (check, fields) = entry.split_at_mut(4);
+        let mut fields = [0; FIELDS_BYTES];
         fields.chunks_exact_mut(8).zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
-        let sum = crc32c::crc32c_append(crc32c::crc32c(fields), rest);
-        check.copy_from_slice(&sum.to_le_bytes());
+        let parts = [&[0; CHECK_BYTES][..], &fields, change.data, change.main];
+        match self.bytes.get_mut(at..at + len) {
+            Some(mut room) => {
+                for part in parts {
+                    let (to, rest) = room.split_at_mut(part.len());
+                    to.copy_from_slice(part);
+                    room = rest;
+                }
+            }
+            // It grows, and is written once.
+            None => {
+                self.bytes.resize(at, 0);
+                self.bytes.reserve(len);
+                parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
+            }
+        }
+        if let Some((check, rest)) =
+            self.bytes.get_mut(at..at + len).and_then(|entry| entry.split_first_chunk_mut::<CHECK_BYTES>())
+        {
+            *check = crc32c::crc32c(rest).to_le_bytes();
+        }
         Some(place)
     }
 
@@ -114,19 +125,20 @@ impl History {
     /// The change at `place`, which is still there; an error when it rotted.
     pub fn get(&self, place: ChangePlace) -> Result<Change<'_>, Rotten> {
         let at = (place % self.bytes_max as u64) as usize;
-        let entry = self.bytes.get(at..).and_then(|bytes| bytes.split_first_chunk::<ENTRY_BYTES>());
-        let (entry, rest) = entry.ok_or(Rotten)?;
-        let (check, fields) = entry.split_first_chunk::<4>().ok_or(Rotten)?;
-        let mut words = [0u64; 4];
+        let checked = self.bytes.get(at..).and_then(|bytes| bytes.split_first_chunk::<CHECK_BYTES>());
+        let (check, entry) = checked.ok_or(Rotten)?;
+        let (fields, rest) = entry.split_first_chunk::<FIELDS_BYTES>().ok_or(Rotten)?;
+        let mut words = [0u64; FIELDS_BYTES / 8];
         for (word, bytes) in words.iter_mut().zip(fields.chunks_exact(8)) {
             *word = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         }
         let [lens, end, blocks, kind] = words;
         let (data_len, main_len) = (usize::from(lens as u16), usize::from((lens >> 16) as u16));
-        let rest = rest.get(..data_len + main_len).ok_or(Rotten)?;
-        if crc32c::crc32c_append(crc32c::crc32c(fields), rest) != u32::from_le_bytes(*check) {
+        let covered = entry.get(..FIELDS_BYTES + data_len + main_len).ok_or(Rotten)?;
+        if crc32c::crc32c(covered) != u32::from_le_bytes(*check) {
             return Err(Rotten);
         }
+        let rest = rest.get(..data_len + main_len).ok_or(Rotten)?;
         let (data, main) = rest.split_at(data_len);
         let [version, rmgr, info, role] = ((kind >> 32) as u32).to_le_bytes();
         Ok(Change {
