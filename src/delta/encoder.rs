@@ -29,7 +29,7 @@ pub struct EncoderOptions {
     pub verify: Verify,
     /// The key of the hashes that vouch for pages of the base.
     pub page_key: [u8; 32],
-    /// The most images kept. Decoders keep as many.
+    /// The most images kept, and for each 1 KiB of changes. Decoders keep as much.
     pub cache_pages_max: usize,
 }
 

@@ -204,3 +204,30 @@ fn the_cache_forgets_alike_on_both_sides() {
     let outcome = bed::round_trip(options, start, &wal, 131_072, usize::MAX, &mut Made::default());
     assert!(outcome.surprises.is_empty() && outcome.stats.images_image > 500);
 }
+
+#[test]
+fn changes_are_forgotten_alike_on_both_sides() {
+    // A history of 40 KiB under 4 MB of changes, some of blocks that are not in the cache.
+    let steps: Vec<Step> = (0..24_000u32)
+        .map(|turn| match turn % 32 {
+            0 => Step::Image {
+                block: 1000 + turn % 47,
+                changes: vec![(turn as usize % 8192, 1)],
+                hole: None,
+                shift: 0,
+            },
+            _ => Step::Insert {
+                xid: 700 + turn / 9,
+                block: 1000 + turn * 7 % 50,
+                len: 20 + (turn % 200) as u16,
+            },
+        })
+        .collect();
+    let (start, mut options) = (Lsn::new(1 << 32), bed::options(mib(1)));
+    options.cache_pages_max = 40;
+    for version in WalVersion::ALL {
+        let wal = wal_of(version, start, &steps);
+        let outcome = bed::round_trip(options, start, &wal, 131_072, 3, &mut Made::default());
+        assert!(outcome.surprises.is_empty() && outcome.stats.images_image > 300, "{:?}", outcome.stats);
+    }
+}
