@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use walden::base::{Env, Lsn, LsnRange, SegmentSize, SystemId, TimelineId};
-use walden::codec::KeySource;
 use walden::codec::keyslot::Unlock;
 use walden::codec::object::PackedChunk;
 use walden::disk::{OsDisk, OsEntropy, SystemClock};
