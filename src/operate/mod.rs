@@ -1,5 +1,6 @@
 //! What stands between a person and the workflows: configuration, times as people write them, errors and exit codes.
 
+pub mod analyze;
 pub mod check;
 pub mod config;
 pub mod daemon;

@@ -90,6 +90,7 @@ pub enum Command {
     Gc(crate::gc::Gc),
     Info(crate::info::Info),
     Log(crate::log::Log),
+    Analyze(crate::analyze::Analyze),
     Check(crate::check::Check),
     #[command(subcommand)]
     Slot(crate::slot::Slot),

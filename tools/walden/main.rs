@@ -1,6 +1,7 @@
 //! The command line of walden: one file per command, each parses, calls the library, and prints.
 //! Results go to standard output, logs and errors to standard error; exit codes are `operate::Exit`.
 
+mod analyze;
 mod backup;
 mod check;
 mod cli;

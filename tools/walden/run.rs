@@ -74,6 +74,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Check(check) => until_signal(check.run(&context)).await,
             Command::Restore(restore) => until_signal(restore.run(&context)).await,
             Command::Log(log) => until_signal(log.run(&context)).await,
+            Command::Analyze(analyze) => until_signal(analyze.run(&context)).await,
             Command::Gc(gc) => until_signal(gc.run(&context)).await,
             Command::Slot(slot) => until_signal(slot.run(&context)).await,
             Command::Key(key) => key.run(&context),

@@ -1,0 +1,149 @@
+//! Adding up records. Pure.
+
+use super::{Analysis, RELATIONS_MAX, RelationBytes, RmgrBytes, UNREAD_MAX, lsn, relation_name};
+use crate::base::{Lsn, LsnRange, TimelineId};
+use crate::format::wal::RelationRef;
+use crate::wal::record::{ImageCompression, rmgr};
+use crate::wal::{Decoder, Record};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+
+/// The top four bits of `xl_info` of the two checkpoint records (`catalog/pg_control.h`).
+const INFO_CHECKPOINTS: [u8; 2] = [0x00, 0x10];
+
+/// What records came to so far.
+#[derive(Debug, Default)]
+pub struct Tally {
+    rmgrs: BTreeMap<u8, Sum>,
+    relations: HashMap<(u32, u32, u32), Sum>,
+    /// Of relations beyond [`RELATIONS_MAX`].
+    others: u64,
+    bytes_switches: u64,
+    images_compressed: u64,
+    checkpoints: u64,
+    unread_count: u64,
+    unread: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    records: u64,
+    /// Without images.
+    bytes: u64,
+    images: u64,
+    bytes_images: u64,
+}
+
+impl Tally {
+    /// Decodes the next piece of WAL, the first byte of which is at `at`, and adds what it completes.
+    pub fn feed(&mut self, decoder: &mut Decoder, at: Lsn, bytes: &[u8]) {
+        decoder.feed(at, bytes);
+        loop {
+            match decoder.next() {
+                Ok(Some(record)) => self.add(&record),
+                Ok(None) => return,
+                Err(error) => {
+                    self.unread_count += 1;
+                    if self.unread.len() < UNREAD_MAX {
+                        self.unread.push(error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, record: &Record) {
+        let header = &record.header;
+        let mut images = Sum::default();
+        // A record names a relation once for each of its blocks.
+        let mut last = None;
+        for block in &record.blocks {
+            let RelationRef { tablespace, database, relation } = block.relation;
+            let name = (tablespace, database, relation);
+            let known = self.relations.len() < RELATIONS_MAX || self.relations.contains_key(&name);
+            let mut unknown = Sum::default();
+            let sum = if known { self.relations.entry(name).or_default() } else { &mut unknown };
+            sum.records += u64::from(last != Some(name));
+            sum.bytes += u64::from(block.data_len);
+            if let Some(image) = &block.image {
+                sum.images += 1;
+                sum.bytes_images += u64::from(image.len);
+                images.images += 1;
+                images.bytes_images += u64::from(image.len);
+                self.images_compressed += u64::from(image.compression != ImageCompression::None);
+            }
+            self.others += unknown.bytes + unknown.bytes_images;
+            last = Some(name);
+        }
+        let sum = self.rmgrs.entry(header.rmgr).or_default();
+        sum.records += 1;
+        sum.bytes += u64::from(header.total_len).saturating_sub(images.bytes_images);
+        sum.images += images.images;
+        sum.bytes_images += images.bytes_images;
+        if record.header.is_switch() {
+            self.bytes_switches +=
+                record.end.bytes_since(record.start).saturating_sub(header.total_len.into());
+        }
+        let checkpoint = header.rmgr == rmgr::XLOG && INFO_CHECKPOINTS.contains(&header.rmgr_info());
+        self.checkpoints += u64::from(checkpoint);
+    }
+
+    /// The document of what was read of `range`; `shown` relations of it.
+    pub fn finish(
+        self,
+        source: String,
+        timeline: TimelineId,
+        range: LsnRange,
+        bytes_stored: Option<u64>,
+        shown: usize,
+    ) -> Analysis {
+        let total = self.rmgrs.values().fold(Sum::default(), |total, sum| Sum {
+            records: total.records + sum.records,
+            bytes: total.bytes + sum.bytes,
+            images: total.images + sum.images,
+            bytes_images: total.bytes_images + sum.bytes_images,
+        });
+        let mut by_rmgr: Vec<RmgrBytes> = self.rmgrs.iter().map(|(&id, sum)| rmgr_bytes(id, sum)).collect();
+        by_rmgr.sort_by_key(|rmgr| Reverse(rmgr.bytes_records + rmgr.bytes_images));
+        let mut relations: Vec<_> = self.relations.into_iter().collect();
+        relations.sort_by_key(|(name, sum)| (Reverse(sum.bytes + sum.bytes_images), *name));
+        let relations_left_out = relations.len().saturating_sub(shown) as u64 + u64::from(self.others > 0);
+        let accounted = total.bytes + total.bytes_images + self.bytes_switches;
+        Analysis {
+            source,
+            timeline: timeline.0,
+            start_lsn: lsn(range.start),
+            end_lsn: lsn(range.end),
+            bytes_raw: range.len(),
+            bytes_stored,
+            records: total.records,
+            bytes_images: total.bytes_images,
+            bytes_records: total.bytes,
+            bytes_switches: self.bytes_switches,
+            bytes_overhead: range.len().saturating_sub(accounted),
+            images: total.images,
+            images_compressed: self.images_compressed,
+            checkpoints: self.checkpoints,
+            by_rmgr,
+            relations: relations.iter().take(shown).map(relation_bytes).collect(),
+            relations_left_out,
+            unread_count: self.unread_count,
+            unread: self.unread,
+        }
+    }
+}
+
+fn rmgr_bytes(id: u8, sum: &Sum) -> RmgrBytes {
+    let rmgr = match rmgr::NAMES.get(usize::from(id)) {
+        Some(name) => (*name).to_owned(),
+        None => format!("custom{id}"),
+    };
+    let &Sum { records, bytes, images, bytes_images } = sum;
+    RmgrBytes { rmgr, records, bytes_records: bytes, images, bytes_images }
+}
+
+fn relation_bytes((name, sum): &((u32, u32, u32), Sum)) -> RelationBytes {
+    let &Sum { records, bytes, images, bytes_images } = sum;
+    let relation = relation_name(name.0, name.1, name.2);
+    RelationBytes { relation, records, bytes_data: bytes, images, bytes_images }
+}
