@@ -12,15 +12,18 @@ use std::time::Duration;
 /// Records, bytes without images, bytes of images.
 type Sums = BTreeMap<String, [u64; 3]>;
 
+/// The server's WAL files, by name.
+fn segments(pg: &Pg) -> Vec<String> {
+    let names = fs::read_dir(pg.data_dir().join("pg_wal")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut segments: Vec<String> = names.filter(|name| name.len() == 24).collect();
+    segments.sort();
+    segments
+}
+
 /// What pg_waldump counts from the first WAL file on.
 fn as_pg_waldump_counts(pg: &Pg) -> Sums {
-    let wal_dir = pg.data_dir().join("pg_wal");
-    let mut segments: Vec<String> = fs::read_dir(&wal_dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.len() == 24)
-        .collect();
-    segments.sort();
+    let (wal_dir, segments) = (pg.data_dir().join("pg_wal"), segments(pg));
     let mut command = pg.command("pg_waldump");
     // It ends with an error where WAL ends, after what was asked for.
     let last = segments.last().unwrap();
@@ -86,6 +89,23 @@ fn a_folder_is_counted_as_pg_waldump_counts() {
         let first = &found["relations"][0];
         assert!(first["relation"].as_str().unwrap().ends_with(&format!("/{relation}")), "{first}");
         assert!(number(first, "images") > 0 && number(first, "bytes_data") > 20_000 * 32);
+
+        // What is left over from one relation to all.
+        let one = place.json(&["analyze", &wal_dir, "--relations", "1"]);
+        let bytes = |of: &Value| number(of, "bytes_data") + number(of, "bytes_images");
+        let others: u64 = found["relations"].as_array().unwrap().iter().skip(1).map(bytes).sum();
+        let left_out = number(&found, "bytes_relations_left_out") + others;
+        assert_eq!(number(&one, "bytes_relations_left_out"), left_out);
+
+        // Without a file in the middle: neither its bytes nor its records, nor those of files that wait to be written over.
+        let names = segments(&pg);
+        assert!(names.len() > 6, "{names:?}");
+        fs::remove_file(format!("{wal_dir}/{}", names[2])).unwrap();
+        fs::write(format!("{wal_dir}/0000000100000000000000FE"), vec![0; 1 << 20]).unwrap();
+        let holed = place.json(&["analyze", &wal_dir]);
+        assert_eq!(number(&holed, "bytes_raw"), number(&found, "bytes_raw") - (1 << 20));
+        assert_eq!(holed["end_lsn"], found["end_lsn"]);
+        assert!(number(&holed, "records") < number(&found, "records"));
     }
 }
 

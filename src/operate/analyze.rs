@@ -10,7 +10,7 @@ pub use folder::folder;
 pub use tally::Tally;
 
 use super::failure::Failure;
-use crate::base::{Lsn, LsnRange, SegmentSize, TimelineId};
+use crate::base::{LsnRange, SegmentSize, TimelineId};
 use crate::repo::{Cluster, WalPiece, WalReader, WalSource, walmap};
 use crate::wal::{DecodeFrom, Decoder};
 use serde::Serialize;
@@ -33,7 +33,7 @@ pub struct Analysis {
     pub start_lsn: String,
     /// One past the last.
     pub end_lsn: String,
-    /// Bytes of WAL between them.
+    /// Bytes of WAL read of them.
     pub bytes_raw: u64,
     /// Bytes they take in the repository; none for a folder.
     pub bytes_stored: Option<u64>,
@@ -59,6 +59,8 @@ pub struct Analysis {
     pub relations: Vec<RelationBytes>,
     /// Relations that are not shown.
     pub relations_left_out: u64,
+    /// Bytes of these, and of those beyond the first [`RELATIONS_MAX`], which are not told apart.
+    pub bytes_relations_left_out: u64,
     /// Places that could not be read; the first ones are told.
     pub unread_count: u64,
     /// These.
@@ -95,6 +97,17 @@ pub struct RelationBytes {
     pub bytes_images: u64,
 }
 
+/// What was read.
+#[derive(Debug)]
+pub struct Read {
+    source: String,
+    timeline: TimelineId,
+    range: LsnRange,
+    /// Of the range; some may be missing.
+    bytes: u64,
+    bytes_stored: Option<u64>,
+}
+
 /// Reads the newest WAL of a cluster's current generation: at most `bytes_max`, back to the last gap or change of timeline.
 pub async fn cluster(cluster: &Cluster, bytes_max: u64, shown: usize) -> Result<Analysis, Failure> {
     let generation = cluster.generation().await?;
@@ -116,7 +129,10 @@ pub async fn cluster(cluster: &Cluster, bytes_max: u64, shown: usize) -> Result<
         at = at.saturating_add(bytes.len() as u64);
     }
     let source = format!("cluster {}", cluster.name());
-    Ok(tally.finish(source, timeline, range, Some(bytes_stored), shown))
+    Ok(tally.finish(
+        Read { source, timeline, range, bytes: range.len(), bytes_stored: Some(bytes_stored) },
+        shown,
+    ))
 }
 
 /// The newest stretch of WAL on one timeline that ends where the archive does: whole pieces of at most `bytes_max`, the last one
@@ -142,12 +158,4 @@ fn stored_bytes(piece: &WalPiece) -> u64 {
         WalSource::Segment(entry) => entry.object_len,
         WalSource::Flush { object_len, .. } => *object_len,
     }
-}
-
-fn relation_name(tablespace: u32, database: u32, relation: u32) -> String {
-    format!("{tablespace}/{database}/{relation}")
-}
-
-fn lsn(lsn: Lsn) -> String {
-    lsn.to_string()
 }

@@ -205,7 +205,7 @@ impl Found {
     }
 }
 
-fn relation_text(relation: &RelationRef) -> String {
+pub(super) fn relation_text(relation: &RelationRef) -> String {
     format!("{}/{}/{}", relation.tablespace, relation.database, relation.relation)
 }
 

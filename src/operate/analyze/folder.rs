@@ -1,12 +1,12 @@
 //! A folder of WAL files: `pg_wal` of a server, or what an `archive_command` collected.
 
-use super::{Analysis, STEP_BYTES, Tally};
+use super::{Analysis, Read, STEP_BYTES, Tally};
 use crate::base::{Lsn, LsnRange, SegmentNo, SegmentSize, TimelineId, WalFileName};
 use crate::operate::{Exit, Failure};
 use crate::wal::{DecodeFrom, Decoder};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// Reads the WAL files of `dir`, those of the newest timeline where several have one segment. Blocks.
@@ -17,23 +17,28 @@ pub fn folder(dir: &Path, shown: usize) -> Result<Analysis, Failure> {
     let (size, files) = list(dir)?;
     let mut tally = Tally::default();
     let mut decoder: Option<Decoder> = None;
-    let mut range: Option<LsnRange> = None;
-    let mut newest = TimelineId(1);
-    for (number, (timeline, path)) in &files {
+    let mut timeline = TimelineId(1);
+    for (number, (newest, path)) in &files {
         let start = number.range(size).start;
         let begin = || Decoder::new(size, start, DecodeFrom::Anywhere);
         // Where files are missing, reading begins anew; a record that crosses the hole goes unread.
         let follows = decoder.as_ref().is_some_and(|decoder| decoder.position() == start);
         let open = if follows { decoder.get_or_insert_with(begin) } else { decoder.insert(begin()) };
-        let end = feed(open, &mut tally, path, start)?;
-        range = Some(LsnRange::new(range.map_or(start, |range| range.start), end));
-        newest = newest.max(*timeline);
+        feed(open, &mut tally, path, start)?;
+        timeline = timeline.max(*newest);
     }
-    let range = range.ok_or_else(|| nothing(dir))?;
-    Ok(tally.finish(dir.display().to_string(), newest, range, None, shown))
+    let ranges = files.keys().map(|number| number.range(size));
+    let (Some(first), Some(last)) = (ranges.clone().next(), ranges.clone().next_back()) else {
+        return Err(nothing(dir));
+    };
+    // A server's folder has files that wait to be written over.
+    let end = tally.end().unwrap_or(last.end);
+    let bytes = ranges.map(|range| range.end.min(end).bytes_since(range.start)).sum();
+    let (source, range) = (dir.display().to_string(), LsnRange::new(first.start, end));
+    Ok(tally.finish(Read { source, timeline, range, bytes, bytes_stored: None }, shown))
 }
 
-fn feed(decoder: &mut Decoder, tally: &mut Tally, path: &Path, start: Lsn) -> Result<Lsn, Failure> {
+fn feed(decoder: &mut Decoder, tally: &mut Tally, path: &Path, start: Lsn) -> Result<(), Failure> {
     let failed = |error| cannot_read(path, error);
     let mut file = File::open(path).map_err(failed)?;
     let mut at = start;
@@ -41,7 +46,7 @@ fn feed(decoder: &mut Decoder, tally: &mut Tally, path: &Path, start: Lsn) -> Re
     loop {
         piece.clear();
         if file.by_ref().take(STEP_BYTES).read_to_end(&mut piece).map_err(failed)? == 0 {
-            return Ok(at);
+            return Ok(());
         }
         tally.feed(decoder, at, &piece);
         at = at.saturating_add(piece.len() as u64);

@@ -12,40 +12,41 @@ impl fmt::Display for Analysis {
         let (start, end) = (&self.start_lsn, &self.end_lsn);
         writeln!(f, "{}: WAL {start} to {end} of timeline {}", self.source, self.timeline)?;
         self.whole(f)?;
-        writeln!(
-            f,
-            "\n{:<18} {:>11} {:>11} {:>6} {:>10} {:>11}",
-            "resource manager", "records", "bytes", "share", "images", "bytes"
-        )?;
+        head(f, "resource manager", "bytes")?;
         for rmgr in &self.by_rmgr {
-            let share = self.share(rmgr.bytes_records + rmgr.bytes_images);
-            let (bytes, images) = (Bytes(rmgr.bytes_records), Bytes(rmgr.bytes_images));
-            let (name, records) = (&rmgr.rmgr, rmgr.records);
-            writeln!(f, "{name:<18} {records:>11} {bytes:>11} {share:>6} {:>10} {images:>11}", rmgr.images)?;
+            self.row(f, &rmgr.rmgr, rmgr.records, rmgr.bytes_records, rmgr.images, rmgr.bytes_images)?;
         }
-        writeln!(
-            f,
-            "\n{:<18} {:>11} {:>11} {:>6} {:>10} {:>11}",
-            "relation", "records", "data", "share", "images", "bytes"
-        )?;
-        for relation in &self.relations {
-            let share = self.share(relation.bytes_data + relation.bytes_images);
-            let (bytes, images) = (Bytes(relation.bytes_data), Bytes(relation.bytes_images));
-            let (name, records) = (&relation.relation, relation.records);
-            writeln!(
-                f,
-                "{name:<18} {records:>11} {bytes:>11} {share:>6} {:>10} {images:>11}",
-                relation.images
-            )?;
+        head(f, "relation", "data")?;
+        for of in &self.relations {
+            self.row(f, &of.relation, of.records, of.bytes_data, of.images, of.bytes_images)?;
         }
         if self.relations_left_out > 0 {
-            writeln!(f, "and {} more (--relations)", self.relations_left_out)?;
+            let bytes = Bytes(self.bytes_relations_left_out);
+            writeln!(f, "and {} more, {bytes} (--relations)", self.relations_left_out)?;
         }
         self.hints(f)
     }
 }
 
+fn head(f: &mut fmt::Formatter<'_>, of: &str, bytes: &str) -> fmt::Result {
+    writeln!(f, "\n{of:<18} {:>11} {bytes:>11} {:>6} {:>10} {:>11}", "records", "share", "images", "bytes")
+}
+
 impl Analysis {
+    fn row(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        name: &str,
+        records: u64,
+        bytes: u64,
+        images: u64,
+        bytes_images: u64,
+    ) -> fmt::Result {
+        let share = self.share(bytes + bytes_images);
+        let (bytes, of_images) = (Bytes(bytes), Bytes(bytes_images));
+        writeln!(f, "{name:<18} {records:>11} {bytes:>11} {share:>6} {images:>10} {of_images:>11}")
+    }
+
     fn whole(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |f: &mut fmt::Formatter<'_>, what: &str, bytes: u64, more: String| {
             let share = self.share(bytes);

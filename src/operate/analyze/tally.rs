@@ -1,8 +1,9 @@
 //! Adding up records. Pure.
 
-use super::{Analysis, RELATIONS_MAX, RelationBytes, RmgrBytes, UNREAD_MAX, lsn, relation_name};
-use crate::base::{Lsn, LsnRange, TimelineId};
+use super::{Analysis, RELATIONS_MAX, Read, RelationBytes, RmgrBytes, UNREAD_MAX};
+use crate::base::Lsn;
 use crate::format::wal::RelationRef;
+use crate::operate::log::relation_text;
 use crate::wal::record::{ImageCompression, rmgr};
 use crate::wal::{Decoder, Record};
 use std::cmp::Reverse;
@@ -15,9 +16,10 @@ const INFO_CHECKPOINTS: [u8; 2] = [0x00, 0x10];
 #[derive(Debug, Default)]
 pub struct Tally {
     rmgrs: BTreeMap<u8, Sum>,
-    relations: HashMap<(u32, u32, u32), Sum>,
-    /// Of relations beyond [`RELATIONS_MAX`].
+    relations: HashMap<RelationRef, Sum>,
+    /// Bytes of relations beyond [`RELATIONS_MAX`].
     others: u64,
+    end: Option<Lsn>,
     bytes_switches: u64,
     images_compressed: u64,
     checkpoints: u64,
@@ -55,15 +57,12 @@ impl Tally {
     fn add(&mut self, record: &Record) {
         let header = &record.header;
         let mut images = Sum::default();
-        // A record names a relation once for each of its blocks.
-        let mut last = None;
-        for block in &record.blocks {
-            let RelationRef { tablespace, database, relation } = block.relation;
-            let name = (tablespace, database, relation);
-            let known = self.relations.len() < RELATIONS_MAX || self.relations.contains_key(&name);
+        for (number, block) in record.blocks.iter().enumerate() {
+            let known = self.relations.len() < RELATIONS_MAX || self.relations.contains_key(&block.relation);
             let mut unknown = Sum::default();
-            let sum = if known { self.relations.entry(name).or_default() } else { &mut unknown };
-            sum.records += u64::from(last != Some(name));
+            let sum = if known { self.relations.entry(block.relation).or_default() } else { &mut unknown };
+            let named = record.blocks.iter().take(number).any(|before| before.relation == block.relation);
+            sum.records += u64::from(!named);
             sum.bytes += u64::from(block.data_len);
             if let Some(image) = &block.image {
                 sum.images += 1;
@@ -73,7 +72,6 @@ impl Tally {
                 self.images_compressed += u64::from(image.compression != ImageCompression::None);
             }
             self.others += unknown.bytes + unknown.bytes_images;
-            last = Some(name);
         }
         let sum = self.rmgrs.entry(header.rmgr).or_default();
         sum.records += 1;
@@ -86,17 +84,16 @@ impl Tally {
         }
         let checkpoint = header.rmgr == rmgr::XLOG && INFO_CHECKPOINTS.contains(&header.rmgr_info());
         self.checkpoints += u64::from(checkpoint);
+        self.end = Some(record.end);
     }
 
-    /// The document of what was read of `range`; `shown` relations of it.
-    pub fn finish(
-        self,
-        source: String,
-        timeline: TimelineId,
-        range: LsnRange,
-        bytes_stored: Option<u64>,
-        shown: usize,
-    ) -> Analysis {
+    /// Where the last record ends.
+    pub fn end(&self) -> Option<Lsn> {
+        self.end
+    }
+
+    /// The document; `shown` relations of it.
+    pub fn finish(self, read: Read, shown: usize) -> Analysis {
         let total = self.rmgrs.values().fold(Sum::default(), |total, sum| Sum {
             records: total.records + sum.records,
             bytes: total.bytes + sum.bytes,
@@ -107,26 +104,28 @@ impl Tally {
         by_rmgr.sort_by_key(|rmgr| Reverse(rmgr.bytes_records + rmgr.bytes_images));
         let mut relations: Vec<_> = self.relations.into_iter().collect();
         relations.sort_by_key(|(name, sum)| (Reverse(sum.bytes + sum.bytes_images), *name));
-        let relations_left_out = relations.len().saturating_sub(shown) as u64 + u64::from(self.others > 0);
+        let left_out = relations.get(shown..).unwrap_or(&[]);
+        let bytes_left_out: u64 = left_out.iter().map(|(_, sum)| sum.bytes + sum.bytes_images).sum();
         let accounted = total.bytes + total.bytes_images + self.bytes_switches;
         Analysis {
-            source,
-            timeline: timeline.0,
-            start_lsn: lsn(range.start),
-            end_lsn: lsn(range.end),
-            bytes_raw: range.len(),
-            bytes_stored,
+            source: read.source,
+            timeline: read.timeline.0,
+            start_lsn: read.range.start.to_string(),
+            end_lsn: read.range.end.to_string(),
+            bytes_raw: read.bytes,
+            bytes_stored: read.bytes_stored,
             records: total.records,
             bytes_images: total.bytes_images,
             bytes_records: total.bytes,
             bytes_switches: self.bytes_switches,
-            bytes_overhead: range.len().saturating_sub(accounted),
+            bytes_overhead: read.bytes.saturating_sub(accounted),
             images: total.images,
             images_compressed: self.images_compressed,
             checkpoints: self.checkpoints,
             by_rmgr,
             relations: relations.iter().take(shown).map(relation_bytes).collect(),
-            relations_left_out,
+            relations_left_out: left_out.len() as u64,
+            bytes_relations_left_out: bytes_left_out + self.others,
             unread_count: self.unread_count,
             unread: self.unread,
         }
@@ -142,8 +141,7 @@ fn rmgr_bytes(id: u8, sum: &Sum) -> RmgrBytes {
     RmgrBytes { rmgr, records, bytes_records: bytes, images, bytes_images }
 }
 
-fn relation_bytes((name, sum): &((u32, u32, u32), Sum)) -> RelationBytes {
+fn relation_bytes((relation, sum): &(RelationRef, Sum)) -> RelationBytes {
     let &Sum { records, bytes, images, bytes_images } = sum;
-    let relation = relation_name(name.0, name.1, name.2);
-    RelationBytes { relation, records, bytes_data: bytes, images, bytes_images }
+    RelationBytes { relation: relation_text(relation), records, bytes_data: bytes, images, bytes_images }
 }

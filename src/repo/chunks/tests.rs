@@ -2,9 +2,11 @@
 
 use super::bed::{bed, bed_on};
 use super::*;
-use crate::base::ObjectKey;
+use crate::base::{Entropy, Env, ObjectKey};
+use crate::codec::Unlock;
+use crate::disk::SystemClock;
 use crate::format::index::PagesEntry;
-use crate::repo::RepoError;
+use crate::repo::{Cluster, RepoError, Repository};
 use crate::store::{ObjectMeta, Store, StoreError};
 use bytes::Bytes;
 use std::path::Path;
@@ -154,4 +156,31 @@ async fn a_store_without_room_fails_the_writer() {
         };
         assert!(matches!(failed, RepoError::Store(StoreError::NoSpace { .. })), "{failed:?}");
     }
+}
+
+/// Has nothing to give: who asks dies.
+#[derive(Debug)]
+struct NoEntropy;
+
+impl Entropy for NoEntropy {
+    fn fill(&self, _buffer: &mut [u8]) {
+        panic!("planted: a packing thread dies");
+    }
+}
+
+#[tokio::test]
+#[should_panic(expected = "0 of 40 new chunks are durable")]
+async fn a_packing_thread_that_dies_is_told_and_not_waited_for() {
+    let bed = bed().await;
+    let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(NoEntropy) };
+    let unlock = Unlock::Key([7; 32].into());
+    let repo = Repository::open(bed.cluster.repo().store().clone(), &unlock, env).await.unwrap();
+    let cluster = Cluster::open(Arc::new(repo), bed.cluster.name().clone()).await.unwrap();
+    let mut writer = ChunkWriter::create(cluster, Arc::new(ChunkIndex::empty()), 2);
+    for chunk in chunks(9, 40, 4096) {
+        writer.put(chunk).await.unwrap();
+    }
+    // A writer that waits for ever is another panic than the one expected.
+    let finished = tokio::time::timeout(std::time::Duration::from_secs(30), writer.finish()).await;
+    panic!("{finished:?}");
 }
