@@ -30,6 +30,14 @@ struct Entry {
     changes: Vec<ChangePlace>,
 }
 
+impl Entry {
+    /// Lets go of changes that the history has forgotten, which are the first ones.
+    fn forget(&mut self, history: &History) {
+        let forgotten = self.changes.partition_point(|place| !history.has(*place));
+        self.changes.drain(..forgotten);
+    }
+}
+
 /// What the cache says about a block.
 #[derive(Debug, Clone, Copy)]
 pub struct Cached<'a> {
@@ -88,6 +96,8 @@ pub struct ImageCache {
     pages: Vec<u8>,
     turn: u64,
     history: History,
+    /// Changes kept since every block last let go of those that were forgotten.
+    changes_since_sweep: usize,
 }
 
 impl ImageCache {
@@ -100,6 +110,7 @@ impl ImageCache {
             pages: Vec::new(),
             turn: 0,
             history: History::new(pages_max * HISTORY_BYTES_PER_PAGE),
+            changes_since_sweep: 0,
         }
     }
 
@@ -141,10 +152,18 @@ impl ImageCache {
             && let Some(place) = self.history.put(change)
         {
             if entry.changes.len() == entry.changes.capacity() {
-                let forgotten = entry.changes.partition_point(|place| !self.history.has(*place));
-                entry.changes.drain(..forgotten);
+                entry.forget(&self.history);
             }
             entry.changes.push(place);
+            self.changes_since_sweep += 1;
+        }
+        // Blocks that do not change any more would hold their places for ever.
+        if self.changes_since_sweep > self.history.changes_max() {
+            self.changes_since_sweep = 0;
+            for entry in self.entries.values_mut() {
+                entry.forget(&self.history);
+                entry.changes.shrink_to_fit();
+            }
         }
     }
 
@@ -225,7 +244,9 @@ impl ImageCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delta::history::NO_BLOCK;
     use crate::format::wal::RelationRef;
+    use crate::wal::WalVersion;
 
     fn block(block: u32) -> BlockId {
         BlockId { relation: RelationRef { tablespace: 1, database: 2, relation: 3 }, fork: 0, block }
@@ -276,5 +297,31 @@ mod tests {
         assert_eq!(cache.get(&block(1)).unwrap().page(&mut page(9)), Err(Rotten));
         cache.clear();
         assert!(cache.get(&block(1)).is_none() && cache.is_empty());
+    }
+
+    #[test]
+    fn blocks_that_do_not_change_any_more_hold_no_places_of_changes() {
+        let mut cache = ImageCache::new(64);
+        let change = Change {
+            version: WalVersion::V15,
+            end: Lsn::new(8),
+            xid: 1,
+            rmgr: 10,
+            info: 0,
+            role: 0,
+            init: false,
+            blocks: [NO_BLOCK; 3],
+            data: &[],
+            main: &[],
+        };
+        for at in 0..64 {
+            cache.insert(block(at), Lsn::new(1), |to| *to = page(0));
+        }
+        let most = 64 * HISTORY_BYTES_PER_PAGE / 36;
+        for at in 0..64 {
+            (0..most).for_each(|_| cache.change(&block(at), &change));
+            let places: usize = cache.entries.values().map(|entry| entry.changes.capacity()).sum();
+            assert!(places <= 4 * most, "{places} places, {most} changes");
+        }
     }
 }

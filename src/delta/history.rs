@@ -61,6 +61,11 @@ impl History {
         History { bytes_max, bytes: Vec::new(), head: 0 }
     }
 
+    /// The most changes that may be there.
+    pub fn changes_max(&self) -> usize {
+        self.bytes_max / ENTRY_BYTES
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.bytes.clear();
