@@ -184,7 +184,8 @@ fn of_a_stalled_compaction_and_the_collector_one_wins() {
             let theirs = Cluster::open(repo, world.cluster.clone()).await.unwrap();
             let (store, (gate, open)) = (world.store.client(2), watch::channel(true));
             let before = Duration::from_millis(world.rng.u64(0..4_000));
-            let compacting = Gated::new(async move { compact::compact(&theirs, Extent::All).await }, open);
+            let compacting =
+                Gated::new(async move { compact::compact(&theirs, None, Extent::All).await }, open);
             let stalling = async {
                 tokio::time::sleep(before).await;
                 gate.send_replace(false);

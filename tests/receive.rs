@@ -9,7 +9,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use walden::base::{Env, Lsn, LsnRange, SegmentSize, SystemId, TimelineId};
+use walden::base::{Anonymous, Env, Lsn, LsnRange, SegmentSize, SystemId, TimelineId};
 use walden::codec::keyslot::Unlock;
 use walden::codec::object::PackedChunk;
 use walden::disk::{OsDisk, OsEntropy, SystemClock};
@@ -34,7 +34,7 @@ const CLUSTER: &str = "shop";
 const SLOT: &str = "walden_shop";
 
 fn env() -> Env {
-    Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) }
+    Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(Anonymous) }
 }
 
 async fn repository(dir: &std::path::Path) -> Arc<Repository> {
@@ -140,7 +140,7 @@ async fn stores_what_the_server_wrote_on_every_version() {
         let cluster = Cluster::open(repo.clone(), CLUSTER.parse().unwrap()).await.unwrap();
         let commits = |wal: &walmap::WalMap| wal.pieces().iter().map(|p| p.summary.commit_count).sum::<u64>();
         let before = walmap::load(&cluster).await.unwrap();
-        let done = compact::compact(&cluster, Extent::All).await.unwrap();
+        let done = compact::compact(&cluster, None, Extent::All).await.unwrap();
         assert!(done.segments > 0, "PostgreSQL {major}");
         let after = walmap::load(&cluster).await.unwrap();
         assert_eq!(commits(&before.wal), commits(&after.wal));
@@ -246,7 +246,7 @@ async fn wal_that_is_not_what_its_id_says_is_named_and_stays_as_it_is() {
     let cluster = Cluster::open(repo.clone(), CLUSTER.parse().unwrap()).await.unwrap();
     let before = walmap::load(&cluster).await.unwrap();
     swap_a_chunk(&repo, &before).await;
-    let failure = Failure::from(compact::compact(&cluster, Extent::All).await.unwrap_err());
+    let failure = Failure::from(compact::compact(&cluster, None, Extent::All).await.unwrap_err());
     assert_eq!(failure.exit, Exit::Damage, "{failure}");
     let after = walmap::load(&cluster).await.unwrap();
     assert_eq!(

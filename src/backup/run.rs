@@ -251,7 +251,8 @@ impl Backup<'_> {
         };
         let mut manifest = Manifest { meta, pages };
         let manifest_len = self.create_manifest(&mut manifest).await?;
-        let entry = entry_of(&manifest.meta, &stats, manifest_len, found.damaged_count);
+        let root = self.registration.began_after();
+        let entry = entry_of(&manifest.meta, &stats, manifest_len, found.damaged_count, root);
         let damaged = manifest.meta.damaged;
         Ok((BackupReport { entry, file_count, chunks: stats, damaged, warnings }, segments))
     }
@@ -397,7 +398,13 @@ fn state_with_wal(entry: &BackupEntry) -> BackupState {
     if entry.damaged_blocks > 0 { BackupState::Damaged } else { BackupState::Complete }
 }
 
-fn entry_of(meta: &ManifestMeta, stats: &ChunkStats, manifest_len: u64, damaged_blocks: u64) -> BackupEntry {
+fn entry_of(
+    meta: &ManifestMeta,
+    stats: &ChunkStats,
+    manifest_len: u64,
+    damaged_blocks: u64,
+    root: u64,
+) -> BackupEntry {
     BackupEntry {
         id: meta.id.clone(),
         generation: meta.generation,
@@ -412,6 +419,7 @@ fn entry_of(meta: &ManifestMeta, stats: &ChunkStats, manifest_len: u64, damaged_
         bytes_new: stats.bytes_new + manifest_len,
         manifest_len,
         damaged_blocks,
+        root,
         state: BackupState::Pending,
     }
 }

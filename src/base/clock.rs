@@ -1,5 +1,6 @@
 //! Time and chance, passed in. Nothing in this crate reads a clock or draws a random number but through these traits.
 
+use super::scratch::Scratch;
 use std::fmt;
 use std::sync::Arc;
 
@@ -76,13 +77,15 @@ pub trait Entropy: Send + Sync + fmt::Debug {
     fn fill(&self, buffer: &mut [u8]);
 }
 
-/// Time and chance together, for the rooms that need both.
+/// Time, chance and room together, for what needs them.
 #[derive(Debug, Clone)]
 pub struct Env {
     /// The time of day.
     pub clock: Arc<dyn Clock>,
     /// Salts, ids and key material.
     pub entropy: Arc<dyn Entropy>,
+    /// Room for pages that WAL deltas refer to.
+    pub scratch: Arc<dyn Scratch>,
 }
 
 /// `N` random bytes.

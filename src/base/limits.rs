@@ -38,6 +38,8 @@ pub const WORK_GRACE_MIN: Duration = Duration::from_secs(3600);
 pub const WORK_RENEW_INTERVAL: Duration = Duration::from_secs(900);
 /// What the files of a journal may take, when nobody says.
 pub const JOURNAL_BYTES_MAX: u64 = 16 << 30;
+/// Bytes of pages that WAL deltas of one epoch refer to, when nobody says: in a file under `--cache-dir`.
+pub const DELTA_CACHE_BYTES: u64 = 4 << 30;
 /// How long the tail may take to become durable when the primary shuts down.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Stored bytes of one segment of chunks, about.

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod lsn;
 pub mod planted;
 pub mod progress;
+pub mod scratch;
 pub mod walfile;
 
 pub use clock::{Clock, Entropy, Env, Timestamp};
@@ -17,4 +18,5 @@ pub use ids::{
 pub use key::ObjectKey;
 pub use lsn::{Lsn, LsnRange, TimelineId};
 pub use progress::{Progress, Unwatched};
+pub use scratch::{Anonymous, Memory, Scratch};
 pub use walfile::{SegmentNo, SegmentSize, WalFileName};

@@ -32,6 +32,11 @@ pub struct PackedChunk {
 }
 
 impl PackedChunk {
+    /// A delta frame of WAL of `plain_len` bytes, whose id is `id`.
+    pub fn delta(frame: Vec<u8>, plain_len: usize, id: ChunkId) -> PackedChunk {
+        PackedChunk { codec: Codec::Delta, bytes: frame, plain_len, id }
+    }
+
     /// Compresses `chunk`, whose id is `id`.
     pub fn pack(chunk: &[u8], id: ChunkId) -> PackedChunk {
         let (codec, bytes) = compress(chunk);
@@ -80,6 +85,7 @@ pub fn decompress(codec: Codec, packed: Vec<u8>, plain_len: usize) -> Result<Vec
     match codec {
         Codec::Raw => expect_len(packed, plain_len),
         Codec::Zstd => unzstd(&packed, plain_len),
+        Codec::Delta => Err("a delta frame, which does not stand alone".into()),
     }
 }
 

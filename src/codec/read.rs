@@ -121,6 +121,11 @@ impl ObjectReader {
                     expected: format!("{plain_len} bytes"),
                 })
             }),
+            Codec::Delta => Err(OpenError::Content {
+                frame: number,
+                found: "a delta frame".into(),
+                expected: "a chunk that stands alone".into(),
+            }),
         }
     }
 
@@ -168,7 +173,12 @@ impl ObjectReader {
     }
 
     /// The same chunk as it was packed: the seal vouches for it, what it unpacks to is not checked.
-    fn packed_chunk(&self, number: u64, entry: &FrameEntry, bytes: &[u8]) -> Result<PackedChunk, OpenError> {
+    pub fn packed_chunk(
+        &self,
+        number: u64,
+        entry: &FrameEntry,
+        bytes: &[u8],
+    ) -> Result<PackedChunk, OpenError> {
         let (head, sealed) = split_entry(number, entry, bytes)?;
         let packed = self.keys.open_frame(number, &head, sealed);
         Ok(PackedChunk {

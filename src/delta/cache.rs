@@ -10,10 +10,11 @@ use super::block::{BlockId, Page, page_check};
 use super::history::{self, Change, ChangePlace, History};
 use super::records::QuickHasher;
 use super::replay;
-use crate::base::Lsn;
 use crate::base::limits::BLOCK_BYTES;
+use crate::base::{Anonymous, Lsn, Memory, Scratch};
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
+use std::io;
 
 /// Bytes of changes kept for each page that may be.
 const HISTORY_BYTES_PER_PAGE: usize = BLOCK_BYTES / 8;
@@ -93,7 +94,7 @@ pub struct ImageCache {
     pages_max: usize,
     entries: HashMap<BlockId, Entry, BuildHasherDefault<QuickHasher>>,
     queue: VecDeque<(BlockId, u64)>,
-    pages: Vec<u8>,
+    pages: Box<dyn Memory>,
     turn: u64,
     history: History,
     /// Changes kept since every block last let go of those that were forgotten.
@@ -101,17 +102,32 @@ pub struct ImageCache {
 }
 
 impl ImageCache {
-    /// An empty cache of at most `pages_max` pages, and of changes that take an eighth of their bytes. Memory is taken as it fills.
+    /// An empty cache of at most `pages_max` pages, and of changes that take an eighth of their bytes, in anonymous memory.
     pub fn new(pages_max: usize) -> Self {
-        ImageCache {
+        match ImageCache::within(&Anonymous, pages_max) {
+            Ok(cache) => cache,
+            Err(error) => unreachable!("no room is taken yet: {error}"),
+        }
+    }
+
+    /// The same in memory that `scratch` gives. Room is taken as it fills.
+    pub fn within(scratch: &dyn Scratch, pages_max: usize) -> io::Result<Self> {
+        let history_bytes = pages_max * HISTORY_BYTES_PER_PAGE;
+        Ok(ImageCache {
             pages_max,
             entries: HashMap::default(),
             queue: VecDeque::new(),
-            pages: Vec::new(),
+            pages: scratch.memory(pages_max * BLOCK_BYTES)?,
             turn: 0,
-            history: History::new(pages_max * HISTORY_BYTES_PER_PAGE),
+            history: History::new(history_bytes, scratch.memory(history_bytes)?),
             changes_since_sweep: 0,
-        }
+        })
+    }
+
+    /// Takes all the room that it will ever need: nothing put into it fails from then on.
+    pub fn reach(&mut self) -> io::Result<()> {
+        self.pages.reach(self.pages_max * BLOCK_BYTES)?;
+        self.history.reach()
     }
 
     /// The most pages it holds.
@@ -133,7 +149,6 @@ impl ImageCache {
     pub fn clear(&mut self) {
         self.entries.clear();
         self.queue.clear();
-        self.pages.clear();
         self.history.clear();
     }
 
@@ -141,15 +156,18 @@ impl ImageCache {
     pub fn get(&self, block: &BlockId) -> Option<Cached<'_>> {
         let entry = self.entries.get(block)?;
         let at = entry.slot * BLOCK_BYTES;
-        let page = self.pages.get(at..)?.first_chunk()?;
+        let page = self.pages.bytes().get(at..)?.first_chunk()?;
         let Entry { lsn, check, ref changes, .. } = *entry;
         Some(Cached { lsn, block: block.block, page, check, changes, history: &self.history })
     }
 
     /// Keeps what a record did to `block`, if its page is here.
-    pub fn change(&mut self, block: &BlockId, change: &Change<'_>) {
+    ///
+    /// # Errors
+    /// No room: the cache is not what others have who put the same into theirs, and has to be cleared.
+    pub fn change(&mut self, block: &BlockId, change: &Change<'_>) -> io::Result<()> {
         if let Some(entry) = self.entries.get_mut(block)
-            && let Some(place) = self.history.put(change)
+            && let Some(place) = self.history.put(change)?
         {
             if entry.changes.len() == entry.changes.capacity() {
                 entry.forget(&self.history);
@@ -165,17 +183,24 @@ impl ImageCache {
                 entry.changes.shrink_to_fit();
             }
         }
+        Ok(())
     }
 
     /// The block's page is an empty one from the record at `lsn` on.
-    pub fn init(&mut self, block: BlockId, lsn: Lsn) {
-        self.insert(block, lsn, |page| page.fill(0));
+    ///
+    /// # Errors
+    /// As [`Self::insert`].
+    pub fn init(&mut self, block: BlockId, lsn: Lsn) -> io::Result<()> {
+        self.insert(block, lsn, |page| page.fill(0))
     }
 
     /// Puts the image of `block` in the record at `lsn`: what `fill` makes of a page of any content.
-    pub fn insert(&mut self, block: BlockId, lsn: Lsn, fill: impl FnOnce(&mut Page)) {
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub fn insert(&mut self, block: BlockId, lsn: Lsn, fill: impl FnOnce(&mut Page)) -> io::Result<()> {
         if self.pages_max == 0 {
-            return;
+            return Ok(());
         }
         self.turn += 1;
         let known =
@@ -187,25 +212,18 @@ impl ImageCache {
         };
         changes.clear();
         let at = slot * BLOCK_BYTES;
-        let check = match self.pages.get_mut(at..).and_then(|pages| pages.first_chunk_mut()) {
-            Some(page) => {
-                fill(page);
-                page_check(page)
-            }
-            // It grows, and is written once.
-            None => {
-                let mut page = [0; BLOCK_BYTES];
-                fill(&mut page);
-                self.pages.extend_from_slice(&page);
-                page_check(&page)
-            }
-        };
+        self.pages.reach(at + BLOCK_BYTES)?;
+        let room = self.pages.bytes_mut().get_mut(at..).and_then(|pages| pages.first_chunk_mut());
+        let page: &mut Page = room.ok_or(io::ErrorKind::OutOfMemory)?;
+        fill(page);
+        let check = page_check(page);
         self.entries.insert(block, Entry { lsn, slot, check, turn: self.turn, changes });
         self.queue.push_back((block, self.turn));
         if self.queue.len() > 2 * self.pages_max.max(64) {
             let entries = &self.entries;
             self.queue.retain(|(block, turn)| entries.get(block).is_some_and(|entry| entry.turn == *turn));
         }
+        Ok(())
     }
 
     /// Removes the block whose last image is the oldest; its slot is free.
@@ -222,7 +240,7 @@ impl ImageCache {
     #[doc(hidden)]
     pub fn rot(&mut self, block: &BlockId, at: usize) {
         if let Some(entry) = self.entries.get(block)
-            && let Some(byte) = self.pages.get_mut(entry.slot * BLOCK_BYTES + at % BLOCK_BYTES)
+            && let Some(byte) = self.pages.bytes_mut().get_mut(entry.slot * BLOCK_BYTES + at % BLOCK_BYTES)
         {
             *byte ^= 1;
         }
@@ -260,7 +278,7 @@ mod tests {
     fn keeps_the_last_image_of_each_block() {
         let mut cache = ImageCache::new(3);
         for (at, byte) in [(1, 1), (2, 2), (1, 3)] {
-            cache.insert(block(at), Lsn::new(u64::from(byte)), |to| *to = page(byte));
+            cache.insert(block(at), Lsn::new(u64::from(byte)), |to| *to = page(byte)).unwrap();
         }
         assert_eq!(cache.len(), 2);
         let found = cache.get(&block(1)).unwrap();
@@ -272,7 +290,7 @@ mod tests {
         let mut cache = ImageCache::new(3);
         // Block 1 is renewed, so block 2 is the oldest.
         for (at, byte) in [(1, 1), (2, 2), (3, 3), (1, 4), (4, 5)] {
-            cache.insert(block(at), Lsn::new(u64::from(byte)), |to| *to = page(byte));
+            cache.insert(block(at), Lsn::new(u64::from(byte)), |to| *to = page(byte)).unwrap();
         }
         let has: Vec<bool> = (1..=4).map(|at| cache.get(&block(at)).is_some()).collect();
         assert_eq!(has, [true, false, true, true]);
@@ -283,16 +301,16 @@ mod tests {
     fn the_queue_stays_in_proportion() {
         let mut cache = ImageCache::new(4);
         for turn in 0..10_000u64 {
-            cache.insert(block((turn % 5) as u32), Lsn::new(turn), |to| *to = page(turn as u8));
+            cache.insert(block((turn % 5) as u32), Lsn::new(turn), |to| *to = page(turn as u8)).unwrap();
         }
         assert!(cache.queue.len() <= 129 && cache.len() == 4);
-        assert_eq!(cache.pages.len(), 4 * BLOCK_BYTES);
+        assert_eq!(cache.pages.bytes().len(), 4 * BLOCK_BYTES);
     }
 
     #[test]
     fn a_page_that_changed_is_not_given() {
         let mut cache = ImageCache::new(1);
-        cache.insert(block(1), Lsn::new(1), |to| *to = page(1));
+        cache.insert(block(1), Lsn::new(1), |to| *to = page(1)).unwrap();
         cache.rot(&block(1), 8000);
         assert_eq!(cache.get(&block(1)).unwrap().page(&mut page(9)), Err(Rotten));
         cache.clear();
@@ -315,11 +333,11 @@ mod tests {
             main: &[],
         };
         for at in 0..64 {
-            cache.insert(block(at), Lsn::new(1), |to| *to = page(0));
+            cache.insert(block(at), Lsn::new(1), |to| *to = page(0)).unwrap();
         }
         let most = 64 * HISTORY_BYTES_PER_PAGE / 36;
         for at in 0..64 {
-            (0..most).for_each(|_| cache.change(&block(at), &change));
+            (0..most).for_each(|_| cache.change(&block(at), &change).unwrap());
             let places: usize = cache.entries.values().map(|entry| entry.changes.capacity()).sum();
             assert!(places <= 4 * most, "{places} places, {most} changes");
         }

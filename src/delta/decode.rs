@@ -1,7 +1,7 @@
 //! One delta frame into the WAL it was made of. Everything in a frame is held against bounds before memory is taken for it, and what
 //! comes out against the frame's BLAKE3. Spec: formats/deltas.md.
 
-use super::block::{BlockId, Page, PageSource, page_check};
+use super::block::{BlockId, Page, PageSource, Vouched, page_check};
 use super::cache::{ImageCache, Rotten};
 use super::columns::ColumnReader;
 use super::diff::{DifferenceReader, page_of};
@@ -58,7 +58,7 @@ impl FrameDecoder {
         pages: &mut dyn PageSource,
         to: &mut Vec<u8>,
     ) -> Result<LsnRange, DeltaError> {
-        let done = self.restore(frame, cache, pages, to).and_then(|outline| {
+        let done = self.restore(frame, Some(cache), pages, to).and_then(|outline| {
             let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
             if same { Ok(outline) } else { Err(self.blame(&outline, cache)) }
         });
@@ -76,7 +76,19 @@ impl FrameDecoder {
             lsns: &outline.lsns,
             images: &outline.images,
         };
-        keep(&records, &self.body, outline.place, &outline.marks, cache);
+        let range = range_of(&outline.head);
+        keep(&records, &self.body, outline.place, &outline.marks, cache).map_err(|error| {
+            to.clear();
+            DeltaError::NoRoom { range, reason: error.to_string() }
+        })?;
+        Ok(range)
+    }
+
+    /// Puts the WAL of `frame` into `to` with zeros in the place of what images take from other pages, and returns where it lies. The
+    /// records are as they were but for those images and for `xl_crc`, which fits what is there: enough to read records, at any
+    /// place, without a cache and a base. That it is right is for the seal of the frame to say; its BLAKE3 cannot be compared.
+    pub fn decode_records(&mut self, frame: &[u8], to: &mut Vec<u8>) -> Result<LsnRange, DeltaError> {
+        let outline = self.restore(frame, None, &mut ZeroPages, to).inspect_err(|_| to.clear())?;
         Ok(range_of(&outline.head))
     }
 
@@ -89,16 +101,17 @@ impl FrameDecoder {
         raw: &[u8],
     ) -> bool {
         let mut made = std::mem::take(&mut self.made);
-        let same = self.restore(frame, cache, pages, &mut made).is_ok() && made == raw;
+        let same = self.restore(frame, Some(cache), pages, &mut made).is_ok() && made == raw;
         self.made = made;
         same
     }
 
-    /// Puts what `frame` says into `to`; whether that is right is not known yet.
+    /// Puts what `frame` says into `to`; whether that is right is not known yet. Without a cache, zeros take the place of the pages
+    /// that it would give.
     fn restore(
         &mut self,
         frame: &[u8],
-        cache: &ImageCache,
+        cache: Option<&ImageCache>,
         pages: &mut dyn PageSource,
         to: &mut Vec<u8>,
     ) -> Result<Outline, DeltaError> {
@@ -157,7 +170,7 @@ impl FrameDecoder {
     fn records(
         &mut self,
         outline: &Outline,
-        cache: &ImageCache,
+        cache: Option<&ImageCache>,
         pages: &mut dyn PageSource,
     ) -> Result<(), DeltaError> {
         let cursor = |what, kind| Cursor::new(what, self.sections.section(kind));
@@ -306,6 +319,16 @@ struct BasePages {
     places: Vec<usize>,
 }
 
+/// Zeros for every page.
+struct ZeroPages;
+
+impl PageSource for ZeroPages {
+    fn base_page(&mut self, _block: &BlockId, page: &mut Page) -> Option<Vouched> {
+        page.fill(0);
+        Some(Vouched::BySource)
+    }
+}
+
 static ZEROS: Page = [0; BLOCK_BYTES];
 
 impl BasePages {
@@ -340,7 +363,7 @@ fn earlier_image<'a>(
     outline: &Outline,
     latest: &HashMap<BlockId, usize>,
     body: &[u8],
-    cache: &'a ImageCache,
+    cache: Option<&'a ImageCache>,
     page: &'a mut Page,
 ) -> Result<&'a Page, DeltaError> {
     let Origin::Image { lsn: image } = reference.origin else { return Ok(page) };
@@ -353,6 +376,7 @@ fn earlier_image<'a>(
         }
         return Err(DeltaError::MissingImage { block, image, lsn });
     }
+    let Some(cache) = cache else { return Ok(page) };
     match cache.get(&block) {
         Some(cached) if cached.lsn == image => {
             cached.unchecked_page(page).map_err(|Rotten| DeltaError::RottenImage { block, image })

@@ -18,6 +18,7 @@ use crate::format::record::Record;
 use crate::wal::PageHeader;
 use crate::wal::record::RecordHeader;
 use std::collections::HashMap;
+use std::io;
 
 /// Where the bytes of a frame went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -309,7 +310,10 @@ impl FrameEncoder {
     }
 
     /// Keeps in `cache` what the frame that was made last has of images, and what its records did to their pages.
-    pub fn keep(&self, parts: &Parts, body: &[u8], marks: &[Mark], cache: &mut ImageCache) {
+    ///
+    /// # Errors
+    /// No room: the cache is empty.
+    pub fn keep(&self, parts: &Parts, body: &[u8], marks: &[Mark], cache: &mut ImageCache) -> io::Result<()> {
         let lsns = record_lsns(parts, marks);
         let records = KeptRecords {
             version: parts.version,
@@ -318,7 +322,7 @@ impl FrameEncoder {
             lsns: &lsns,
             images: &self.splitter.images,
         };
-        keep(&records, body, parts.place, marks, cache);
+        keep(&records, body, parts.place, marks, cache)
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Invariant: the frames cover what was fed without holes, and the image cache holds what a decoder of these frames holds.
 
-use super::block::PageSource;
+use super::block::{BlockId, PageSource};
 use super::cache::ImageCache;
 use super::decode::FrameDecoder;
 use super::encode::{Context, FrameEncoder, FrameStats};
@@ -29,7 +29,7 @@ pub struct EncoderOptions {
     pub verify: Verify,
     /// The key of the hashes that vouch for pages of the base.
     pub page_key: [u8; 32],
-    /// The most images kept, and for each 1 KiB of changes. Decoders keep as much.
+    /// The most images kept, and for each 1 KiB of changes. Decoders keep as much. For [`Encoder::resume`], what the cache has.
     pub cache_pages_max: usize,
 }
 
@@ -63,11 +63,18 @@ pub struct Encoder {
     frames: FrameEncoder,
     decoder: FrameDecoder,
     cache: ImageCache,
+    /// There was no room for what a frame left: decoders have it, so no later frame can be made.
+    broken: bool,
 }
 
 impl Encoder {
     /// An encoder whose first byte is at `start`: anywhere, also inside of a record.
     pub fn new(options: EncoderOptions, start: Lsn) -> Self {
+        Encoder::resume(options, start, ImageCache::new(options.cache_pages_max))
+    }
+
+    /// An encoder of an epoch whose frames before `start` left `cache`.
+    pub fn resume(options: EncoderOptions, start: Lsn, cache: ImageCache) -> Self {
         Encoder {
             options,
             at: start,
@@ -77,8 +84,50 @@ impl Encoder {
             context: Context::default(),
             frames: FrameEncoder::new(options.page_key),
             decoder: FrameDecoder::new(),
-            cache: ImageCache::new(options.cache_pages_max),
+            cache,
+            broken: false,
         }
+    }
+
+    /// Goes on at `start`, which may leave out WAL that is stored otherwise. Everything fed was taken.
+    pub fn seek(&mut self, start: Lsn) {
+        assert!(self.buffer.is_empty(), "{} bytes were fed and not taken", self.buffer.len());
+        if start != self.at {
+            (self.at, self.next) = (start, Next::Unknown);
+        }
+    }
+
+    /// The key of the hashes that vouch for pages of the base.
+    pub fn page_key(&self) -> [u8; 32] {
+        self.options.page_key
+    }
+
+    /// Whether it makes plain frames alone from now on, since there was no room for what its frames leave.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// The blocks of the next frame's images that the base may have a page for: those without an earlier image. What
+    /// [`Self::next_frame`] will ask for, but for images that the frame itself repeats.
+    pub fn base_blocks(&mut self) -> Vec<BlockId> {
+        let (more, window) = match self.buffer.get(..WAL_FRAME_BYTES) {
+            Some(window) if self.buffer.len() > WAL_FRAME_BYTES => (More::Follows, window),
+            _ => (More::Ends, self.buffer.as_slice()),
+        };
+        if window.is_empty() || self.broken {
+            return Vec::new();
+        }
+        let cut = self.walker.cut(self.next, self.at, window, more);
+        let Ok(parts) = cut.parts else { return Vec::new() };
+        if self.frames.splitter.split(parts.version, &self.walker.body, &parts.records).is_err() {
+            return Vec::new();
+        }
+        let images = self.frames.splitter.images.iter().filter(|image| !image.shape.compressed);
+        let mut blocks: Vec<BlockId> = images.map(|image| image.shape.block).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks.retain(|block| self.cache.get(block).is_none());
+        blocks
     }
 
     /// Position of the next byte to feed.
@@ -124,6 +173,9 @@ impl Encoder {
         let range = LsnRange::new(self.at, self.at.saturating_add(raw.len() as u64));
         let (body, marks) = (&self.walker.body, &self.walker.marks);
         let encoded = cut.parts.and_then(|parts| {
+            if self.broken {
+                return Err(Surprise::NoRoom);
+            }
             let (frame, stats) =
                 self.frames.encode(raw, &parts, body, marks, &mut self.context, &self.cache, pages)?;
             if self.options.verify == Verify::Decode
@@ -131,7 +183,7 @@ impl Encoder {
             {
                 return Err(Surprise::Differs);
             }
-            self.frames.keep(&parts, body, marks, &mut self.cache);
+            self.broken = self.frames.keep(&parts, body, marks, &mut self.cache).is_err();
             Ok((frame, stats))
         });
         let body = match encoded {

@@ -5,7 +5,7 @@ use super::block::BlockId;
 use crate::base::{Lsn, LsnRange};
 use crate::format::FormatError;
 
-/// A delta frame that was not decoded. No byte of it was handed out, and the image cache is as before.
+/// A delta frame that was not decoded. No byte of it was handed out, and, but for [`DeltaError::NoRoom`], the image cache is as before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeltaError {
     /// The frame is not what the specification says: damage.
@@ -43,6 +43,14 @@ pub enum DeltaError {
         block: BlockId,
         /// The record whose image it was.
         image: Lsn,
+    },
+    /// No room for what later frames refer to; the image cache is empty.
+    #[error("no room for the images of WAL {range}: {reason}")]
+    NoRoom {
+        /// What was decoded.
+        range: LsnRange,
+        /// What the operating system says.
+        reason: String,
     },
     /// Decoded, but not to the bytes that were encoded.
     #[error("WAL {range}: BLAKE3 of what was decoded differs from the frame's")]

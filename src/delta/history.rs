@@ -3,8 +3,9 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use crate::base::Lsn;
+use crate::base::{Lsn, Memory};
 use crate::wal::WalVersion;
+use std::io;
 
 /// Bytes of a change but for its data and main data.
 const ENTRY_BYTES: usize = CHECK_BYTES + FIELDS_BYTES;
@@ -50,15 +51,20 @@ pub type ChangePlace = u64;
 #[derive(Debug)]
 pub struct History {
     bytes_max: usize,
-    bytes: Vec<u8>,
+    ring: Box<dyn Memory>,
     /// Counts all bytes; the last `bytes_max` of them are there.
     head: u64,
 }
 
 impl History {
-    /// An empty history of at most `bytes_max` bytes. Memory is taken as it fills.
-    pub fn new(bytes_max: usize) -> Self {
-        History { bytes_max, bytes: Vec::new(), head: 0 }
+    /// An empty history of at most `bytes_max` bytes, in `ring`, which is as long. Room is taken as it fills.
+    pub fn new(bytes_max: usize, ring: Box<dyn Memory>) -> Self {
+        History { bytes_max, ring, head: 0 }
+    }
+
+    /// Takes all the room that it will ever need.
+    pub fn reach(&mut self) -> io::Result<()> {
+        self.ring.reach(self.bytes_max)
     }
 
     /// The most changes that may be there.
@@ -68,24 +74,27 @@ impl History {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.bytes.clear();
         self.head = 0;
     }
 
     /// Keeps `change`, unless it is too long; returns its place.
-    pub fn put(&mut self, change: &Change<'_>) -> Option<ChangePlace> {
+    ///
+    /// # Errors
+    /// No room for it: nothing is kept.
+    pub fn put(&mut self, change: &Change<'_>) -> io::Result<Option<ChangePlace>> {
         let len = ENTRY_BYTES + change.data.len() + change.main.len();
         if len > CHANGE_BYTES_MAX.min(self.bytes_max) {
-            return None;
+            return Ok(None);
         }
         // A change lies in one piece.
         let mut at = (self.head % self.bytes_max as u64) as usize;
+        let mut place = self.head;
         if self.bytes_max - at < len {
-            self.head += (self.bytes_max - at) as u64;
+            place += (self.bytes_max - at) as u64;
             at = 0;
         }
-        let place = self.head;
-        self.head += len as u64;
+        self.ring.reach(at + len)?;
+        self.head = place + len as u64;
         let [b0, b1, b2] = change.blocks.map(u64::from);
         let role = change.role & !INIT | if change.init { INIT } else { 0 };
         let words = [
@@ -98,28 +107,17 @@ impl History {
         ];
         let mut fields = [0; FIELDS_BYTES];
         fields.chunks_exact_mut(8).zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
-        let parts = [&[0; CHECK_BYTES][..], &fields, change.data, change.main];
-        match self.bytes.get_mut(at..at + len) {
-            Some(mut room) => {
-                for part in parts {
-                    let (to, rest) = room.split_at_mut(part.len());
-                    to.copy_from_slice(part);
-                    room = rest;
-                }
+        let entry = self.ring.bytes_mut().get_mut(at..at + len);
+        if let Some((check, entry)) = entry.and_then(|entry| entry.split_first_chunk_mut::<CHECK_BYTES>()) {
+            let mut room = &mut *entry;
+            for part in [&fields[..], change.data, change.main] {
+                let (to, rest) = room.split_at_mut(part.len());
+                to.copy_from_slice(part);
+                room = rest;
             }
-            // It grows, and is written once.
-            None => {
-                self.bytes.resize(at, 0);
-                self.bytes.reserve(len);
-                parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
-            }
+            *check = crc32c::crc32c(entry).to_le_bytes();
         }
-        if let Some((check, rest)) =
-            self.bytes.get_mut(at..at + len).and_then(|entry| entry.split_first_chunk_mut::<CHECK_BYTES>())
-        {
-            *check = crc32c::crc32c(rest).to_le_bytes();
-        }
-        Some(place)
+        Ok(Some(place))
     }
 
     /// Whether the change at `place` is still there.
@@ -130,7 +128,7 @@ impl History {
     /// The change at `place`, which is still there; an error when it rotted.
     pub fn get(&self, place: ChangePlace) -> Result<Change<'_>, Rotten> {
         let at = (place % self.bytes_max as u64) as usize;
-        let checked = self.bytes.get(at..).and_then(|bytes| bytes.split_first_chunk::<CHECK_BYTES>());
+        let checked = self.ring.bytes().get(at..).and_then(|bytes| bytes.split_first_chunk::<CHECK_BYTES>());
         let (check, entry) = checked.ok_or(Rotten)?;
         let (fields, rest) = entry.split_first_chunk::<FIELDS_BYTES>().ok_or(Rotten)?;
         let mut words = [0u64; FIELDS_BYTES / 8];
@@ -163,7 +161,7 @@ impl History {
     /// Flips a bit of byte `at`, for tests of what happens then.
     #[doc(hidden)]
     pub fn rot(&mut self, at: usize) {
-        if let Some(byte) = self.bytes.get_mut(at) {
+        if let Some(byte) = self.ring.bytes_mut().get_mut(at) {
             *byte ^= 1;
         }
     }
@@ -177,6 +175,11 @@ pub struct Rotten;
 #[allow(clippy::indexing_slicing)]
 mod tests {
     use super::*;
+    use crate::base::{Anonymous, Scratch};
+
+    fn history(bytes: usize) -> History {
+        History::new(bytes, Anonymous.memory(bytes).unwrap())
+    }
 
     fn change(data: &[u8]) -> Change<'_> {
         Change {
@@ -195,31 +198,31 @@ mod tests {
 
     #[test]
     fn changes_come_back_until_they_are_forgotten() {
-        let mut history = History::new(300);
+        let mut history = history(300);
         let places: Vec<ChangePlace> =
-            (0..9u8).map(|turn| history.put(&change(&[turn; 20])).unwrap()).collect();
+            (0..9u8).map(|turn| history.put(&change(&[turn; 20])).unwrap().unwrap()).collect();
         // Five of 60 bytes have room.
         let there: Vec<bool> = places.iter().map(|place| history.has(*place)).collect();
         assert_eq!(there, [false, false, false, false, true, true, true, true, true]);
         let back = history.get(places[5]).unwrap();
         assert_eq!(format!("{back:?}"), format!("{:?}", change(&[5; 20])));
-        assert_eq!(history.put(&change(&[0; 261])), None);
+        assert_eq!(history.put(&change(&[0; 261])).unwrap(), None);
     }
 
     #[test]
     fn a_change_lies_in_one_piece() {
-        let mut history = History::new(100);
-        let places = [1, 2, 3].map(|turn| history.put(&change(&[turn; 10])).unwrap());
+        let mut history = history(100);
+        let places = [1, 2, 3].map(|turn| history.put(&change(&[turn; 10])).unwrap().unwrap());
         assert_eq!(places, [0, 50, 100]);
-        assert_eq!(history.put(&change(&[4; 30])), Some(200));
-        assert!(!history.has(places[2]) && history.bytes.len() == 100);
+        assert_eq!(history.put(&change(&[4; 30])).unwrap(), Some(200));
+        assert!(!history.has(places[2]) && history.ring.bytes().len() == 100);
     }
 
     #[test]
     fn a_change_that_rotted_is_not_given() {
         for at in 0..60 {
-            let mut history = History::new(100);
-            let place = history.put(&change(&[7; 20])).unwrap();
+            let mut history = history(100);
+            let place = history.put(&change(&[7; 20])).unwrap().unwrap();
             history.rot(at);
             assert_eq!(history.get(place).map(|_| ()), Err(Rotten), "byte {at}");
         }

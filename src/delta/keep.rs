@@ -13,6 +13,7 @@ use super::replay;
 use super::structure::{Structure, flag};
 use crate::base::Lsn;
 use crate::wal::WalVersion;
+use std::io;
 
 /// The records of a frame.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +31,30 @@ pub struct KeptRecords<'a> {
 }
 
 /// Keeps what `records` have of images, and what they do to pages. Images that are compressed are passed over.
-pub fn keep(records: &KeptRecords<'_>, body: &[u8], place: Place, marks: &[Mark], cache: &mut ImageCache) {
+///
+/// # Errors
+/// No room for it: `cache` is of no use any more, and empty.
+pub fn keep(
+    records: &KeptRecords<'_>,
+    body: &[u8],
+    place: Place,
+    marks: &[Mark],
+    cache: &mut ImageCache,
+) -> io::Result<()> {
+    let kept = try_keep(records, body, place, marks, cache);
+    if kept.is_err() {
+        cache.clear();
+    }
+    kept
+}
+
+fn try_keep(
+    records: &KeptRecords<'_>,
+    body: &[u8],
+    place: Place,
+    marks: &[Mark],
+    cache: &mut ImageCache,
+) -> io::Result<()> {
     let mut positions = Positions::new(place, marks);
     let mut images = records.images.iter();
     for (number, (stretch, lsn)) in records.stretches.iter().zip(records.lsns).enumerate() {
@@ -74,7 +98,7 @@ pub fn keep(records: &KeptRecords<'_>, body: &[u8], place: Place, marks: &[Mark]
                 Some(image) if image.shape.compressed => {}
                 Some(image) => cache.insert(image.shape.block, *lsn, |page| {
                     page_of(image.bytes(body), image.shape.hole, page);
-                }),
+                })?,
                 None if known => {
                     let Some(relation) = structure.tables.relations.get(usize::from(block.relation)) else {
                         continue;
@@ -84,12 +108,13 @@ pub fn keep(records: &KeptRecords<'_>, body: &[u8], place: Place, marks: &[Mark]
                     change.role = block.id;
                     change.init = block.flags & flag::WILL_INIT != 0;
                     if change.init {
-                        cache.init(id, *lsn);
+                        cache.init(id, *lsn)?;
                     }
-                    cache.change(&id, &change);
+                    cache.change(&id, &change)?;
                 }
                 None => {}
             }
         }
     }
+    Ok(())
 }

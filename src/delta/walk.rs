@@ -37,6 +37,8 @@ pub enum Surprise {
     NoGain,
     /// The frame did not decode to the same bytes: a bug of ours, which costs nothing but space.
     Differs,
+    /// There was no room for what an earlier frame left to later ones.
+    NoRoom,
 }
 
 /// The parts of a range.

@@ -5,10 +5,12 @@ mod host;
 pub mod journal;
 mod os;
 pub mod own_thread;
+mod scratch;
 pub mod secret;
 
 pub use host::{OsEntropy, SystemClock};
 pub use os::OsDisk;
+pub use scratch::ScratchDir;
 pub use secret::{SecretError, SecretSource};
 
 use async_trait::async_trait;

@@ -109,6 +109,19 @@ code! {
     }
 }
 
+impl SectionKind {
+    /// Those that hold images.
+    pub const OF_IMAGES: [SectionKind; 7] = [
+        SectionKind::Sources,
+        SectionKind::References,
+        SectionKind::LiteralLens,
+        SectionKind::CopyLens,
+        SectionKind::Shifts,
+        SectionKind::Literals,
+        SectionKind::Stored,
+    ];
+}
+
 record! {
     /// What the records of a frame have in common.
     #[derive(Default)]

@@ -37,6 +37,8 @@ code! {
         Raw = 0,
         /// zstd, one zstd frame.
         Zstd = 1,
+        /// A delta frame of WAL (formats/deltas.md), of compacted WAL segments alone: it may need frames before it.
+        Delta = 2,
     }
 }
 
@@ -110,7 +112,9 @@ impl FrameHead {
         let body_len = u64::from(sealed_len).checked_sub(TAG_BYTES as u64);
         let possible = match codec {
             Codec::Raw => body_len == Some(u64::from(plain_len)),
-            Codec::Zstd => body_len.is_some_and(|len| (1..u64::from(plain_len)).contains(&len)),
+            Codec::Zstd | Codec::Delta => {
+                body_len.is_some_and(|len| (1..u64::from(plain_len)).contains(&len))
+            }
         };
         if !possible {
             return Err(FormatError::new("frame head", 0, sealed_len, "a possible frame length"));

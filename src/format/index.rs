@@ -3,7 +3,7 @@
 //! same identity hides an older one.
 
 use super::record::{Extension, code, record};
-use super::wal::{Event, WalSummary};
+use super::wal::{Event, WalDeltas, WalSummary};
 use crate::base::{BackupId, Generation, Lsn, ObjectId, TimelineId, Timestamp};
 use crate::format::record::Blob;
 
@@ -68,6 +68,8 @@ record! {
         pub server_time: Timestamp,
         /// What it holds, events without relations lists.
         pub summary: WalSummary,
+        /// What its delta frames are made of; `None` when it has none.
+        pub deltas: Option<WalDeltas>,
     }
 }
 
@@ -128,6 +130,8 @@ record! {
         pub manifest_len: u64,
         /// Blocks whose checksum was wrong.
         pub damaged_blocks: u64,
+        /// The newest root before its work was registered: an epoch of deltas that began there or before is not the one of its recovery.
+        pub root: u64,
         /// What became of it.
         pub state: BackupState,
     }

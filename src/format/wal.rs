@@ -1,7 +1,7 @@
 //! What the directories of flush objects, fences and compacted WAL say. Spec: formats/wal.md.
 
 use super::record::{Extension, code, record};
-use crate::base::{Lsn, StreamId, TimelineId, Timestamp};
+use crate::base::{BackupId, Lsn, ObjectId, StreamId, TimelineId, Timestamp};
 
 record! {
     /// The directory's meta of a flush object or a compacted WAL segment.
@@ -23,8 +23,76 @@ record! {
         pub predecessor: Option<Predecessor>,
         /// What the bytes hold.
         pub summary: WalSummary,
+        /// What its delta frames are made of; `None` when it has none.
+        pub deltas: Option<WalDeltas>,
         /// Later versions' fields.
         pub extensions: Vec<Extension>,
+    }
+}
+
+record! {
+    /// What the delta frames of a segment are made of.
+    pub struct WalDeltas {
+        /// Their epoch.
+        pub epoch: DeltaEpoch,
+        /// The backup that images may be differences from.
+        pub base: Option<BackupId>,
+        /// What they hold.
+        pub stats: DeltaStats,
+    }
+}
+
+record! {
+    /// An epoch: delta frames that are decoded in LSN order, from the first on.
+    pub struct DeltaEpoch {
+        /// Which.
+        pub id: ObjectId,
+        /// Where it begins.
+        pub start: Lsn,
+        /// The newest root when it began.
+        pub root: u64,
+        /// The most pages in its image cache.
+        pub cache_pages: u32,
+    }
+}
+
+record! {
+    /// Where the bytes of delta frames are, for people.
+    pub struct DeltaStats {
+        /// Images.
+        pub images: u64,
+        /// Of these, as differences from pages of the base.
+        pub images_base: u64,
+        /// Of these, as differences from earlier images.
+        pub images_image: u64,
+        /// Bytes of images in the WAL.
+        pub image_bytes: u64,
+        /// What they take in the frames.
+        pub image_bytes_stored: u64,
+        /// What everything else takes.
+        pub record_bytes_stored: u64,
+    }
+}
+
+impl DeltaStats {
+    /// Of nothing.
+    pub const EMPTY: DeltaStats = DeltaStats {
+        images: 0,
+        images_base: 0,
+        images_image: 0,
+        image_bytes: 0,
+        image_bytes_stored: 0,
+        record_bytes_stored: 0,
+    };
+
+    /// Adds those of other frames.
+    pub fn add(&mut self, other: &DeltaStats) {
+        self.images += other.images;
+        self.images_base += other.images_base;
+        self.images_image += other.images_image;
+        self.image_bytes += other.image_bytes;
+        self.image_bytes_stored += other.image_bytes_stored;
+        self.record_bytes_stored += other.record_bytes_stored;
     }
 }
 

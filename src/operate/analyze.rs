@@ -11,6 +11,7 @@ pub use tally::Tally;
 
 use super::failure::Failure;
 use crate::base::{LsnRange, SegmentSize, TimelineId};
+use crate::repo::walread::Reading;
 use crate::repo::{Cluster, WalPiece, WalReader, WalSource, walmap};
 use crate::wal::{DecodeFrom, Decoder};
 use serde::Serialize;
@@ -118,7 +119,7 @@ pub async fn cluster(cluster: &Cluster, bytes_max: u64, shown: usize) -> Result<
         let what = format!("the archive of {} has no WAL yet", cluster.name());
         return Err(Failure::new(super::Exit::NotFound, what));
     };
-    let mut reader = WalReader::new(cluster.clone(), snapshot.wal);
+    let mut reader = WalReader::reading(cluster.clone(), snapshot.wal, Reading::Records);
     let mut tally = Tally::default();
     let mut decoder = Decoder::new(size, range.start, DecodeFrom::Anywhere);
     let mut at = range.start;

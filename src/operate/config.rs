@@ -36,6 +36,9 @@ const CLUSTER_KEYS: &[&str] = &[
     "slot",
     "flush_interval",
     "shutdown_grace",
+    "wal_deltas",
+    "delta_cache",
+    "cache_dir",
 ];
 /// What people call secrets. Store credentials come from the environment or the cloud's own files.
 const SECRET_WORDS: &[&str] =
@@ -92,6 +95,33 @@ pub struct ClusterTable {
     pub flush_interval: Option<Duration>,
     /// `shutdown_grace`.
     pub shutdown_grace: Option<Duration>,
+    /// `wal_deltas`.
+    pub wal_deltas: Option<Switch>,
+    /// `delta_cache`, in bytes.
+    pub delta_cache_bytes: Option<u64>,
+    /// `cache_dir`.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
+impl std::str::FromStr for Switch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "on" => Ok(Switch::On),
+            "off" => Ok(Switch::Off),
+            _ => Err(format!("{text:?} is neither on nor off")),
+        }
+    }
 }
 
 /// When PostgreSQL is told that WAL is safe.
@@ -403,6 +433,14 @@ impl Section<'_, '_, '_> {
             slot: self.get("slot", units::SLOT_NAME, |value| value.as_str().and_then(units::slot_name))?,
             flush_interval: self.duration("flush_interval")?,
             shutdown_grace: self.duration("shutdown_grace")?,
+            wal_deltas: self.get("wal_deltas", "\"on\" or \"off\"", |value| match value.as_bool() {
+                Some(on) => Some(if on { Switch::On } else { Switch::Off }),
+                None => value.as_str()?.parse().ok(),
+            })?,
+            delta_cache_bytes: self.get("delta_cache", "a size such as \"4GB\"", |value| {
+                value.as_str().and_then(units::bytes)
+            })?,
+            cache_dir: self.path("cache_dir")?,
         })
     }
 }

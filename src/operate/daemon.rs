@@ -2,7 +2,7 @@
 //! What fails beside receiving is logged and tried again: it never stops the stream.
 
 use crate::base::{ClusterName, limits};
-use crate::receive::compact;
+use crate::receive::compact::{self, DeltaOptions};
 use crate::receive::pipeline::{ReceiveError, Stored};
 use crate::receive::session::{self, ReceiveOptions, Stop};
 use crate::receive::upstream::Connector;
@@ -26,13 +26,14 @@ pub async fn run(
     name: ClusterName,
     connector: &dyn Connector,
     options: &ReceiveOptions,
+    deltas: Option<DeltaOptions>,
     stop: Stop,
 ) -> Result<Stored, ReceiveError> {
     let (sender, stored) = watch::channel(Stored::default());
     let receiving = session::run(repo.clone(), name.clone(), connector, options, sender, stop);
     let mut receiving = std::pin::pin!(receiving);
     // A task of its own: what it computes between two awaits does not keep WAL waiting.
-    let mut beside = Upkeep(tokio::spawn(upkeep(repo, name, stored.clone())));
+    let mut beside = Upkeep(tokio::spawn(upkeep(repo, name, deltas, stored.clone())));
     tokio::select! {
         ended = &mut receiving => {
             ended?;
@@ -65,10 +66,15 @@ impl Drop for Upkeep {
 }
 
 /// Compacts and collects until receiving ended: the sender of `stored` is gone then.
-async fn upkeep(repo: Arc<Repository>, name: ClusterName, stored: watch::Receiver<Stored>) {
+async fn upkeep(
+    repo: Arc<Repository>,
+    name: ClusterName,
+    deltas: Option<DeltaOptions>,
+    stored: watch::Receiver<Stored>,
+) {
     let Some(cluster) = cluster_once_stored(repo, name, stored.clone()).await else { return };
     let compacting = async {
-        while let Err(error) = compact::follow(cluster.clone(), stored.clone()).await {
+        while let Err(error) = compact::follow(cluster.clone(), deltas, stored.clone()).await {
             tracing::error!(%error, "compaction stopped, and begins again in {AGAIN:?}");
             tokio::time::sleep(AGAIN).await;
         }

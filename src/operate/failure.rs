@@ -357,6 +357,8 @@ impl From<RepoError> for Failure {
                     .fact("expected", format!("system identifier {expected}"))
                     .hint("check --connection, or store the server under another --cluster")
             }
+            RepoError::NoRoom { .. } => Failure::new(Exit::NoSpace, error)
+                .hint("make room there, or name another folder with --cache-dir"),
             RepoError::Configuration { .. } => Failure::new(Exit::Usage, error),
         }
     }

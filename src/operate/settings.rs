@@ -1,15 +1,18 @@
 //! What a command works with: option over environment over file. Pure: the environment is a function, the file is parsed.
 
 use super::config::{
-    Ack, ClusterTable, ConfigError, ConfigFile, Place, RepositoryTable, nearest, one_secret,
+    Ack, ClusterTable, ConfigError, ConfigFile, Place, RepositoryTable, Switch, nearest, one_secret,
 };
-use crate::base::ClusterName;
+use crate::base::{ClusterName, limits};
 use crate::disk::SecretSource;
 use crate::net::contains_password;
+use crate::receive::compact::DeltaOptions;
 use std::path::{Path, PathBuf};
 
 /// Where journals lie when nobody says: a directory for each cluster.
 pub const JOURNAL_HOME: &str = "/var/lib/walden";
+/// Where pages that WAL deltas refer to are kept while a process works, when nobody says, for those who may write there.
+pub const CACHE_HOME: &str = "/var/cache/walden";
 
 /// What was given on the command line, or in the environment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -28,6 +31,8 @@ pub struct Given {
     pub key_file: Option<PathBuf>,
     /// `--key-command`.
     pub key_command: Option<String>,
+    /// `--cache-dir`.
+    pub cache_dir: Option<PathBuf>,
 }
 
 impl Given {
@@ -43,6 +48,7 @@ impl Given {
             passphrase_command: text("WALDEN_PASSPHRASE_COMMAND"),
             key_file: path("WALDEN_KEY_FILE"),
             key_command: text("WALDEN_KEY_COMMAND"),
+            cache_dir: path("WALDEN_CACHE_DIR"),
         }
     }
 
@@ -81,6 +87,9 @@ impl Settings {
         let repository = repository(flags, env, file, &cluster)?;
         if let Some(connection) = flags.connection.clone().or_else(|| env.connection.clone()) {
             cluster.connection = Some(connection);
+        }
+        if let Some(dir) = flags.cache_dir.clone().or_else(|| env.cache_dir.clone()) {
+            cluster.cache_dir = Some(dir);
         }
         Ok(Settings { repository, cluster_name, cluster })
     }
@@ -123,6 +132,13 @@ impl Settings {
     pub fn journal_dir(&self, flag: Option<&Path>, cluster: &ClusterName) -> PathBuf {
         let given = flag.or(self.cluster.journal_dir.as_deref()).map(Path::to_owned);
         given.unwrap_or_else(|| Path::new(JOURNAL_HOME).join(cluster.as_str()))
+    }
+
+    /// How WAL deltas are made: by `flags`, else by the file; `None` when they are off.
+    pub fn deltas(&self, switch: Option<Switch>, cache_bytes: Option<u64>) -> Option<DeltaOptions> {
+        let switch = switch.or(self.cluster.wal_deltas).unwrap_or(Switch::On);
+        let cache_bytes = cache_bytes.or(self.cluster.delta_cache_bytes).unwrap_or(limits::DELTA_CACHE_BYTES);
+        (switch == Switch::On).then_some(DeltaOptions { cache_bytes })
     }
 
     /// The slot's name: `flag`, else the file's, else `walden_<cluster>`.

@@ -222,8 +222,10 @@ pub(super) async fn read_overlap(
     let Some(range) = stored.iter().find(|range| range.contains(from) || range.end == start.at) else {
         return Ok(Overlap::empty(start.at));
     };
-    let range = LsnRange::new(from.max(range.start), start.at);
-    let bytes = WalReader::new(cluster.clone(), snapshot.wal).read(start.timeline, range).await?;
+    let mut reader = WalReader::new(cluster.clone(), snapshot.wal);
+    // Compaction leaves the newest WAL in plain frames: to start must not mean to decode an epoch.
+    let since = reader.plain_since(start.timeline, from.max(range.start), start.at).await?;
+    let bytes = reader.read(start.timeline, LsnRange::new(since, start.at)).await?;
     Ok(Overlap::ending_at(start.at, bytes.into()))
 }
 

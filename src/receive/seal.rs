@@ -61,6 +61,7 @@ impl Sealer {
             previous_link: self.link,
             predecessor: if flush.number == 0 { self.predecessor.take() } else { None },
             summary: self.summarize(flush),
+            deltas: None,
             extensions: Vec::new(),
         };
         let finished = writer.finish(meta.encode());

@@ -50,6 +50,7 @@ mod tests {
             bytes_new: 0,
             manifest_len: 0,
             damaged_blocks: 0,
+            root: 0,
             state: BackupState::Pending,
         }
     }
@@ -65,6 +66,7 @@ mod tests {
             directory_offset: 0,
             server_time: Timestamp::from_micros(0),
             summary: WalSummary::empty(),
+            deltas: None,
         };
         let index = Index { wal: ranges.iter().map(entry).collect(), ..Index::default() };
         WalMap::new(Generation(1), &index, Vec::new())

@@ -75,6 +75,14 @@ pub enum RepoError {
         /// The stored one.
         expected: SystemId,
     },
+    /// There is no room for pages that WAL deltas refer to.
+    #[error("no room for {bytes} bytes of pages that WAL refers to: {reason}")]
+    NoRoom {
+        /// What was asked for.
+        bytes: u64,
+        /// What the operating system says, and where.
+        reason: String,
+    },
     /// The repository was made by a newer walden, or differently than asked.
     #[error("{reason}")]
     Configuration {
@@ -109,8 +117,8 @@ impl RepoError {
         matches!(self, RepoError::Store(StoreError::Unknown { .. }))
     }
 
-    /// Whether the store has no room: somebody has to make some.
+    /// Whether the store, or the disk here, has no room: somebody has to make some.
     pub fn is_no_space(&self) -> bool {
-        matches!(self, RepoError::Store(StoreError::NoSpace { .. }))
+        matches!(self, RepoError::Store(StoreError::NoSpace { .. }) | RepoError::NoRoom { .. })
     }
 }

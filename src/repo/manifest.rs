@@ -186,6 +186,22 @@ impl Manifest {
         stream::iter(numbered.map(read)).buffered(READ_AHEAD)
     }
 
+    /// The first file whose path is `from` or comes after it.
+    pub async fn first_from(&self, chunks: &ChunkReader, from: &str) -> Result<Option<FileEntry>, RepoError> {
+        let at = self.pages.partition_point(|page| page.first.as_str() <= from).saturating_sub(1);
+        // The file may be the first of the page after.
+        for (number, page) in self.pages.iter().enumerate().skip(at).take(2) {
+            let next = self.pages.get(number + 1).map(|page| page.first.as_str());
+            let plain = chunks.read(page.chunk).await?;
+            let files =
+                check::decode_page(&plain, page, next).map_err(|reason| self.damage(chunks, reason))?;
+            if let Some(found) = files.into_iter().find(|file| file.path.as_str() >= from) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
     /// What `entry` is made of, block maps resolved: runs of chunks and zeros in order.
     pub async fn runs(&self, chunks: &ChunkReader, entry: &FileEntry) -> Result<Vec<ContentRun>, RepoError> {
         let resolve = |run: &ContentRun| {

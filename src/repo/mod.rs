@@ -2,9 +2,11 @@
 //! Everything that decides is here or in pure code below; every commit goes through [`Cluster::commit`].
 
 pub mod backups;
+pub mod base_pages;
 pub mod chain;
 pub mod chunks;
 pub mod cluster;
+pub mod epochs;
 pub mod error;
 pub mod index;
 pub mod layout;
@@ -15,7 +17,9 @@ pub mod roots;
 pub mod walmap;
 pub mod walread;
 
+pub use base_pages::BasePages;
 pub use cluster::{Cluster, RootChange};
+pub use epochs::EpochDecoder;
 pub use error::RepoError;
 pub use index::Index;
 pub use pending::{PendingError, Registration};

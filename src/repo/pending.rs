@@ -68,6 +68,11 @@ impl Registration {
         &self.root
     }
 
+    /// The newest root before it was registered.
+    pub fn began_after(&self) -> u64 {
+        self.root.number.saturating_sub(1)
+    }
+
     /// Makes it as young as at the beginning. If dropped: renewed or not; the next call, and the commit, find out.
     pub async fn renew(&self) -> Result<(), PendingError> {
         let id = ObjectId::random(&*self.cluster.repo().env().entropy);

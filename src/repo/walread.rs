@@ -1,42 +1,62 @@
-//! Reading durable WAL back, in order, from whatever holds it. Every byte is checked by seal and chunk id.
+//! Reading durable WAL back, in order, from whatever holds it. Every byte is checked by seal and chunk id; of delta frames, which
+//! need those before them in their epoch, see [`Reading`].
+
+mod piece;
+
+pub use piece::{check_segment, open_segment};
 
 use super::cluster::{Cluster, object_is_gone};
+use super::epochs::EpochDecoder;
 use super::error::RepoError;
 use super::layout;
 use super::walmap::{self, WalMap, WalPiece, WalSource};
-use crate::base::{Lsn, LsnRange, ObjectKey, TimelineId};
-use crate::codec::OpenError;
-use crate::codec::object::{Expect, ObjectReader, OpenObject, PackedChunk, stored_frame_len};
-use crate::format::directory::{Directory, FrameEntry};
-use crate::format::frame::TRAILER_BYTES;
-use crate::format::header::{HEADER_BYTES, ObjectKind};
-use crate::format::index::WalEntry;
+use crate::base::{Lsn, LsnRange, TimelineId};
+use crate::codec::object::PackedChunk;
+use crate::delta::{FrameDecoder, ImageCache};
+use crate::format::wal::DeltaEpoch;
 use bytes::Bytes;
+use piece::{OpenPiece, cut, frame_at, open};
 
-/// Stored bytes that one ranged read of a segment fetches, about.
-const READ_BYTES: u64 = 4 << 20;
 /// Times a read starts again because compaction and collection moved what it wanted.
 const RELOADS_MAX: u32 = 5;
+
+/// WAL that a delta frame gave, and where it lies.
+type Decoded = (LsnRange, Vec<u8>);
+
+/// What is wanted of WAL in delta frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Every byte. A delta frame is decoded after all those before it in its epoch.
+    Exact,
+    /// Records, for those who look for transactions: images may have zeros for what they take from other pages, and the records'
+    /// checksums fit that. Any place is as near as any other.
+    Records,
+}
 
 /// Reads ranges of durable WAL.
 #[derive(Debug)]
 pub struct WalReader {
     cluster: Cluster,
     map: WalMap,
+    reading: Reading,
     open: Option<OpenPiece>,
-}
-
-/// The piece read last, kept open.
-#[derive(Debug)]
-enum OpenPiece {
-    Segment { entry: Box<WalEntry>, key: ObjectKey, reader: ObjectReader, directory: Directory },
-    Flush { source: WalSource, key: ObjectKey, object: OpenObject },
+    epoch: Option<EpochDecoder>,
+    /// Decodes what needs no epoch.
+    decoder: FrameDecoder,
+    /// The delta frame decoded last: what is read of it in parts is decoded once.
+    decoded: Option<(TimelineId, LsnRange, Bytes)>,
 }
 
 impl WalReader {
-    /// Reads what `map` covers.
+    /// Reads what `map` covers, byte for byte.
     pub fn new(cluster: Cluster, map: WalMap) -> WalReader {
-        WalReader { cluster, map, open: None }
+        WalReader::reading(cluster, map, Reading::Exact)
+    }
+
+    /// Reads what `map` covers.
+    pub fn reading(cluster: Cluster, map: WalMap, reading: Reading) -> WalReader {
+        let decoder = FrameDecoder::new();
+        WalReader { cluster, map, reading, open: None, epoch: None, decoder, decoded: None }
     }
 
     /// What it covers; newer after a read that had to look again.
@@ -73,9 +93,118 @@ impl WalReader {
     }
 
     async fn try_read(&mut self, timeline: TimelineId, range: LsnRange) -> Result<Bytes, RepoError> {
+        if let Some((of, lies, bytes)) = &self.decoded
+            && *of == timeline
+            && lies.contains(range.start)
+        {
+            return Ok(cut(bytes.clone(), lies.start, range));
+        }
         let cluster = self.cluster.clone();
         let (open, end) = self.open_at(timeline, range.start).await?;
-        open.read(&cluster, LsnRange::new(range.start, range.end.min(end))).await
+        let within = LsnRange::new(range.start, range.end.min(end));
+        let Some(number) = open.delta_frame(range.start)? else { return open.read(&cluster, within).await };
+        let (lies, bytes) = match self.reading {
+            Reading::Records => self.records_of(number).await?,
+            Reading::Exact => self.decode_up_to(timeline, range.start).await?,
+        };
+        let bytes = Bytes::from(bytes);
+        self.decoded = Some((timeline, lies, bytes.clone()));
+        Ok(cut(bytes, lies.start, range))
+    }
+
+    /// Delta frame `number` of the open segment, without what its images take from elsewhere.
+    async fn records_of(&mut self, number: usize) -> Result<Decoded, RepoError> {
+        let Some(OpenPiece::Segment(segment)) = &mut self.open else { unreachable!("it has a delta frame") };
+        let frame = segment.delta(&self.cluster, number).await?;
+        let mut wal = Vec::new();
+        let range = self.decoder.decode_records(&frame, &mut wal);
+        let range = range.map_err(|error| RepoError::damage(&segment.key, error))?;
+        Ok((range, wal))
+    }
+
+    /// Decodes the epoch of the open segment, from where it was decoded to, up to the frame that holds `at`.
+    async fn decode_up_to(&mut self, timeline: TimelineId, at: Lsn) -> Result<Decoded, RepoError> {
+        let Some(OpenPiece::Segment(segment)) = &self.open else { unreachable!("it has a delta frame") };
+        let epoch = segment.deltas()?.epoch.clone();
+        let known = self.epoch.take().filter(|known| known.id() == epoch.id && known.position() <= at);
+        let mut decoder = match known {
+            Some(known) => known,
+            None => EpochDecoder::new(&self.cluster, &epoch)?,
+        };
+        let Some(decoded) = self.decode_epoch(timeline, &epoch, &mut decoder, at).await? else {
+            let reason = format!("WAL of its epoch from {} on is not there", decoder.position());
+            return Err(RepoError::damage(&layout::segments(self.cluster.name()), reason));
+        };
+        self.epoch = Some(decoder);
+        Ok(decoded)
+    }
+
+    /// What all of `epoch` leaves for frames to come, and where it ends so far.
+    pub async fn epoch_cache(
+        &mut self,
+        timeline: TimelineId,
+        epoch: &DeltaEpoch,
+    ) -> Result<(ImageCache, Lsn), RepoError> {
+        let mut decoder = EpochDecoder::new(&self.cluster, epoch)?;
+        self.decode_epoch(timeline, epoch, &mut decoder, Lsn::MAX).await?;
+        let end = decoder.position();
+        Ok((decoder.into_cache(), end))
+    }
+
+    /// Decodes what is stored of `epoch`, from `decoder`'s position on up to the frame that holds `at`, which is given; `None` when
+    /// there is no such frame.
+    async fn decode_epoch(
+        &mut self,
+        timeline: TimelineId,
+        epoch: &DeltaEpoch,
+        decoder: &mut EpochDecoder,
+        at: Lsn,
+    ) -> Result<Option<Decoded>, RepoError> {
+        while let Some(from) = self.epoch_segment_from(timeline, epoch, decoder.position()) {
+            self.open_at(timeline, from).await?;
+            let Some(OpenPiece::Segment(segment)) = &mut self.open else {
+                unreachable!("a segment of the epoch was found at {from}")
+            };
+            if let Some(decoded) = segment.decode_epoch(&self.cluster, decoder, at).await? {
+                return Ok(Some(decoded));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first byte of WAL in segments of `epoch`, from `position` on.
+    fn epoch_segment_from(&self, timeline: TimelineId, epoch: &DeltaEpoch, position: Lsn) -> Option<Lsn> {
+        let wanted = LsnRange::new(position, Lsn::MAX);
+        let of_epoch = |piece: &&WalPiece| match &piece.source {
+            WalSource::Segment(entry) => {
+                entry.deltas.as_ref().is_some_and(|deltas| deltas.epoch.id == epoch.id)
+            }
+            WalSource::Flush { .. } => false,
+        };
+        self.map.overlapping(timeline, wanted).find(of_epoch).map(|piece| piece.range.start.max(position))
+    }
+
+    /// Where the plain frames that end right before `end` begin, back to `start` at most: what can be read without decoding an
+    /// epoch. `end` itself when the frame before it is a delta frame, or not stored.
+    pub async fn plain_since(
+        &mut self,
+        timeline: TimelineId,
+        start: Lsn,
+        end: Lsn,
+    ) -> Result<Lsn, RepoError> {
+        let mut since = end;
+        while since > start {
+            let before = since.saturating_sub(1);
+            match self.open_at(timeline, before).await {
+                Ok((open, _)) => match open.plain_frame_start(before)? {
+                    Some(at) => since = at.max(start),
+                    None => break,
+                },
+                Err(RepoError::NotFound { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(since)
     }
 
     /// The frame that holds exactly `range` as it was packed, if a flush object has such a one: to be stored again without
@@ -93,6 +222,39 @@ impl WalReader {
         }
     }
 
+    /// Where the first delta frame in `range` begins; the end of `range` when there is none.
+    pub async fn delta_from(&mut self, timeline: TimelineId, range: LsnRange) -> Result<Lsn, RepoError> {
+        let mut at = range.start;
+        while at < range.end {
+            let (open, end) = self.open_at(timeline, at).await?;
+            if let Some(found) = open.delta_from(at) {
+                return Ok(found.max(at).min(range.end));
+            }
+            at = end;
+        }
+        Ok(range.end)
+    }
+
+    /// The frame of a segment that begins at `at` as it was packed, and where it ends: to be stored again in another segment of the
+    /// same epoch. Its seal was checked.
+    pub async fn packed_frame(
+        &mut self,
+        timeline: TimelineId,
+        at: Lsn,
+    ) -> Result<(PackedChunk, Lsn), RepoError> {
+        let cluster = self.cluster.clone();
+        self.open_at(timeline, at).await?;
+        let Some(OpenPiece::Segment(segment)) = &mut self.open else {
+            return Err(RepoError::Conflict { reason: format!("WAL at {at} is in no segment any more") });
+        };
+        let (number, entry) = frame_at(&segment.key, &segment.directory.frames, at)?;
+        if entry.position != at.get() {
+            return Err(RepoError::damage(&segment.key, format!("no frame begins at {at}")));
+        }
+        let end = at.saturating_add(u64::from(entry.plain_len));
+        Ok((segment.packed(&cluster, number).await?, end))
+    }
+
     /// What holds the byte at `at`, and where that piece ends.
     async fn open_at(&mut self, timeline: TimelineId, at: Lsn) -> Result<(&OpenPiece, Lsn), RepoError> {
         let wanted = LsnRange::new(at, at.saturating_add(1));
@@ -108,164 +270,4 @@ impl WalReader {
             None => unreachable!("opened above"),
         }
     }
-}
-
-async fn open(cluster: &Cluster, piece: &WalPiece) -> Result<OpenPiece, RepoError> {
-    let repo = cluster.repo();
-    match &piece.source {
-        WalSource::Flush { stream, number, .. } => {
-            let key = layout::flush(cluster.name(), *stream, *number);
-            let object = repo.read_object(&key, ObjectKind::Flush).await?;
-            Ok(OpenPiece::Flush { source: piece.source.clone(), key, object })
-        }
-        WalSource::Segment(entry) => {
-            let key = layout::segment(cluster.name(), entry.id);
-            let (reader, directory) =
-                open_segment(cluster, &key, ObjectKind::WalSegment, entry.directory_offset, entry.object_len)
-                    .await?;
-            Ok(OpenPiece::Segment { entry: entry.clone(), key, reader, directory })
-        }
-    }
-}
-
-/// Opens a segment by two ranged reads: its header, its directory and trailer.
-pub async fn open_segment(
-    cluster: &Cluster,
-    key: &ObjectKey,
-    kind: ObjectKind,
-    directory_offset: u64,
-    object_len: u64,
-) -> Result<(ObjectReader, Directory), RepoError> {
-    let repo = cluster.repo();
-    if directory_offset < HEADER_BYTES as u64 || object_len < directory_offset + TRAILER_BYTES as u64 {
-        return Err(RepoError::damage(key, "the index gives it an impossible directory offset"));
-    }
-    let head = repo.read_range(key, 0..HEADER_BYTES as u64).await?;
-    let expect = Expect { repository: Some(repo.id()), key: Some(key), kind: Some(kind) };
-    let wrong = |error: OpenError| RepoError::open(key, error);
-    let reader = ObjectReader::open(&head, repo.keys(), &expect).map_err(wrong)?;
-    let tail = repo.read_range(key, directory_offset..object_len).await?;
-    let (frame, trailer) = tail.split_at(tail.len().saturating_sub(TRAILER_BYTES));
-    let trailer = crate::format::frame::Trailer::decode(trailer, object_len).map_err(|e| wrong(e.into()))?;
-    let directory = reader.directory(trailer.frame_count, frame).map_err(wrong)?;
-    Ok((reader, directory))
-}
-
-/// Reads a WAL segment back, a few MiB at a time, and checks every chunk of it.
-pub async fn check_segment(
-    cluster: &Cluster,
-    key: &ObjectKey,
-    directory_offset: u64,
-    object_len: u64,
-) -> Result<(), RepoError> {
-    let (reader, directory) =
-        open_segment(cluster, key, ObjectKind::WalSegment, directory_offset, object_len).await?;
-    let mut first = 0;
-    while first < directory.frames.len() {
-        let span = span(&directory.frames, first, Lsn::MAX);
-        first += read_span(cluster, key, &reader, &directory, first, span).await?.len();
-    }
-    Ok(())
-}
-
-/// The chunks of the frames from `first` on, whose stored bytes are `span`, checked.
-async fn read_span(
-    cluster: &Cluster,
-    key: &ObjectKey,
-    reader: &ObjectReader,
-    directory: &Directory,
-    first: usize,
-    span: std::ops::Range<u64>,
-) -> Result<Vec<Vec<u8>>, RepoError> {
-    let stored = cluster.repo().read_range(key, span.clone()).await?;
-    let mut chunks = Vec::new();
-    for (number, entry) in directory.frames.iter().enumerate().skip(first) {
-        let end = entry.offset + stored_frame_len(entry.sealed_len);
-        if end > span.end {
-            break;
-        }
-        let frame = stored.slice((entry.offset - span.start) as usize..(end - span.start) as usize);
-        let chunk = reader.chunk(number as u64, entry, &frame, cluster.repo().keys());
-        chunks.push(chunk.map_err(|error| RepoError::open(key, error))?);
-    }
-    Ok(chunks)
-}
-
-impl OpenPiece {
-    fn is_of(&self, wanted: &WalSource) -> bool {
-        match (self, wanted) {
-            (OpenPiece::Segment { entry, .. }, WalSource::Segment(other)) => entry.id == other.id,
-            (OpenPiece::Flush { source, .. }, other) => source == other,
-            _ => false,
-        }
-    }
-
-    /// The frame that holds exactly `range`, if the whole object is at hand.
-    fn packed(&self, range: LsnRange) -> Result<Option<PackedChunk>, RepoError> {
-        let OpenPiece::Flush { key, object, .. } = self else { return Ok(None) };
-        let (number, entry) = frame_at(key, &object.directory().frames, range.start)?;
-        if entry.position != range.start.get() || u64::from(entry.plain_len) != range.len() {
-            return Ok(None);
-        }
-        object.packed_chunk(number).map(Some).map_err(|error| RepoError::open(key, error))
-    }
-
-    /// The bytes of whole frames from `range.start` on, cut to `range`.
-    async fn read(&self, cluster: &Cluster, range: LsnRange) -> Result<Bytes, RepoError> {
-        let keys = cluster.repo().keys();
-        match self {
-            OpenPiece::Flush { key, object, .. } => {
-                let frames = &object.directory().frames;
-                let (number, entry) = frame_at(key, frames, range.start)?;
-                let chunk = object.chunk(number, keys).map_err(|error| RepoError::open(key, error))?;
-                Ok(cut(chunk, entry, range))
-            }
-            OpenPiece::Segment { key, reader, directory, .. } => {
-                let (first, entry) = frame_at(key, &directory.frames, range.start)?;
-                let span = span(&directory.frames, first, range.end);
-                let chunks = read_span(cluster, key, reader, directory, first, span).await?;
-                Ok(cut(chunks.concat(), entry, range))
-            }
-        }
-    }
-}
-
-/// The frame that holds the byte at `at`.
-fn frame_at<'a>(
-    key: &ObjectKey,
-    frames: &'a [FrameEntry],
-    at: Lsn,
-) -> Result<(usize, &'a FrameEntry), RepoError> {
-    let after = frames.partition_point(|entry| entry.position <= at.get());
-    let found = after.checked_sub(1).and_then(|number| frames.get(number).map(|entry| (number, entry)));
-    match found {
-        Some((number, entry)) if at.get() - entry.position < u64::from(entry.plain_len) => {
-            Ok((number, entry))
-        }
-        _ => Err(RepoError::damage(key, format!("its directory has no frame with {at}"))),
-    }
-}
-
-/// The stored bytes of frames from `first` on: up to `end`, and a few MiB, but one frame at least.
-fn span(frames: &[FrameEntry], first: usize, end: Lsn) -> std::ops::Range<u64> {
-    let mut span = 0..0;
-    for entry in frames.iter().skip(first) {
-        let stored_end = entry.offset + stored_frame_len(entry.sealed_len);
-        if span.end == 0 {
-            span = entry.offset..stored_end;
-        } else if entry.position < end.get() && stored_end - span.start <= READ_BYTES {
-            span.end = stored_end;
-        } else {
-            break;
-        }
-    }
-    span
-}
-
-/// `bytes`, which begin at the frame's position, cut to `range`.
-fn cut(bytes: Vec<u8>, first: &FrameEntry, range: LsnRange) -> Bytes {
-    let skip = (range.start.get() - first.position) as usize;
-    let bytes = Bytes::from(bytes).slice(skip..);
-    let len = bytes.len().min(usize::try_from(range.len()).unwrap_or(usize::MAX));
-    bytes.slice(..len)
 }

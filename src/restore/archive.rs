@@ -10,7 +10,8 @@ use crate::format::index::BackupEntry;
 use crate::format::root::GenerationRecord;
 use crate::repo::backups::state_now;
 use crate::repo::walmap::Snapshot;
-use crate::repo::{Cluster, RepoError, WalMap, WalReader, chain};
+use crate::repo::walread::Reading;
+use crate::repo::{Cluster, RepoError, WalMap, WalReader, WalSource, chain};
 use crate::wal::history::TimelineHistory;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -110,11 +111,19 @@ pub struct PathReader {
 
 impl PathReader {
     /// Reads the WAL of `path` that `loaded` has.
-    pub fn new(cluster: &Cluster, loaded: &Loaded, path: &TimelinePath) -> Self {
+    pub fn new(cluster: &Cluster, loaded: &Loaded, path: &TimelinePath, reading: Reading) -> Self {
         let coverage = Coverage::of(path, &loaded.archive.pieces, loaded.archive.segment_size);
         let runs = coverage.runs.iter().flat_map(|run| &run.spans);
         let spans = runs.map(|span| (span.range, span.piece.timeline)).collect();
-        PathReader { reader: WalReader::new(cluster.clone(), loaded.wal.clone()), spans }
+        PathReader { reader: WalReader::reading(cluster.clone(), loaded.wal.clone(), reading), spans }
+    }
+
+    /// Whether any of the WAL stands as delta frames, which are decoded in order.
+    pub fn has_deltas(&self) -> bool {
+        self.reader.map().pieces().iter().any(|piece| match &piece.source {
+            WalSource::Segment(entry) => entry.deltas.is_some(),
+            WalSource::Flush { .. } => false,
+        })
     }
 
     /// How far the path is stored without a hole from `from` on; `from` itself when that byte is not.
@@ -165,8 +174,8 @@ impl PathBytes for PathReader {
 }
 
 impl Loaded {
-    /// Decodes the WAL of `path`.
+    /// Decodes the records of the WAL of `path`.
     pub fn scan(&self, cluster: &Cluster, path: &TimelinePath) -> Decoding<PathReader> {
-        Decoding::new(PathReader::new(cluster, self, path), self.archive.segment_size)
+        Decoding::new(PathReader::new(cluster, self, path, Reading::Records), self.archive.segment_size)
     }
 }

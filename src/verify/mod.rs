@@ -1,10 +1,11 @@
 //! `walden verify`: reads everything back and says what is wrong, and what each damage costs in recovery.
 //! [`objects`] reads every object as it lies; [`references`] follows roots, index, chains and manifests and finds what is
-//! missing; [`numbers`] holds lists against what numbers promise. Damage is a finding, not an error: the rest is still looked at.
+//! missing; [`deltas`] decodes WAL that needs more than its own object; [`numbers`] holds lists against what numbers promise. Damage is a finding, not an error: the rest is still looked at.
 //!
 //! What nobody can see: an object that is gone without anything else saying that it was there. The newest root, the newest flush
 //! objects of a stream, the fence of a stream that is wholly compacted: without them the repository is in an earlier, whole state.
 
+pub mod deltas;
 pub mod numbers;
 pub mod objects;
 pub mod references;
@@ -92,7 +93,7 @@ pub async fn with_key(repo: &Arc<Repository>, progress: &dyn Progress) -> Result
         progress.stage("following references", None);
         findings.extend(numbers::roots(repo, &name, &read.listed).await?);
         let checked = match Cluster::open(repo.clone(), name.clone()).await {
-            Ok(cluster) => references::check(&cluster, &read.listed, &mut damaged).await,
+            Ok(cluster) => references::check(&cluster, &read.listed, &mut damaged, progress).await,
             Err(error) => Err(error),
         };
         match checked {

@@ -1,8 +1,8 @@
 //! What a cluster's newest root leads to: every object is there and whole, WAL has no holes but recorded gaps, every
 //! backup finds its chunks and its WAL. A damaged object is put to what it costs.
 
-use super::{Finding, numbers};
-use crate::base::{Lsn, LsnRange, ObjectKey, SegmentSize};
+use super::{Finding, deltas, numbers};
+use crate::base::{Lsn, LsnRange, ObjectKey, Progress, SegmentSize};
 use crate::format::index::BackupEntry;
 use crate::format::wal::WalSummary;
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
@@ -21,6 +21,7 @@ pub async fn check(
     cluster: &Cluster,
     listed: &BTreeSet<ObjectKey>,
     damaged: &mut BTreeMap<ObjectKey, String>,
+    progress: &dyn Progress,
 ) -> Result<Vec<Finding>, RepoError> {
     let mut findings = Vec::new();
     let snapshot = match walmap::load(cluster).await.map_err(as_damage) {
@@ -52,6 +53,8 @@ pub async fn check(
     findings.extend(numbers::chains(cluster, &snapshot, listed).await?);
     findings.extend(numbers::pending(cluster, &snapshot.root).await?);
     findings.extend(check_backups(cluster, &snapshot, damaged, &lost_wal).await?);
+    progress.stage("decoding WAL", None);
+    findings.extend(deltas::check(cluster, &snapshot).await?);
     Ok(findings)
 }
 

@@ -13,7 +13,7 @@ use walden::backup::{
     self, BackupError, BackupJob, BackupOptions, BackupReport, Checkpoint, ReceiverElsewhere,
 };
 use walden::base::progress::{Progress, Unwatched};
-use walden::base::{BackupId, Env, Lsn, limits};
+use walden::base::{Anonymous, BackupId, Env, Lsn, limits};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsDisk, OsEntropy, SystemClock};
 use walden::format::keyslot::SlotCost;
@@ -47,7 +47,8 @@ impl Bed {
         let store =
             store::open(&dir.path().join("repo").display().to_string(), &StoreOptions::default()).unwrap();
         let unlock = Unlock::Key(Zeroizing::new([7; 32]));
-        let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
+        let env =
+            Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(Anonymous) };
         let (repo, _) = Repository::init(store, &unlock, SlotCost::LEAST, env).await.unwrap();
         Bed { dir, repo: Arc::new(repo) }
     }

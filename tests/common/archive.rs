@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use walden::base::{Env, Lsn, LsnRange, SegmentSize, TimelineId, WalFileName};
+use walden::base::{Anonymous, Env, Lsn, LsnRange, SegmentSize, TimelineId, WalFileName};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, SystemClock};
 use walden::net::{ConnectOptions, Connection, ConnectionKind};
@@ -62,7 +62,8 @@ impl Archive {
         let store = store::open(&place.repo, &StoreOptions::default()).unwrap();
         let passphrase = fs::read_to_string(place.path("passphrase")).unwrap();
         let unlock = Unlock::Passphrase(Zeroizing::new(passphrase.trim_end().to_owned()));
-        let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
+        let env =
+            Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(Anonymous) };
         let repo = runtime.block_on(Repository::open(store, &unlock, env)).unwrap();
         Archive { runtime, repo: Arc::new(repo) }
     }

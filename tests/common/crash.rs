@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use walden::backup::{
     self, BackupError, BackupJob, BackupOptions, BackupReport, Checkpoint, ReceiverElsewhere,
 };
+use walden::base::Anonymous;
 use walden::base::clock::{Clock, Entropy, Env, Timestamp};
 use walden::base::progress::Unwatched;
 use walden::base::{BackupId, ClusterName, Lsn, TimelineId};
@@ -23,7 +24,7 @@ use walden::codec::keyslot::Unlock;
 use walden::format::index::{BackupEntry, BackupState};
 use walden::format::keyslot::SlotCost;
 use walden::format::manifest::{FileEntry, FileKind};
-use walden::receive::compact::{self, Extent};
+use walden::receive::compact::{Compactor, DeltaOptions, Extent};
 use walden::receive::machine::Cut;
 use walden::receive::pipeline::{ReceiveError, Stored};
 use walden::receive::session::{self, JournalPlace, ReceiveOptions};
@@ -161,7 +162,11 @@ impl World {
     pub fn env(&mut self) -> Env {
         self.lives += 1;
         let dice = fastrand::Rng::with_seed(self.seed.wrapping_mul(1000) + self.lives);
-        Env { clock: Arc::new(Tick(self.born)), entropy: Arc::new(Dice(Mutex::new(dice))) }
+        Env {
+            clock: Arc::new(Tick(self.born)),
+            entropy: Arc::new(Dice(Mutex::new(dice))),
+            scratch: Arc::new(Anonymous),
+        }
     }
 
     /// Sets loose what can go wrong.
@@ -375,12 +380,17 @@ async fn open_in_the_end(store: Arc<dyn Store>, env: Env) -> Result<Arc<Reposito
     }
 }
 
+/// A small cache for WAL deltas.
+const DELTAS: DeltaOptions = DeltaOptions { cache_bytes: 10 << 20 };
+
 /// Compacts and collects at a pace, whatever fails.
 async fn upkeep(repo: Arc<Repository>, name: ClusterName, pace: Duration) -> std::convert::Infallible {
+    let mut compactor = None;
     loop {
         tokio::time::sleep(pace).await;
         let Ok(cluster) = Cluster::open(repo.clone(), name.clone()).await else { continue };
-        if compact::compact(&cluster, Extent::All).await.is_ok() {
+        let compactor = compactor.get_or_insert_with(|| Compactor::new(cluster.clone(), Some(DELTAS)));
+        if compactor.compact(Extent::All).await.is_ok() {
             let _ = gc::collect_with(&cluster, GRACE, WORK_GRACE).await;
         }
     }

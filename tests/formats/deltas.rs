@@ -369,6 +369,7 @@ pub fn open(bytes: &[u8]) -> Result<(), Refusal> {
             DeltaError::WrongPage { .. } => "wrong-page",
             DeltaError::MissingImage { .. } => "missing-image",
             DeltaError::RottenImage { .. } => "rotten-image",
+            DeltaError::NoRoom { .. } => "no-room",
             DeltaError::Differs { .. } => "differs",
         };
         Refusal { class: class.into(), message: error.to_string() }

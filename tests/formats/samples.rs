@@ -139,6 +139,7 @@ pub fn flush_first() -> WalMeta {
         previous_link: [0x71; 32],
         predecessor: Some(Predecessor { stream: stream(0x51), fence_number: 19, end: lsn(0x1_0000_0000) }),
         summary: summary(),
+        deltas: None,
         extensions: extensions(),
     }
 }
@@ -164,7 +165,22 @@ pub fn fence() -> FenceMeta {
 }
 
 pub fn segment() -> WalMeta {
-    WalMeta { previous_link: [0; 32], predecessor: None, ..flush_first() }
+    WalMeta { previous_link: [0; 32], predecessor: None, deltas: Some(deltas()), ..flush_first() }
+}
+
+fn deltas() -> WalDeltas {
+    WalDeltas {
+        epoch: DeltaEpoch { id: object(0x91), start: lsn(0x2000), root: 16, cache_pages: 1 << 19 },
+        base: Some(backup_id()),
+        stats: DeltaStats {
+            images: 1_001,
+            images_base: 502,
+            images_image: 403,
+            image_bytes: 7_000_004,
+            image_bytes_stored: 60_005,
+            record_bytes_stored: 90_006,
+        },
+    }
 }
 
 pub fn index_meta() -> IndexMeta {
@@ -187,6 +203,7 @@ pub fn index_page() -> IndexPage {
             directory_offset: 4000,
             server_time: time(50),
             summary: without_relations(&summary()),
+            deltas: Some(deltas()),
         }],
         pages: vec![PagesEntry {
             id: object(0x82),
@@ -233,6 +250,7 @@ fn backup_entry() -> BackupEntry {
         bytes_new: 100_003,
         manifest_len: 2_004,
         damaged_blocks: 1,
+        root: 17,
         state: BackupState::Damaged,
     }
 }

@@ -13,11 +13,11 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
-use walden::base::{ClusterName, Env, LsnRange, ObjectKey, TimelineId, Unwatched};
+use walden::base::{Anonymous, ClusterName, Env, LsnRange, ObjectKey, TimelineId, Unwatched};
 use walden::codec::keyslot::{self, SlotCost, Unlock};
 use walden::disk::{OsEntropy, SystemClock};
 use walden::operate::Failure;
-use walden::receive::compact::{self, Extent};
+use walden::receive::compact::{self, DeltaOptions, Extent};
 use walden::repo::{Cluster, RepoError, Repository, WalReader, layout, walmap};
 use walden::restore::run::plan;
 use walden::retain::gc;
@@ -75,7 +75,7 @@ async fn fill(world: &mut World, name: &str) -> Vec<Sent> {
     world.cluster = name.parse().unwrap();
     let first = receive(world, 1).await;
     let cluster = open(world).await;
-    compact::compact(&cluster, Extent::All).await.unwrap();
+    compact::compact(&cluster, Some(DeltaOptions { cache_bytes: 10 << 20 }), Extent::All).await.unwrap();
     tokio::time::sleep(Duration::from_secs(400)).await;
     gc::collect(&cluster, Duration::from_secs(300)).await.unwrap();
     world.server.write_more(24 << 10);
@@ -195,7 +195,7 @@ impl Store for Damaged {
 }
 
 fn env() -> Env {
-    Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) }
+    Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(Anonymous) }
 }
 
 /// What `walden verify` finds.

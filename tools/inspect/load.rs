@@ -5,7 +5,7 @@ use bytes::Bytes;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use walden::base::{Env, ObjectKey};
+use walden::base::{Anonymous, Env, ObjectKey};
 use walden::codec::{Keyring, Unlock};
 use walden::disk::{OsEntropy, SystemClock};
 use walden::format::envelope::PlainObject;
@@ -49,7 +49,11 @@ pub async fn load(cli: &Cli) -> Result<Loaded, Failure> {
     let keys = match (&store, &unlock) {
         // A slot is opened by itself; the repository may have none that opens.
         (Some(store), Some(unlock)) if !is_slot => {
-            let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
+            let env = Env {
+                clock: Arc::new(SystemClock),
+                entropy: Arc::new(OsEntropy),
+                scratch: Arc::new(Anonymous),
+            };
             Some(Repository::open(Arc::clone(store), unlock, env).await?.keys().clone())
         }
         _ => None,

@@ -1,8 +1,12 @@
 //! What can be typed: the options that every command has, and the commands.
 
+use crate::context::Context;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::PathBuf;
+use walden::operate::config::Switch;
 use walden::operate::settings::Given;
+use walden::operate::units;
+use walden::receive::compact::DeltaOptions;
 
 const ABOUT: &str = "Archives a live PostgreSQL 14 to 18, and restores it to any moment";
 
@@ -49,17 +53,21 @@ pub struct Global {
     /// A shell command that prints such a key
     #[arg(long, global = true, value_name = "COMMAND", display_order = 106)]
     pub key_command: Option<String>,
+    /// Where pages that WAL deltas refer to are kept while a command works [default: /var/cache/walden, ~/.cache/walden,
+    /// or /var/tmp]
+    #[arg(long, global = true, value_name = "DIR", display_order = 107)]
+    pub cache_dir: Option<PathBuf>,
     /// The configuration file, instead of /etc/walden/walden.toml
-    #[arg(long, global = true, value_name = "FILE", display_order = 107)]
+    #[arg(long, global = true, value_name = "FILE", display_order = 108)]
     pub config: Option<PathBuf>,
     /// Print one JSON document with "version": 1; errors too, on standard error
-    #[arg(long, global = true, display_order = 108)]
+    #[arg(long, global = true, display_order = 109)]
     pub json: bool,
     /// Log more; twice for everything
-    #[arg(long, short, global = true, action = ArgAction::Count, display_order = 109)]
+    #[arg(long, short, global = true, action = ArgAction::Count, display_order = 110)]
     pub verbose: u8,
     /// Log errors only, and show no progress
-    #[arg(long, short, global = true, conflicts_with = "verbose", display_order = 110)]
+    #[arg(long, short, global = true, conflicts_with = "verbose", display_order = 111)]
     pub quiet: bool,
 }
 
@@ -74,8 +82,32 @@ impl Global {
             passphrase_command: self.passphrase_command.clone(),
             key_file: self.key_file.clone(),
             key_command: self.key_command.clone(),
+            cache_dir: self.cache_dir.clone(),
         }
     }
+}
+
+/// How WAL deltas are made.
+#[derive(Debug, Clone, Args)]
+pub struct Deltas {
+    /// Whether compacted WAL is stored as differences from pages that the repository holds, at about a quarter of the size; off is
+    /// for WAL whose every segment stands alone [default: on]
+    #[arg(long, value_name = "on|off")]
+    wal_deltas: Option<Switch>,
+    /// Bytes of pages kept to make differences from, in a file under --cache-dir [default: 4GB]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    delta_cache: Option<u64>,
+}
+
+impl Deltas {
+    /// By these options over the configuration file.
+    pub fn options(&self, context: &Context) -> Option<DeltaOptions> {
+        context.settings.deltas(self.wal_deltas, self.delta_cache)
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    units::bytes(text).ok_or_else(|| "expected a size such as 512MB or 4GB".to_owned())
 }
 
 /// The commands.

@@ -1,5 +1,6 @@
 //! `walden compact`.
 
+use crate::cli::Deltas;
 use crate::context::Context;
 use clap::Args;
 use serde::Serialize;
@@ -21,6 +22,8 @@ pub struct Compact {
     /// Everything received so far, not only what fills whole segments
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    deltas: Deltas,
 }
 
 #[derive(Serialize)]
@@ -44,7 +47,7 @@ impl Compact {
         let extent = if self.all { Extent::All } else { Extent::Full };
         let mut clusters = Vec::new();
         for cluster in context.clusters(&repository).await? {
-            let done = compact::compact(&cluster, extent).await?;
+            let done = compact::compact(&cluster, self.deltas.options(context), extent).await?;
             clusters.push(Done {
                 cluster: cluster.name().to_string(),
                 flush_objects: done.flushes,

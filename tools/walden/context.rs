@@ -3,13 +3,13 @@
 use crate::cli::Global;
 use crate::output::Output;
 use std::io::{IsTerminal, stderr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use walden::base::{ClusterName, Env};
 use walden::codec::keyslot::Unlock;
-use walden::disk::{OsEntropy, SystemClock};
+use walden::disk::{OsEntropy, ScratchDir, SystemClock};
 use walden::net::ConnectOptions;
-use walden::operate::settings::{Given, Settings};
+use walden::operate::settings::{CACHE_HOME, Given, Settings};
 use walden::operate::{Exit, Failure, config};
 use walden::repo::{Cluster, Repository};
 use walden::store::{self, Store, probe_start};
@@ -37,6 +37,20 @@ pub fn threads() -> usize {
     2 * std::thread::available_parallelism().map_or(2, usize::from)
 }
 
+/// Where pages are kept: where somebody says, else where caches are, else where large temporary files are.
+fn cache_dir(given: Option<&Path>) -> PathBuf {
+    if let Some(dir) = given {
+        return dir.to_owned();
+    }
+    let writable = |dir: &Path| {
+        std::fs::create_dir_all(dir).is_ok() && rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
+    };
+    let own = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let own = own.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    let candidates = [Some(PathBuf::from(CACHE_HOME)), own.map(|dir| dir.join("walden"))];
+    candidates.into_iter().flatten().find(|dir| writable(dir)).unwrap_or_else(|| PathBuf::from("/var/tmp"))
+}
+
 impl Context {
     /// Reads environment and configuration file.
     pub fn new(global: &Global) -> Result<Context, Failure> {
@@ -44,7 +58,9 @@ impl Context {
         let from_env = std::env::var_os("WALDEN_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
         let file = config::load(global.config.as_deref().or(from_env.as_deref()))?;
         let settings = Settings::resolve(&global.given(), &environment, &file)?;
-        let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
+        let scratch = ScratchDir::new(cache_dir(settings.cluster().cache_dir.as_deref()));
+        let env =
+            Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(scratch) };
         Ok(Context { settings, env, output: Output::new(global) })
     }
 

@@ -1,6 +1,7 @@
 //! `walden receive`: streams a server's WAL into the repository until SIGTERM.
 
 use crate::check;
+use crate::cli::Deltas;
 use crate::context::Context;
 use crate::signals::stop_on_signal;
 use clap::Args;
@@ -47,6 +48,8 @@ pub struct Receive {
     /// How old WAL may get before it leaves for the repository; 0: as soon as what left before is stored [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     flush_interval: Option<Duration>,
+    #[command(flatten)]
+    deltas: Deltas,
 }
 
 /// Runs `work` to its end; `other` goes on beside it as long as that takes.
@@ -112,7 +115,8 @@ impl Receive {
         let (stop, stopping) = watch::channel(false);
         let journal_dir = options.journal.as_ref().map(|journal| journal.dir.as_path());
         let checking = check::warn_beside_receiving(context, repository.clone(), &options.slot, journal_dir);
-        let receiving = daemon::run(repository, name, &connector, &options, stopping);
+        let receiving =
+            daemon::run(repository, name, &connector, &options, self.deltas.options(context), stopping);
         let (ended, signal) = stop_on_signal(beside(receiving, checking), stop).await;
         let stored = ended?;
         let stopped = Stopped {

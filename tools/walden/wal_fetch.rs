@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
-use walden::base::Env;
+use walden::base::{Anonymous, Env};
 use walden::disk::{OsEntropy, SystemClock};
 use walden::restore::wal_fetch::client::{self, EXIT_DONE, EXIT_FAILED, Invocation};
 use walden::restore::wal_fetch::server;
@@ -54,7 +54,9 @@ fn serve(recovery: &Path) -> u8 {
         .with_ansi(false)
         .with_target(false)
         .init();
-    let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
+    // The server keeps pages beside what it stages.
+    let env =
+        Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(Anonymous) };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -26,6 +26,9 @@ fn reads_every_key() {
         slot = "archive"
         flush_interval = "500ms"
         shutdown_grace = "5s"
+        wal_deltas = "off"
+        delta_cache = "2GB"
+        cache_dir = "/srv/cache"
         "#,
     )
     .unwrap();
@@ -45,6 +48,9 @@ fn reads_every_key() {
         slot: Some("archive".into()),
         flush_interval: Some(Duration::from_millis(500)),
         shutdown_grace: Some(Duration::from_secs(5)),
+        wal_deltas: Some(Switch::Off),
+        delta_cache_bytes: Some(2 << 30),
+        cache_dir: Some("/srv/cache".into()),
     };
     assert_eq!(config.repositories, BTreeMap::from([("main".to_owned(), main)]));
     assert_eq!(config.clusters, BTreeMap::from([("shop".parse().unwrap(), shop)]));

@@ -26,6 +26,7 @@ fn entry(start: u64, end: u64, second: i64) -> WalEntry {
         directory_offset: 900,
         server_time: at(second),
         summary: WalSummary::empty(),
+        deltas: None,
     }
 }
 
@@ -44,6 +45,7 @@ fn backup_at(start: u64, stop: u64, second: i64) -> BackupEntry {
         bytes_new: 1 << 30,
         manifest_len: 100,
         damaged_blocks: 0,
+        root: 0,
         state: BackupState::Complete,
     }
 }

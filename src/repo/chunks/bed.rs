@@ -1,7 +1,7 @@
 //! A throw-away repository in a directory, for tests.
 
 use super::*;
-use crate::base::{Env, Generation, SystemId};
+use crate::base::{Anonymous, Env, Generation, SystemId};
 use crate::codec::keyslot::{SlotCost, Unlock};
 use crate::disk::{OsEntropy, SystemClock};
 use crate::format::index::PagesEntry;
@@ -25,7 +25,8 @@ pub(in crate::repo) async fn bed() -> Bed {
 pub(super) async fn bed_on(wrap: impl Fn(Arc<dyn Store>) -> Arc<dyn Store>) -> Bed {
     let dir = tempfile::tempdir().unwrap();
     let store = wrap(open(dir.path().to_str().unwrap(), &StoreOptions::default()).unwrap());
-    let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
+    let env =
+        Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(Anonymous) };
     let unlock = Unlock::Key([7; 32].into());
     let (repo, _) = Repository::init(store, &unlock, SlotCost::LEAST, env).await.unwrap();
     let record = GenerationRecord {

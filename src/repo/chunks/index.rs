@@ -80,8 +80,9 @@ impl ChunkIndex {
         let share = chunk_count / SHARDS;
         let room = share + 3 * share.isqrt() + 1;
         index.shards.iter_mut().for_each(|shard| shard.reserve_exact(if chunk_count > 0 { room } else { 0 }));
-        let mut opened =
-            stream::iter(pages.iter().map(|entry| open(cluster, entry))).buffered(CHAIN_GETS_IN_FLIGHT);
+        // Futures that borrow nothing: the compiler cannot tell otherwise that they are Send.
+        let opening = stream::iter(pages.to_vec()).map(|entry| open(cluster.clone(), entry));
+        let mut opened = opening.buffered(CHAIN_GETS_IN_FLIGHT);
         while let Some((key, result)) = opened.next().await {
             match result {
                 Ok(segment) => index.add(key, segment),
@@ -161,14 +162,14 @@ impl ChunkIndex {
 
 /// Opens one segment; the key comes along, for the report.
 async fn open(
-    cluster: &Cluster,
-    entry: &PagesEntry,
+    cluster: Cluster,
+    entry: PagesEntry,
 ) -> (ObjectKey, Result<(ObjectReader, Vec<FrameEntry>), RepoError>) {
     let key = layout::segment(cluster.name(), entry.id);
     let opened = async {
         let (offset, len) = (entry.directory_offset, entry.object_len);
-        let (reader, directory) = open_segment(cluster, &key, ObjectKind::PagesSegment, offset, len).await?;
-        check_frames(&key, entry, &directory.frames)?;
+        let (reader, directory) = open_segment(&cluster, &key, ObjectKind::PagesSegment, offset, len).await?;
+        check_frames(&key, &entry, &directory.frames)?;
         Ok((reader, directory.frames))
     };
     let result = opened.await;

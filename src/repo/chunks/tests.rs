@@ -2,7 +2,7 @@
 
 use super::bed::{bed, bed_on};
 use super::*;
-use crate::base::{Entropy, Env, ObjectKey};
+use crate::base::{Anonymous, Entropy, Env, ObjectKey};
 use crate::codec::Unlock;
 use crate::disk::SystemClock;
 use crate::format::index::PagesEntry;
@@ -172,7 +172,8 @@ impl Entropy for NoEntropy {
 #[should_panic(expected = "0 of 40 new chunks are durable")]
 async fn a_packing_thread_that_dies_is_told_and_not_waited_for() {
     let bed = bed().await;
-    let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(NoEntropy) };
+    let env =
+        Env { clock: Arc::new(SystemClock), entropy: Arc::new(NoEntropy), scratch: Arc::new(Anonymous) };
     let unlock = Unlock::Key([7; 32].into());
     let repo = Repository::open(bed.cluster.repo().store().clone(), &unlock, env).await.unwrap();
     let cluster = Cluster::open(Arc::new(repo), bed.cluster.name().clone()).await.unwrap();

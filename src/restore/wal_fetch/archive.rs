@@ -3,6 +3,7 @@
 use super::stage::{Archive, Trouble};
 use crate::base::{Env, Lsn, LsnRange, TimelineId};
 use crate::repo::walmap::{self, Snapshot};
+use crate::repo::walread::Reading;
 use crate::repo::{Cluster, Index, RepoError, Repository, WalMap};
 use crate::restore::archive::{Loaded, PathReader, load};
 use crate::restore::error::RestoreError;
@@ -11,7 +12,7 @@ use crate::store::{self, StoreError, StoreOptions};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 /// Readers, each with a segment open: one for who waits, and one for each fetch ahead.
 const READERS_MAX: usize = 4;
@@ -30,6 +31,8 @@ struct Opened {
     histories: Vec<(TimelineId, Bytes)>,
     run: LsnRange,
     readers: Vec<Mutex<PathReader>>,
+    /// Held while a WAL segment is read, where it stands as delta frames: they are decoded in order.
+    turn: Option<Arc<Mutex<()>>>,
 }
 
 /// Opens the repository at `place` with its own secret source. Blocks a thread while the secret is fetched and derived.
@@ -82,10 +85,13 @@ impl RepoArchive {
         let own = kept.index.histories.iter().filter(|history| history.generation == self.file.generation);
         let histories =
             own.map(|history| (history.timeline, Bytes::from(history.content.0.clone()))).collect();
-        let reader = || PathReader::new(&cluster, &loaded, &self.file.path);
-        let run = run(&reader(), &loaded, &self.file)?;
-        let readers = (0..READERS_MAX).map(|_| Mutex::new(reader())).collect();
-        Ok(Opened { cluster, histories, run, readers })
+        let reader = || PathReader::new(&cluster, &loaded, &self.file.path, Reading::Exact);
+        let first = reader();
+        let run = run(&first, &loaded, &self.file)?;
+        let turn = first.has_deltas().then(Arc::default);
+        let readers = if turn.is_some() { 1 } else { READERS_MAX };
+        let readers = (0..readers).map(|_| Mutex::new(reader())).collect();
+        Ok(Opened { cluster, histories, run, readers, turn })
     }
 
     /// The snapshot without WAL that recovery does not need: readers hold a copy each.
@@ -131,17 +137,25 @@ impl Archive for RepoArchive {
         Ok(known.histories.iter().map(|(timeline, _)| *timeline).collect())
     }
 
+    async fn turn(&self) -> Result<Option<OwnedMutexGuard<()>>, Trouble> {
+        match self.opened(|_| true).await?.turn.clone() {
+            Some(turn) => Ok(Some(turn.lock_owned().await)),
+            None => Ok(None),
+        }
+    }
+
     async fn read_some(&self, range: LsnRange) -> Result<Bytes, Trouble> {
         let known = self.opened(|_| true).await?;
         // A free reader, preferring the one that read the same segment before.
         let preferred = (range.start.get() / self.file.segment_size.bytes()) as usize;
-        for step in 0..READERS_MAX {
-            let number = (preferred + step) % READERS_MAX;
+        let readers = known.readers.len();
+        for step in 0..readers {
+            let number = (preferred + step) % readers;
             if let Some(Ok(mut reader)) = known.readers.get(number).map(|reader| reader.try_lock()) {
                 return reader.read(range).await.map_err(|error| trouble(error.into()));
             }
         }
-        match known.readers.get(preferred % READERS_MAX) {
+        match known.readers.get(preferred % readers) {
             Some(reader) => reader.lock().await.read(range).await.map_err(|error| trouble(error.into())),
             None => Err(Trouble::Lasting("no reader".into())),
         }

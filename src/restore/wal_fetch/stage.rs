@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tokio::time::Instant;
 
 /// Segments staged ahead.
@@ -46,6 +46,9 @@ pub trait Archive: Send + Sync + 'static {
 
     /// Timelines whose history files are known.
     async fn histories(&self) -> Result<Vec<TimelineId>, Trouble>;
+
+    /// Waits until the next segment may be read, where they are read one after the other: in the order in which they were asked for.
+    async fn turn(&self) -> Result<Option<OwnedMutexGuard<()>>, Trouble>;
 
     /// Bytes of the path from `range.start` on, at least one and at most up to `range.end`.
     async fn read_some(&self, range: LsnRange) -> Result<Bytes, Trouble>;
@@ -203,6 +206,7 @@ impl<A: Archive> Stager<A> {
     }
 
     async fn write_segment(&self, name: WalFileName, range: LsnRange) -> Result<Outcome, Trouble> {
+        let _turn = self.archive.turn().await?;
         let mut file = self.create(name)?;
         let mut at = range.start;
         while at < range.end {

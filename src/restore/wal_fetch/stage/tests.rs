@@ -2,6 +2,7 @@
 
 use super::*;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use tokio::sync::OwnedMutexGuard;
 
 const SIZE: u64 = 1 << 20;
 
@@ -47,6 +48,10 @@ impl Archive for Fake {
 
     async fn histories(&self) -> Result<Vec<TimelineId>, Trouble> {
         Ok(vec![TimelineId(2)])
+    }
+
+    async fn turn(&self) -> Result<Option<OwnedMutexGuard<()>>, Trouble> {
+        Ok(None)
     }
 
     async fn read_some(&self, range: LsnRange) -> Result<Bytes, Trouble> {

@@ -1,0 +1,340 @@
+//! Which epoch of deltas a segment belongs to, and the encoder of that epoch. Spec: formats/deltas.md.
+//!
+//! An epoch ends when a backup is registered: WAL that its recovery reads refers to nothing before it. Encoders live from pass to
+//! pass; after a start, or when somebody else compacted, the epoch is decoded from the repository and gone on with.
+
+use super::plan::{Job, Replaces};
+use crate::base::{BackupId, Generation, Lsn, ObjectId, SegmentSize, TimelineId, limits};
+use crate::delta::{Encoder, EncoderOptions, Frame, FrameStats, ImageCache, NoBase, Verify};
+use crate::format::delta::SectionKind;
+use crate::format::index::{BackupEntry, BackupState};
+use crate::format::root::{PendingKind, Root};
+use crate::format::wal::{DeltaEpoch, DeltaStats, WalDeltas};
+use crate::repo::backups::state_now;
+use crate::repo::epochs::image_cache;
+use crate::repo::walmap::Snapshot;
+use crate::repo::{BasePages, Cluster, Index, RepoError, WalReader};
+
+/// WAL of one epoch: what has to be decoded to reach any place of it.
+const EPOCH_BYTES_MAX: u64 = 16 << 30;
+/// Bytes of a page in the cache, with its share of the history.
+const CACHE_BYTES_PER_PAGE: u64 = (limits::BLOCK_BYTES + limits::BLOCK_BYTES / 8) as u64;
+/// The least cache that is worth anything; without room for it there are no deltas.
+const CACHE_PAGES_MIN: u32 = 1 << 10;
+/// Chunks of the base that are read for each MiB of WAL, on the average: what is spent to store less.
+const BASE_READS_PER_MIB: usize = 32;
+/// Chunks of the base that may be read at once when none were read for long.
+const BASE_READS_SAVED_MAX: usize = 2048;
+
+/// How deltas are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeltaOptions {
+    /// Bytes of the image cache of a new epoch, and as many of the base's pages beside it.
+    pub cache_bytes: u64,
+}
+
+impl Default for DeltaOptions {
+    fn default() -> Self {
+        DeltaOptions { cache_bytes: limits::DELTA_CACHE_BYTES }
+    }
+}
+
+impl DeltaOptions {
+    fn cache_pages(self) -> u32 {
+        u32::try_from(self.cache_bytes / CACHE_BYTES_PER_PAGE).unwrap_or(u32::MAX)
+    }
+
+    fn base_chunks(self) -> usize {
+        usize::try_from(self.cache_bytes / (256 << 10)).unwrap_or(usize::MAX)
+    }
+}
+
+/// The epochs of a compactor: the one whose encoder it has, and the next.
+#[derive(Debug)]
+pub struct Epochs {
+    options: Option<DeltaOptions>,
+    current: Option<EpochEncoder>,
+}
+
+/// Encodes WAL of one epoch.
+#[derive(Debug)]
+pub struct EpochEncoder {
+    generation: Generation,
+    timeline: TimelineId,
+    epoch: DeltaEpoch,
+    encoder: Encoder,
+    /// Where it ends so far, by what this process stored.
+    end: Lsn,
+    base: Option<BasePages>,
+    base_reads: usize,
+    stats: DeltaStats,
+}
+
+impl Epochs {
+    /// No epoch yet; none ever without `options`.
+    pub fn new(options: Option<DeltaOptions>) -> Epochs {
+        Epochs { options, current: None }
+    }
+
+    /// What was encoded last was not committed: the next pass begins with what is stored.
+    pub fn forget(&mut self) {
+        self.current = None;
+    }
+
+    /// The encoder for `job`; `None` when it is to have plain frames.
+    pub async fn encoder(
+        &mut self,
+        cluster: &Cluster,
+        snapshot: &Snapshot,
+        reader: &mut WalReader,
+        job: &Job,
+    ) -> Result<Option<&mut EpochEncoder>, RepoError> {
+        let Some(options) = self.options else { return Ok(None) };
+        let goes_on = |epoch: &DeltaEpoch| goes_on(&snapshot.root, &snapshot.index, epoch, job.start);
+        let known = self.current.take().filter(|known| {
+            (known.generation, known.timeline) == (job.generation, job.timeline)
+                && goes_on(&known.epoch)
+                && known.is_newest(&snapshot.index)
+                && !known.encoder.is_broken()
+        });
+        let stored = newest_epoch(&snapshot.index, job).filter(|epoch| goes_on(epoch));
+        let mut encoder = match (known, stored) {
+            (Some(known), _) => known,
+            (None, Some(epoch)) => match resume(cluster, reader, job, epoch).await {
+                Ok(resumed) => resumed,
+                // Damage of what is stored keeps nobody from storing more.
+                Err(error) if error.is_damage() || error.is_no_space() => {
+                    tracing::warn!(%error, "the epoch of WAL deltas cannot be gone on with; a new one begins");
+                    match begin(cluster, snapshot, job, options).await? {
+                        Some(begun) => begun,
+                        None => return Ok(None),
+                    }
+                }
+                Err(error) => return Err(error),
+            },
+            (None, None) => match begin(cluster, snapshot, job, options).await? {
+                Some(begun) => begun,
+                None => return Ok(None),
+            },
+        };
+        encoder
+            .set_base(cluster, base_of(snapshot, encoder_segment_size(cluster, job).await?), options)
+            .await?;
+        Ok(Some(self.current.insert(encoder)))
+    }
+}
+
+/// The size of WAL segments in the generation of `job`.
+async fn encoder_segment_size(cluster: &Cluster, job: &Job) -> Result<SegmentSize, RepoError> {
+    let record = cluster.read_generation(job.generation).await?;
+    SegmentSize::new(u64::from(record.segment_size))
+        .map_err(|error| RepoError::Configuration { reason: error.to_string() })
+}
+
+/// The newest epoch in the index that `job` may go on with.
+fn newest_epoch(index: &Index, job: &Job) -> Option<DeltaEpoch> {
+    let own = index.wal.iter().filter(|entry| {
+        (entry.generation, entry.timeline) == (job.generation, job.timeline) && entry.end <= job.start
+    });
+    let newest = own.filter(|entry| entry.deltas.is_some()).max_by_key(|entry| entry.end);
+    newest.and_then(|entry| entry.deltas.as_ref()).map(|deltas| deltas.epoch.clone())
+}
+
+/// Whether WAL at `at` may belong to `epoch`: it is not too long, and no backup was registered since it began.
+fn goes_on(root: &Root, index: &Index, epoch: &DeltaEpoch, at: Lsn) -> bool {
+    at.bytes_since(epoch.start) < EPOCH_BYTES_MAX && !registered_since(root, index, epoch.root)
+}
+
+/// Whether a backup was registered in a root after `number`.
+fn registered_since(root: &Root, index: &Index, number: u64) -> bool {
+    let working = root.pending.iter().filter(|work| work.kind == PendingKind::Backup);
+    working.map(|work| work.root).chain(index.backups.iter().map(|backup| backup.root)).any(|at| at >= number)
+}
+
+/// The backup that images may be differences from: the newest that is restorable, and none while a newer one is being made. WAL
+/// that the newer one's recovery reads must not refer to an older one.
+fn base_of(snapshot: &Snapshot, size: SegmentSize) -> Option<BackupId> {
+    if snapshot.root.pending.iter().any(|work| work.kind == PendingKind::Backup) {
+        return None;
+    }
+    let own = snapshot.index.backups.iter().filter(|backup| backup.generation == snapshot.root.generation);
+    let newest = own.max_by_key(|backup: &&BackupEntry| (backup.stopped_at, &backup.id))?;
+    (state_now(newest, &snapshot.wal, size) != BackupState::Pending).then(|| newest.id.clone())
+}
+
+/// Refuses what may not be committed any more: a backup was registered since, or the base is gone.
+pub fn check(root: &Root, index: &Index, replaces: &Replaces, deltas: &WalDeltas) -> Result<(), RepoError> {
+    if let Some(base) = &deltas.base
+        && !index.backups.iter().any(|backup| backup.id == *base)
+    {
+        return Err(super::conflict(format!("backup {base}, which WAL deltas refer to, is gone")));
+    }
+    let fresh = matches!(replaces, Replaces::Flushes { .. });
+    if fresh && registered_since(root, index, deltas.epoch.root) {
+        return Err(super::conflict("a backup began: WAL from here on belongs to a new epoch".into()));
+    }
+    Ok(())
+}
+
+/// A new epoch from `job` on. `None` when there is no room for a cache.
+async fn begin(
+    cluster: &Cluster,
+    snapshot: &Snapshot,
+    job: &Job,
+    options: DeltaOptions,
+) -> Result<Option<EpochEncoder>, RepoError> {
+    let Some((cache, cache_pages)) = roomy_cache(cluster, options.cache_pages()) else { return Ok(None) };
+    let id = ObjectId::random(&*cluster.repo().env().entropy);
+    let epoch = DeltaEpoch { id, start: job.start, root: snapshot.root.number, cache_pages };
+    tracing::debug!(%id, start = %job.start, cache_pages, "an epoch of WAL deltas begins");
+    EpochEncoder::new(cluster, job, epoch, cache, job.start).await.map(Some)
+}
+
+/// A cache of `pages` images that has all its room; of fewer, when there is less.
+fn roomy_cache(cluster: &Cluster, pages: u32) -> Option<(ImageCache, u32)> {
+    let mut pages = pages;
+    while pages >= CACHE_PAGES_MIN {
+        let reached = image_cache(cluster, pages).and_then(|mut cache| {
+            let reached = cache.reach();
+            reached.map(|()| cache).map_err(|error| RepoError::NoRoom { bytes: 0, reason: error.to_string() })
+        });
+        match reached {
+            Ok(cache) => return Some((cache, pages)),
+            Err(error) => tracing::warn!(%error, pages, "a smaller cache for WAL deltas is tried"),
+        }
+        pages /= 2;
+    }
+    tracing::warn!("there is no room for WAL deltas: WAL is compressed without them");
+    None
+}
+
+/// Decodes `epoch` from the repository, to go on with it.
+async fn resume(
+    cluster: &Cluster,
+    reader: &mut WalReader,
+    job: &Job,
+    epoch: DeltaEpoch,
+) -> Result<EpochEncoder, RepoError> {
+    tracing::info!(start = %epoch.start, "decoding the epoch of WAL deltas, to go on with it");
+    let (mut cache, end) = reader.epoch_cache(job.timeline, &epoch).await?;
+    let bytes = u64::from(epoch.cache_pages) * CACHE_BYTES_PER_PAGE;
+    cache.reach().map_err(|error| RepoError::NoRoom { bytes, reason: error.to_string() })?;
+    EpochEncoder::new(cluster, job, epoch, cache, end).await
+}
+
+impl EpochEncoder {
+    async fn new(
+        cluster: &Cluster,
+        job: &Job,
+        epoch: DeltaEpoch,
+        cache: ImageCache,
+        end: Lsn,
+    ) -> Result<EpochEncoder, RepoError> {
+        let segment_size = encoder_segment_size(cluster, job).await?;
+        let options = EncoderOptions {
+            segment_size,
+            verify: Verify::Decode,
+            page_key: crate::base::clock::random_bytes(&*cluster.repo().env().entropy),
+            cache_pages_max: epoch.cache_pages as usize,
+        };
+        Ok(EpochEncoder {
+            generation: job.generation,
+            timeline: job.timeline,
+            encoder: Encoder::resume(options, job.start, cache),
+            epoch,
+            end,
+            base: None,
+            base_reads: BASE_READS_SAVED_MAX,
+            stats: DeltaStats::EMPTY,
+        })
+    }
+
+    /// Whether nobody else added to the epoch.
+    fn is_newest(&self, index: &Index) -> bool {
+        let of_epoch = |entry: &&crate::format::index::WalEntry| {
+            entry.deltas.as_ref().is_some_and(|deltas| deltas.epoch.id == self.epoch.id)
+        };
+        index.wal.iter().filter(of_epoch).all(|entry| entry.end <= self.end)
+    }
+
+    /// Takes pages of `backup` from now on. One that cannot be read is done without.
+    async fn set_base(
+        &mut self,
+        cluster: &Cluster,
+        backup: Option<BackupId>,
+        options: DeltaOptions,
+    ) -> Result<(), RepoError> {
+        if self.base.as_ref().map(BasePages::backup) == backup.as_ref() {
+            return Ok(());
+        }
+        self.base = None;
+        let Some(backup) = backup else { return Ok(()) };
+        match BasePages::open(cluster, &backup, options.base_chunks(), self.encoder.page_key()).await {
+            Ok(base) => self.base = Some(base),
+            Err(error) if error.is_damage() || error.is_no_space() => {
+                tracing::warn!(%error, %backup, "WAL deltas do without pages of the backup");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// A segment begins at `start`.
+    pub fn begin(&mut self, start: Lsn) {
+        self.encoder.seek(start);
+        self.stats = DeltaStats::EMPTY;
+    }
+
+    /// Takes the next bytes.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.encoder.feed(bytes);
+    }
+
+    /// The next frame of what was fed: up to its end when that is less than a frame.
+    pub async fn frame(&mut self) -> Result<Frame, RepoError> {
+        let frame = match &mut self.base {
+            None => self.encoder.flush_frame(&mut NoBase),
+            Some(base) => {
+                let blocks = self.encoder.base_blocks();
+                let before = base.stats().chunks_read;
+                match base.prepare(&blocks, self.base_reads).await {
+                    Ok(()) => {}
+                    // What is at hand does; of the rest, images are whole.
+                    Err(error) if error.is_damage() || error.is_no_space() => {
+                        tracing::debug!(%error, backup = %base.backup(), "pages of the backup cannot be had");
+                    }
+                    Err(error) => return Err(error),
+                }
+                let read = (base.stats().chunks_read - before) as usize;
+                self.base_reads =
+                    (self.base_reads.saturating_sub(read) + BASE_READS_PER_MIB).min(BASE_READS_SAVED_MAX);
+                self.encoder.flush_frame(base)
+            }
+        };
+        let Some(frame) = frame else { unreachable!("something was fed") };
+        self.end = frame.range.end;
+        Ok(frame)
+    }
+
+    /// Counts a delta frame of the segment.
+    pub fn count(&mut self, frame: &FrameStats) {
+        let part =
+            |kinds: &[SectionKind]| kinds.iter().map(|kind| frame.sections[*kind as usize]).sum::<u64>();
+        let image_bytes_stored = part(&SectionKind::OF_IMAGES);
+        self.stats.add(&DeltaStats {
+            images: frame.images,
+            images_base: frame.images_base,
+            images_image: frame.images_image,
+            image_bytes: frame.images_raw,
+            image_bytes_stored,
+            record_bytes_stored: frame.stored - image_bytes_stored,
+        });
+    }
+
+    /// What the delta frames of the segment are made of; `None` when there are none.
+    pub fn made(&self) -> Option<WalDeltas> {
+        let base = self.base.as_ref().map(|base| base.backup().clone());
+        let stats = self.stats.clone();
+        (stats != DeltaStats::EMPTY).then(|| WalDeltas { epoch: self.epoch.clone(), base, stats })
+    }
+}

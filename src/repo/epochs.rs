@@ -1,0 +1,157 @@
+//! Epochs of WAL deltas: decoding their frames, from the first on, from the repository alone. Spec: formats/deltas.md.
+//!
+//! An image refers to images of earlier frames of its epoch, so a frame is decoded after all those before it; where it refers to
+//! pages of the base, they are read from the backup.
+
+use super::base_pages::{BasePages, CHUNKS_MIN};
+use super::cluster::Cluster;
+use super::error::RepoError;
+use crate::base::limits::BLOCK_BYTES;
+use crate::base::{Lsn, LsnRange, ObjectId, ObjectKey};
+use crate::delta::{BlockId, DeltaError, FrameDecoder, ImageCache, NoBase};
+use crate::format::wal::{DeltaEpoch, WalDeltas};
+use futures_util::future::BoxFuture;
+
+/// What is decoded is held against the frame's own hash: those of pages are not looked at.
+const NO_KEY: [u8; 32] = [0; 32];
+
+/// Decodes the frames of one epoch in order.
+#[derive(Debug)]
+pub struct EpochDecoder {
+    cluster: Cluster,
+    id: ObjectId,
+    decoder: FrameDecoder,
+    cache: ImageCache,
+    base: Option<BasePages>,
+    next: Lsn,
+}
+
+impl EpochDecoder {
+    /// A decoder of `epoch`, at its start.
+    pub fn new(cluster: &Cluster, epoch: &DeltaEpoch) -> Result<EpochDecoder, RepoError> {
+        Ok(EpochDecoder {
+            cluster: cluster.clone(),
+            id: epoch.id,
+            decoder: FrameDecoder::new(),
+            cache: image_cache(cluster, epoch.cache_pages)?,
+            base: None,
+            next: epoch.start,
+        })
+    }
+
+    /// The epoch.
+    pub fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// Every delta frame before this was decoded.
+    pub fn position(&self) -> Lsn {
+        self.next
+    }
+
+    /// The images that a later frame may refer to.
+    pub fn into_cache(self) -> ImageCache {
+        self.cache
+    }
+
+    /// The WAL of `frame`, which lies in the segment `key` of `deltas`: the next delta frame after those decoded before.
+    pub async fn decode(
+        &mut self,
+        deltas: &WalDeltas,
+        key: &ObjectKey,
+        frame: &[u8],
+    ) -> Result<(LsnRange, Vec<u8>), RepoError> {
+        let mut wal = Vec::new();
+        let mut decoded = self.try_decode(deltas, frame, &mut wal);
+        if let Err(DeltaError::MissingPages(pages)) = &decoded {
+            let blocks: Vec<BlockId> = pages.iter().map(|page| page.block).collect();
+            self.fetch(deltas, key, &blocks).await?;
+            // What is missing still is missing for good.
+            decoded = self.try_decode(deltas, frame, &mut wal);
+        }
+        let range = decoded.map_err(|error| explained(key, deltas, error))?;
+        self.next = range.end;
+        Ok((range, wal))
+    }
+
+    /// The bytes from here up to `position` are plain frames: they leave nothing.
+    pub fn skip_to(&mut self, position: Lsn) {
+        self.next = self.next.max(position);
+    }
+
+    fn try_decode(
+        &mut self,
+        deltas: &WalDeltas,
+        frame: &[u8],
+        wal: &mut Vec<u8>,
+    ) -> Result<LsnRange, DeltaError> {
+        match self.base.as_mut().filter(|base| Some(base.backup()) == deltas.base.as_ref()) {
+            Some(base) => self.decoder.decode(frame, &mut self.cache, base, wal),
+            None => self.decoder.decode(frame, &mut self.cache, &mut NoBase, wal),
+        }
+    }
+
+    /// Boxed, so that the compiler can tell that it is [`Send`].
+    fn fetch<'a>(
+        &'a mut self,
+        deltas: &'a WalDeltas,
+        key: &'a ObjectKey,
+        blocks: &'a [BlockId],
+    ) -> BoxFuture<'a, Result<(), RepoError>> {
+        Box::pin(self.fetch_now(deltas, key, blocks))
+    }
+
+    async fn fetch_now(
+        &mut self,
+        deltas: &WalDeltas,
+        key: &ObjectKey,
+        blocks: &[BlockId],
+    ) -> Result<(), RepoError> {
+        let Some(backup) = &deltas.base else {
+            let reason = "its images refer to pages of a backup, and its directory names none";
+            return Err(RepoError::damage(key, reason));
+        };
+        if self.base.as_ref().is_none_or(|base| base.backup() != backup) {
+            let opened = BasePages::open(&self.cluster, backup, CHUNKS_MIN, NO_KEY).await;
+            self.base = Some(opened.map_err(|error| needs_backup(key, deltas, error))?);
+        }
+        if let Some(base) = &mut self.base {
+            base.prepare(blocks, usize::MAX).await.map_err(|error| needs_backup(key, deltas, error))?;
+        }
+        Ok(())
+    }
+}
+
+fn explained(key: &ObjectKey, deltas: &WalDeltas, error: DeltaError) -> RepoError {
+    match error {
+        DeltaError::NoRoom { reason, .. } => {
+            RepoError::NoRoom { bytes: u64::from(deltas.epoch.cache_pages) * BLOCK_BYTES as u64, reason }
+        }
+        DeltaError::MissingPages(_) => {
+            let backup = deltas.base.as_ref().map_or_else(String::new, ToString::to_string);
+            RepoError::damage(key, format!("backup {backup}: {error}"))
+        }
+        DeltaError::MissingImage { .. } => RepoError::damage(
+            key,
+            format!("{error}: WAL of its epoch, which begins at {}, is lost or differs", deltas.epoch.start),
+        ),
+        error => RepoError::damage(key, error),
+    }
+}
+
+/// Damage of a backup is damage of the WAL that is made of it: which, is for the reader to know.
+fn needs_backup(key: &ObjectKey, deltas: &WalDeltas, error: RepoError) -> RepoError {
+    if !error.is_damage() {
+        return error;
+    }
+    let backup = deltas.base.as_ref().map_or_else(String::new, ToString::to_string);
+    RepoError::damage(key, format!("it needs pages of backup {backup}: {error}"))
+}
+
+/// An empty cache of at most `pages` images.
+pub fn image_cache(cluster: &Cluster, pages: u32) -> Result<ImageCache, RepoError> {
+    ImageCache::within(&*cluster.repo().env().scratch, pages as usize).map_err(|error| RepoError::NoRoom {
+        bytes: u64::from(pages) * BLOCK_BYTES as u64,
+        reason: error.to_string(),
+    })
+}

@@ -1,0 +1,216 @@
+//! WAL deltas on real servers, from receiving to restoring: every byte comes back, epochs begin at backups and are gone on with,
+//! and what is damaged is named with what it costs.
+
+mod common;
+
+use common::archive::Archive;
+use common::pg::{Pg, Process, majors};
+use common::walden::{Place, finish};
+use std::fs;
+use std::time::Duration;
+use walden::base::{BackupId, Lsn, SegmentSize, TimelineId};
+use walden::format::index::WalEntry;
+use walden::repo::layout;
+use walden::repo::walmap::Snapshot;
+
+const SOON: Duration = Duration::from_secs(60);
+/// Rows of the table.
+const ROWS: u32 = 40_000;
+
+/// A server that keeps its WAL, with a table that is worth a base.
+fn server(major: u32) -> Pg {
+    let pg = Pg::builder(major).option("wal_keep_size", "2GB").start();
+    pg.sql("CREATE TABLE t (a int PRIMARY KEY, n int DEFAULT 0, b text)");
+    pg.sql(&format!("INSERT INTO t SELECT i, 0, md5(i::text) FROM generate_series(1, {ROWS}) i"));
+    pg.sql("VACUUM ANALYZE t");
+    pg
+}
+
+/// Changes one row in `step`, so that nearly every page of the table gets an image after a checkpoint.
+fn change(pg: &Pg, step: u32) {
+    pg.sql("CHECKPOINT");
+    pg.sql(&format!("UPDATE t SET n = n + 1 WHERE a % {step} = 0"));
+    pg.sql(&format!("INSERT INTO t SELECT i, 0, md5(i::text) FROM generate_series((SELECT max(a) + 1 FROM t), (SELECT max(a) + {}  FROM t)) i", ROWS / 20));
+}
+
+fn receive(place: &Place, pg: &Pg) -> Process {
+    let receive = place.start(place.command_for(pg, &["receive", "--delta-cache", "64MB"]), "receive");
+    pg.wait_for("SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop'", "1", SOON);
+    receive
+}
+
+/// Compacts all that the server has written by now.
+fn compact(place: &Place, pg: &Pg) {
+    pg.sql("SELECT pg_switch_wal()");
+    let stored = "SELECT flush_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication";
+    pg.wait_for(stored, "t", SOON);
+    finish(&mut place.command_for(pg, &["compact", "--all", "--delta-cache", "64MB"])).expect(0);
+}
+
+fn backup(place: &Place, pg: &Pg) -> BackupId {
+    let out = finish(&mut place.command_for(pg, &["--json", "backup"])).expect(0);
+    let document: serde_json::Value = serde_json::from_str(&out).unwrap();
+    document["backup"]["id"].as_str().unwrap_or_else(|| panic!("{document}")).parse().unwrap()
+}
+
+fn snapshot(place: &Place) -> Snapshot {
+    Archive::open(place).snapshot("shop").unwrap()
+}
+
+/// Compacted segments with delta frames, in order.
+fn deltas(snapshot: &Snapshot) -> Vec<WalEntry> {
+    let mut entries: Vec<WalEntry> =
+        snapshot.index.wal.iter().filter(|entry| entry.deltas.is_some()).cloned().collect();
+    entries.sort_by_key(|entry| entry.start);
+    entries
+}
+
+fn contents(pg: &Pg) -> String {
+    pg.sql("SELECT count(*), sum(n), md5(string_agg(a || ' ' || n || ' ' || b, ',' ORDER BY a)) FROM t")
+}
+
+#[test]
+fn every_byte_comes_back_and_a_restore_is_exact_on_every_version() {
+    for major in majors() {
+        let pg = server(major);
+        let place = Place::init();
+        let receiving = receive(&place, &pg);
+        let id = backup(&place, &pg);
+        for step in [3, 4, 5] {
+            change(&pg, step);
+            compact(&place, &pg);
+        }
+        // Changes that no base knows.
+        pg.sql("CREATE TABLE other AS SELECT a, b FROM t; CREATE INDEX ON other (b)");
+        change(&pg, 2);
+        compact(&place, &pg);
+
+        let found = snapshot(&place);
+        let (entries, base) = (deltas(&found), Some(id.clone()));
+        let newest = entries.last().unwrap().deltas.clone().unwrap();
+        assert_eq!(newest.base, base, "PostgreSQL {major}");
+        let referring: u64 = entries
+            .iter()
+            .map(|entry| entry.deltas.as_ref().unwrap())
+            .map(|deltas| deltas.stats.images_base + deltas.stats.images_image)
+            .sum();
+        let images: u64 = entries.iter().map(|entry| entry.deltas.as_ref().unwrap().stats.images).sum();
+        assert!(
+            referring * 4 > images * 3,
+            "PostgreSQL {major}: {referring} of {images} images refer to a page"
+        );
+
+        Archive::open(&place).compare("shop", &pg, TimelineId(1), SegmentSize::new(16 << 20).unwrap());
+        let wanted = contents(&pg);
+        place.ok(&["verify"]);
+        let restored = place.restored(major, "restored", &["--latest"]);
+        assert_eq!(contents(&restored), wanted, "PostgreSQL {major}");
+        drop(receiving);
+    }
+}
+
+#[test]
+fn an_epoch_ends_when_a_backup_begins_and_outlives_a_receiver() {
+    let pg = server(15);
+    let place = Place::init();
+    let mut receiving = receive(&place, &pg);
+    change(&pg, 3);
+    compact(&place, &pg);
+    let first = deltas(&snapshot(&place)).last().unwrap().deltas.clone().unwrap();
+    assert_eq!(first.base, None, "there is no backup yet");
+
+    // Another process goes on with it, decoding what is stored.
+    receiving.signal(rustix::process::Signal::KILL);
+    receiving.wait(SOON).unwrap();
+    receiving = receive(&place, &pg);
+    change(&pg, 3);
+    compact(&place, &pg);
+    let entries = deltas(&snapshot(&place));
+    let second = entries.last().unwrap().deltas.clone().unwrap();
+    assert_eq!(second.epoch, first.epoch);
+    assert!(second.stats.images_image > 0, "{second:?}");
+
+    let id = backup(&place, &pg);
+    change(&pg, 4);
+    compact(&place, &pg);
+    let found = snapshot(&place);
+    let third = deltas(&found).last().unwrap().deltas.clone().unwrap();
+    assert_ne!(third.epoch.id, first.epoch.id);
+    assert_eq!(third.base, Some(id.clone()));
+    let made = found.index.backups.iter().find(|backup| backup.id == id).unwrap();
+    let size = SegmentSize::new(16 << 20).unwrap();
+    assert!(third.epoch.start <= size.segment_start(made.redo), "{third:?} {made:?}");
+    let of_recovery = |entry: &&WalEntry| entry.end > size.segment_start(made.redo);
+    for entry in deltas(&found).iter().filter(of_recovery) {
+        assert_eq!(entry.deltas.as_ref().unwrap().epoch, third.epoch, "recovery needs one epoch");
+    }
+
+    // The same bytes without a base and an epoch: off is off.
+    change(&pg, 5);
+    pg.sql("SELECT pg_switch_wal()");
+    pg.wait_for("SELECT flush_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication", "t", SOON);
+    let before = deltas(&snapshot(&place)).len();
+    finish(&mut place.command_for(&pg, &["compact", "--all", "--wal-deltas", "off"])).expect(0);
+    assert_eq!(deltas(&snapshot(&place)).len(), before);
+    Archive::open(&place).compare("shop", &pg, TimelineId(1), size);
+    drop(receiving);
+}
+
+/// Flips a byte in the middle of an object of a repository in a directory.
+fn flip(place: &Place, key: &str) {
+    let path = place.path("repo").join(key);
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn damage_of_a_backup_and_of_a_segment_is_named_with_the_wal_that_it_costs() {
+    let pg = server(16);
+    let place = Place::init();
+    let receiving = receive(&place, &pg);
+    backup(&place, &pg);
+    for step in [2, 3, 2] {
+        change(&pg, step);
+        compact(&place, &pg);
+    }
+    drop(receiving);
+    place.ok(&["verify"]);
+    let found = snapshot(&place);
+    let entries = deltas(&found);
+    let end = entries.last().unwrap().end;
+
+    // The largest segment of chunks: the table's pages are in it.
+    let pages = found.index.pages.iter().max_by_key(|pages| pages.object_len).unwrap();
+    let cluster = "shop".parse().unwrap();
+    let key = layout::segment(&cluster, pages.id).to_string();
+    let whole = fs::read(place.path("repo").join(&key)).unwrap();
+    let mut hurt = whole.clone();
+    // Every chunk of it.
+    for at in (200..hurt.len() - 4096).step_by(4096) {
+        hurt[at] ^= 1;
+    }
+    fs::remove_file(place.path("repo").join(&key)).unwrap();
+    fs::write(place.path("repo").join(&key), &hurt).unwrap();
+    let text = verify_fails(&place);
+    assert!(text.contains(&key) && text.contains("it needs pages of backup"), "{text}");
+    assert!(text.contains("cannot be decoded") && text.contains(&end.to_string()), "{text}");
+    fs::remove_file(place.path("repo").join(&key)).unwrap();
+    fs::write(place.path("repo").join(&key), &whole).unwrap();
+    place.ok(&["verify"]);
+
+    // A segment in the middle of the epoch: what follows it is lost too, and said to be.
+    let middle = &entries[entries.len() / 2];
+    flip(&place, layout::segment(&cluster, middle.id).as_str());
+    let text = verify_fails(&place);
+    let named = |at: Lsn| text.contains(&at.to_string());
+    assert!(named(middle.start) && text.contains("what follows it in its epoch") && named(end), "{text}");
+}
+
+fn verify_fails(place: &Place) -> String {
+    let ended = place.run(&["verify"]);
+    assert_eq!(ended.code, 4, "{}{}", ended.out, ended.err);
+    format!("{}{}", ended.out, ended.err)
+}
