@@ -131,6 +131,11 @@ fn an_archive_says_what_its_wal_takes() {
     for name in ["records", "bytes_images", "images"] {
         assert!(number(&compacted, name) >= number(&whole, name), "{name}: {compacted}");
     }
+    let parts = ["bytes_delta_images", "bytes_delta_records", "bytes_plain_and_overhead"];
+    let parts = parts.map(|name| number(&compacted["stored"], name));
+    assert!(parts.iter().all(|bytes| *bytes > 0), "{compacted}");
+    assert_eq!(parts.iter().sum::<u64>(), number(&compacted, "bytes_stored"));
+    assert_eq!(number(&whole["stored"], "bytes_delta_records"), 0, "{whole}");
     drop(receive);
 }
 

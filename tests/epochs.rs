@@ -102,6 +102,9 @@ fn every_byte_comes_back_and_a_restore_is_exact_on_every_version() {
 
         Archive::open(&place).compare("shop", &pg, TimelineId(1), SegmentSize::new(16 << 20).unwrap());
         let wanted = contents(&pg);
+        let info = place.json(&["info"])["clusters"][0]["wal"]["deltas"].clone();
+        assert_eq!(info["images"].as_u64(), Some(images), "{info}");
+        assert!(info["hit_rate"].as_f64().unwrap() > 0.75 && info["base"] == id.to_string(), "{info}");
         place.ok(&["verify"]);
         let restored = place.restored(major, "restored", &["--latest"]);
         assert_eq!(contents(&restored), wanted, "PostgreSQL {major}");

@@ -38,6 +38,8 @@ pub struct Analysis {
     pub bytes_raw: u64,
     /// Bytes they take in the repository; none for a folder.
     pub bytes_stored: Option<u64>,
+    /// Where those are; none for a folder.
+    pub stored: Option<StoredBytes>,
     /// Records.
     pub records: u64,
     /// Bytes of page images.
@@ -66,6 +68,17 @@ pub struct Analysis {
     pub unread_count: u64,
     /// These.
     pub unread: Vec<String>,
+}
+
+/// Where the bytes in the repository are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct StoredBytes {
+    /// Page images in delta frames.
+    pub bytes_delta_images: u64,
+    /// Everything else in delta frames.
+    pub bytes_delta_records: u64,
+    /// WAL in plain frames, which is not compacted yet or stands alone, and what comes to all frames: heads, seals, directories.
+    pub bytes_plain_and_overhead: u64,
 }
 
 /// What a resource manager wrote.
@@ -106,7 +119,7 @@ pub struct Read {
     range: LsnRange,
     /// Of the range; some may be missing.
     bytes: u64,
-    bytes_stored: Option<u64>,
+    stored: Option<StoredBytes>,
 }
 
 /// Reads the newest WAL of a cluster's current generation: at most `bytes_max`, back to the last gap or change of timeline.
@@ -115,7 +128,7 @@ pub async fn cluster(cluster: &Cluster, bytes_max: u64, shown: usize) -> Result<
     let size = SegmentSize::new(generation.segment_size.into())
         .map_err(|error| Failure::new(super::Exit::Damage, error))?;
     let snapshot = walmap::load(cluster).await?;
-    let Some((timeline, range, bytes_stored)) = newest(snapshot.wal.pieces(), bytes_max) else {
+    let Some((timeline, range, stored)) = newest(snapshot.wal.pieces(), bytes_max) else {
         let what = format!("the archive of {} has no WAL yet", cluster.name());
         return Err(Failure::new(super::Exit::NotFound, what));
     };
@@ -130,33 +143,43 @@ pub async fn cluster(cluster: &Cluster, bytes_max: u64, shown: usize) -> Result<
         at = at.saturating_add(bytes.len() as u64);
     }
     let source = format!("cluster {}", cluster.name());
-    Ok(tally.finish(
-        Read { source, timeline, range, bytes: range.len(), bytes_stored: Some(bytes_stored) },
-        shown,
-    ))
+    Ok(tally.finish(Read { source, timeline, range, bytes: range.len(), stored: Some(stored) }, shown))
 }
 
 /// The newest stretch of WAL on one timeline that ends where the archive does: whole pieces of at most `bytes_max`, the last one
 /// in any case. With the bytes that it takes.
-fn newest(pieces: &[WalPiece], bytes_max: u64) -> Option<(TimelineId, LsnRange, u64)> {
+fn newest(pieces: &[WalPiece], bytes_max: u64) -> Option<(TimelineId, LsnRange, StoredBytes)> {
     let last = pieces.iter().max_by_key(|piece| (piece.timeline, piece.range.end))?;
     let mut range = LsnRange::new(last.range.start, last.range.end);
-    let mut stored = stored_bytes(last);
+    let mut stored = StoredBytes::default();
+    stored.add(last);
     let mut before: Vec<&WalPiece> = pieces.iter().filter(|piece| piece.timeline == last.timeline).collect();
     before.sort_by_key(|piece| std::cmp::Reverse(piece.range.end));
     for piece in before {
         let fits = range.end.bytes_since(piece.range.start) <= bytes_max;
         if piece.range.end == range.start && piece.range.start < piece.range.end && fits {
             range = LsnRange::new(piece.range.start, range.end);
-            stored += stored_bytes(piece);
+            stored.add(piece);
         }
     }
     Some((last.timeline, range, stored))
 }
 
-fn stored_bytes(piece: &WalPiece) -> u64 {
-    match &piece.source {
-        WalSource::Segment(entry) => entry.object_len,
-        WalSource::Flush { object_len, .. } => *object_len,
+impl StoredBytes {
+    /// All of them.
+    pub fn sum(&self) -> u64 {
+        self.bytes_delta_images + self.bytes_delta_records + self.bytes_plain_and_overhead
+    }
+
+    fn add(&mut self, piece: &WalPiece) {
+        let (object_len, deltas) = match &piece.source {
+            WalSource::Segment(entry) => (entry.object_len, entry.deltas.as_ref()),
+            WalSource::Flush { object_len, .. } => (*object_len, None),
+        };
+        let (images, records) =
+            deltas.map_or((0, 0), |made| (made.stats.image_bytes_stored, made.stats.record_bytes_stored));
+        self.bytes_delta_images += images;
+        self.bytes_delta_records += records;
+        self.bytes_plain_and_overhead += object_len.saturating_sub(images + records);
     }
 }

@@ -5,8 +5,10 @@ mod bytes;
 mod show;
 
 use super::failure::Failure;
+use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Lsn, Timestamp};
-use crate::format::index::{BackupEntry, BackupState};
+use crate::format::index::{BackupEntry, BackupState, WalEntry};
+use crate::format::wal::{DeltaStats, WalDeltas};
 use crate::net::server::WalPosition;
 use crate::repo::backups::state_now;
 use crate::repo::walmap::{self, Snapshot};
@@ -15,6 +17,7 @@ use crate::restore::archive::{self, Loaded};
 use crate::restore::resolve::Window;
 use bytes::Usage;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -127,6 +130,35 @@ pub struct WalInfo {
     pub bytes_waiting: u64,
     /// Objects that hold it.
     pub objects: u64,
+    /// What of it stands as deltas; none when nothing does.
+    pub deltas: Option<DeltaInfo>,
+}
+
+/// WAL that stands as deltas.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeltaInfo {
+    /// Bytes of WAL in segments with delta frames.
+    pub bytes_raw: u64,
+    /// Bytes of these segments.
+    pub bytes_stored: u64,
+    /// Epochs: runs of WAL that are decoded from their start.
+    pub epochs: u64,
+    /// Images in delta frames.
+    pub images: u64,
+    /// The share of them that is stored as a difference from a page: of a backup, or of an earlier image.
+    pub hit_rate: f64,
+    /// The same of the newest segment alone.
+    pub hit_rate_newest: f64,
+    /// Bytes of images in the WAL.
+    pub image_bytes_raw: u64,
+    /// Bytes that they take.
+    pub image_bytes_stored: u64,
+    /// Bytes that everything else takes in delta frames.
+    pub record_bytes_stored: u64,
+    /// The most bytes of pages that the newest epoch keeps to make differences from.
+    pub cache_bytes: u64,
+    /// The backup whose pages the newest segment refers to.
+    pub base: Option<String>,
 }
 
 /// What is stored, by what it is good for.
@@ -255,8 +287,13 @@ impl From<&BackupEntry> for BackupInfo {
 }
 
 fn wal(snapshot: &Snapshot, usage: &Usage) -> WalInfo {
-    let mut info =
-        WalInfo { bytes_raw: 0, bytes_stored: 0, bytes_waiting: usage.flushes_waiting, objects: 0 };
+    let mut info = WalInfo {
+        bytes_raw: 0,
+        bytes_stored: 0,
+        bytes_waiting: usage.flushes_waiting,
+        objects: 0,
+        deltas: deltas(snapshot),
+    };
     for piece in snapshot.wal.pieces() {
         info.bytes_raw += piece.range.len();
         info.objects += 1;
@@ -266,6 +303,44 @@ fn wal(snapshot: &Snapshot, usage: &Usage) -> WalInfo {
         };
     }
     info
+}
+
+fn deltas(snapshot: &Snapshot) -> Option<DeltaInfo> {
+    let mut segments: Vec<(&WalEntry, &WalDeltas)> = Vec::new();
+    for piece in snapshot.wal.pieces() {
+        if let WalSource::Segment(entry) = &piece.source
+            && let Some(deltas) = &entry.deltas
+        {
+            segments.push((entry, deltas));
+        }
+    }
+    let (_, newest) = *segments.last()?;
+    let (mut bytes_raw, mut bytes_stored, mut stats) = (0, 0, DeltaStats::EMPTY);
+    for (entry, deltas) in &segments {
+        bytes_raw += entry.end.bytes_since(entry.start);
+        bytes_stored += entry.object_len;
+        stats.add(&deltas.stats);
+    }
+    let epochs: BTreeSet<[u8; 16]> = segments.iter().map(|(_, deltas)| deltas.epoch.id.0).collect();
+    Some(DeltaInfo {
+        bytes_raw,
+        bytes_stored,
+        epochs: epochs.len() as u64,
+        images: stats.images,
+        hit_rate: hit_rate(&stats),
+        hit_rate_newest: hit_rate(&newest.stats),
+        image_bytes_raw: stats.image_bytes,
+        image_bytes_stored: stats.image_bytes_stored,
+        record_bytes_stored: stats.record_bytes_stored,
+        cache_bytes: u64::from(newest.epoch.cache_pages) * BLOCK_BYTES as u64,
+        base: newest.base.as_ref().map(ToString::to_string),
+    })
+}
+
+/// Of images; 1 where there are none.
+fn hit_rate(stats: &DeltaStats) -> f64 {
+    (stats.images_base + stats.images_image) as f64 / stats.images.max(1) as f64
+        + f64::from(u8::from(stats.images == 0))
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub fn folder(dir: &Path, shown: usize) -> Result<Analysis, Failure> {
     let end = tally.end().unwrap_or(last.end);
     let bytes = ranges.map(|range| range.end.min(end).bytes_since(range.start)).sum();
     let (source, range) = (dir.display().to_string(), LsnRange::new(first.start, end));
-    Ok(tally.finish(Read { source, timeline, range, bytes, bytes_stored: None }, shown))
+    Ok(tally.finish(Read { source, timeline, range, bytes, stored: None }, shown))
 }
 
 fn feed(decoder: &mut Decoder, tally: &mut Tally, path: &Path, start: Lsn) -> Result<(), Failure> {

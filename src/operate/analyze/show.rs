@@ -53,8 +53,11 @@ impl Analysis {
             writeln!(f, "  {what:<24} {:>11} {share:>6}  {more}", Bytes(bytes))
         };
         line(f, "WAL", self.bytes_raw, String::new())?;
-        if let Some(stored) = self.bytes_stored {
-            line(f, "stored", stored, String::new())?;
+        if let Some(stored) = &self.stored {
+            line(f, "stored", stored.sum(), String::new())?;
+            line(f, "  images in deltas", stored.bytes_delta_images, String::new())?;
+            line(f, "  records in deltas", stored.bytes_delta_records, String::new())?;
+            line(f, "  plain WAL, directories", stored.bytes_plain_and_overhead, String::new())?;
         }
         let compressed = match self.images_compressed {
             0 => "none compressed by PostgreSQL".to_owned(),

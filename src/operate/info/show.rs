@@ -1,6 +1,6 @@
 //! The document as a person reads it.
 
-use super::{BackupInfo, ClusterInfo, GapInfo, Info, Lag};
+use super::{BackupInfo, ClusterInfo, DeltaInfo, GapInfo, Info, Lag};
 use crate::operate::units::{Bytes, Span};
 use std::fmt::{self, Write};
 use std::time::Duration;
@@ -37,6 +37,9 @@ impl fmt::Display for ClusterInfo {
             self.wal.objects,
             Bytes(self.wal.bytes_waiting)
         )?;
+        if let Some(deltas) = &self.wal.deltas {
+            writeln!(f, "  deltas           {deltas}")?;
+        }
         let bytes = &self.bytes;
         writeln!(
             f,
@@ -54,6 +57,24 @@ impl fmt::Display for ClusterInfo {
             "backup", "restores from", "raw", "stored", "new"
         )?;
         self.backups.iter().try_for_each(|backup| writeln!(f, "  {backup}"))
+    }
+}
+
+impl fmt::Display for DeltaInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of WAL in {}; {:.0} % of page images as differences, {:.0} % lately; up to {} of pages kept, ",
+            Bytes(self.bytes_raw),
+            Bytes(self.bytes_stored),
+            100.0 * self.hit_rate,
+            100.0 * self.hit_rate_newest,
+            Bytes(self.cache_bytes),
+        )?;
+        match &self.base {
+            Some(backup) => write!(f, "beside those of backup {backup}"),
+            None => f.write_str("none of a backup"),
+        }
     }
 }
 
