@@ -124,12 +124,6 @@ impl ImageCache {
         })
     }
 
-    /// Takes all the room that it will ever need: nothing put into it fails from then on.
-    pub fn reach(&mut self) -> io::Result<()> {
-        self.pages.reach(self.pages_max * BLOCK_BYTES)?;
-        self.history.reach()
-    }
-
     /// The most pages it holds.
     pub fn pages_max(&self) -> usize {
         self.pages_max

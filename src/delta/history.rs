@@ -62,11 +62,6 @@ impl History {
         History { bytes_max, ring, head: 0 }
     }
 
-    /// Takes all the room that it will ever need.
-    pub fn reach(&mut self) -> io::Result<()> {
-        self.ring.reach(self.bytes_max)
-    }
-
     /// The most changes that may be there.
     pub fn changes_max(&self) -> usize {
         self.bytes_max / ENTRY_BYTES

@@ -19,7 +19,7 @@ use crate::repo::{BasePages, Cluster, Index, RepoError, WalReader};
 const EPOCH_BYTES_MAX: u64 = 16 << 30;
 /// Bytes of a page in the cache, with its share of the history.
 const CACHE_BYTES_PER_PAGE: u64 = (limits::BLOCK_BYTES + limits::BLOCK_BYTES / 8) as u64;
-/// The least cache that is worth anything; without room for it there are no deltas.
+/// The least cache that is worth anything: with less there are no deltas.
 const CACHE_PAGES_MIN: u32 = 1 << 10;
 /// Chunks of the base that are read for each MiB of WAL, on the average: what is spent to store less.
 const BASE_READS_PER_MIB: usize = 32;
@@ -53,6 +53,8 @@ impl DeltaOptions {
 #[derive(Debug)]
 pub struct Epochs {
     options: Option<DeltaOptions>,
+    /// The bound of the cache of a new epoch: less than the options say once there was no room for that.
+    cache_pages: u32,
     current: Option<EpochEncoder>,
 }
 
@@ -73,7 +75,7 @@ pub struct EpochEncoder {
 impl Epochs {
     /// No epoch yet; none ever without `options`.
     pub fn new(options: Option<DeltaOptions>) -> Epochs {
-        Epochs { options, current: None }
+        Epochs { options, cache_pages: options.map_or(0, DeltaOptions::cache_pages), current: None }
     }
 
     /// What was encoded last was not committed: the next pass begins with what is stored.
@@ -95,9 +97,17 @@ impl Epochs {
             (known.generation, known.timeline) == (job.generation, job.timeline)
                 && goes_on(&known.epoch)
                 && known.is_newest(&snapshot.index)
-                && !known.encoder.is_broken()
         });
-        let stored = newest_epoch(&snapshot.index, job).filter(|epoch| goes_on(epoch));
+        let mut stored = newest_epoch(&snapshot.index, job).filter(|epoch| goes_on(epoch));
+        if let Some(broken) = known.as_ref().filter(|known| known.encoder.is_broken()) {
+            self.cache_pages = broken.epoch.cache_pages / 2;
+            tracing::warn!(
+                pages = self.cache_pages,
+                "there was no room for more pages: a smaller epoch of WAL deltas begins"
+            );
+            stored = None;
+        }
+        let known = known.filter(|known| !known.encoder.is_broken());
         let mut encoder = match (known, stored) {
             (Some(known), _) => known,
             (None, Some(epoch)) => match resume(cluster, reader, job, epoch).await {
@@ -105,14 +115,14 @@ impl Epochs {
                 // Damage of what is stored keeps nobody from storing more.
                 Err(error) if error.is_damage() || error.is_no_space() => {
                     tracing::warn!(%error, "the epoch of WAL deltas cannot be gone on with; a new one begins");
-                    match begin(cluster, snapshot, job, options).await? {
+                    match begin(cluster, snapshot, job, self.cache_pages).await? {
                         Some(begun) => begun,
                         None => return Ok(None),
                     }
                 }
                 Err(error) => return Err(error),
             },
-            (None, None) => match begin(cluster, snapshot, job, options).await? {
+            (None, None) => match begin(cluster, snapshot, job, self.cache_pages).await? {
                 Some(begun) => begun,
                 None => return Ok(None),
             },
@@ -176,36 +186,27 @@ pub fn check(root: &Root, index: &Index, replaces: &Replaces, deltas: &WalDeltas
     Ok(())
 }
 
-/// A new epoch from `job` on. `None` when there is no room for a cache.
+/// A new epoch from `job` on; none without room for one.
 async fn begin(
     cluster: &Cluster,
     snapshot: &Snapshot,
     job: &Job,
-    options: DeltaOptions,
+    cache_pages: u32,
 ) -> Result<Option<EpochEncoder>, RepoError> {
-    let Some((cache, cache_pages)) = roomy_cache(cluster, options.cache_pages()) else { return Ok(None) };
+    if cache_pages < CACHE_PAGES_MIN {
+        return Ok(None);
+    }
+    let cache = match image_cache(cluster, cache_pages) {
+        Ok(cache) => cache,
+        Err(error) => {
+            tracing::warn!(%error, "WAL is compacted without deltas");
+            return Ok(None);
+        }
+    };
     let id = ObjectId::random(&*cluster.repo().env().entropy);
     let epoch = DeltaEpoch { id, start: job.start, root: snapshot.root.number, cache_pages };
     tracing::debug!(%id, start = %job.start, cache_pages, "an epoch of WAL deltas begins");
     EpochEncoder::new(cluster, job, epoch, cache, job.start).await.map(Some)
-}
-
-/// A cache of `pages` images that has all its room; of fewer, when there is less.
-fn roomy_cache(cluster: &Cluster, pages: u32) -> Option<(ImageCache, u32)> {
-    let mut pages = pages;
-    while pages >= CACHE_PAGES_MIN {
-        let reached = image_cache(cluster, pages).and_then(|mut cache| {
-            let reached = cache.reach();
-            reached.map(|()| cache).map_err(|error| RepoError::NoRoom { bytes: 0, reason: error.to_string() })
-        });
-        match reached {
-            Ok(cache) => return Some((cache, pages)),
-            Err(error) => tracing::warn!(%error, pages, "a smaller cache for WAL deltas is tried"),
-        }
-        pages /= 2;
-    }
-    tracing::warn!("there is no room for WAL deltas: WAL is compressed without them");
-    None
 }
 
 /// Decodes `epoch` from the repository, to go on with it.
@@ -216,9 +217,7 @@ async fn resume(
     epoch: DeltaEpoch,
 ) -> Result<EpochEncoder, RepoError> {
     tracing::info!(start = %epoch.start, "decoding the epoch of WAL deltas, to go on with it");
-    let (mut cache, end) = reader.epoch_cache(job.timeline, &epoch).await?;
-    let bytes = u64::from(epoch.cache_pages) * CACHE_BYTES_PER_PAGE;
-    cache.reach().map_err(|error| RepoError::NoRoom { bytes, reason: error.to_string() })?;
+    let (cache, end) = reader.epoch_cache(job.timeline, &epoch).await?;
     EpochEncoder::new(cluster, job, epoch, cache, end).await
 }
 

@@ -2,6 +2,7 @@
 
 use super::stage::{Archive, Trouble};
 use crate::base::{Env, Lsn, LsnRange, TimelineId};
+use crate::format::index::WalEntry;
 use crate::repo::walmap::{self, Snapshot};
 use crate::repo::walread::Reading;
 use crate::repo::{Cluster, Index, RepoError, Repository, WalMap};
@@ -11,6 +12,7 @@ use crate::restore::recovery_file::{RecoveryFile, RepositoryPlace};
 use crate::store::{self, StoreError, StoreOptions};
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -94,11 +96,15 @@ impl RepoArchive {
         Ok(Opened { cluster, histories, run, readers, turn })
     }
 
-    /// The snapshot without WAL that recovery does not need: readers hold a copy each.
+    /// The snapshot without WAL that recovery does not need: readers hold a copy each. An epoch of deltas is needed from its start.
     fn needed(&self, snapshot: Snapshot) -> Snapshot {
         let on_path = |timeline: TimelineId| self.file.path.legs().iter().any(|leg| leg.timeline == timeline);
         let mut wal = snapshot.index.wal;
-        wal.retain(|entry| entry.end > self.file.wal.start && on_path(entry.timeline));
+        let epoch = |entry: &WalEntry| entry.deltas.as_ref().map(|deltas| deltas.epoch.id);
+        let read = |entry: &WalEntry| entry.end > self.file.wal.start && on_path(entry.timeline);
+        let epochs: BTreeSet<[u8; 16]> =
+            wal.iter().filter(|entry| read(entry)).filter_map(epoch).map(|id| id.0).collect();
+        wal.retain(|entry| read(entry) || epoch(entry).is_some_and(|id| epochs.contains(&id.0)));
         let index = Index { wal, pages: Vec::new(), ..snapshot.index };
         let chains = snapshot.wal.chains().to_vec();
         Snapshot { wal: WalMap::new(snapshot.wal.generation(), &index, chains), root: snapshot.root, index }
