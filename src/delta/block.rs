@@ -37,6 +37,19 @@ pub enum Vouched {
 pub trait PageSource {
     /// Puts the page of `block` into `page`; `None` when it is not at hand.
     fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched>;
+
+    /// The page of `block`, where the source has it in memory, otherwise in `room`; `None` when it is not at hand. A source that can
+    /// get it from more than one place takes the one whose check is `expected`.
+    fn lend_page<'a>(
+        &'a mut self,
+        block: &BlockId,
+        expected: u32,
+        room: &'a mut Page,
+    ) -> Option<(&'a Page, Vouched)> {
+        let _ = expected;
+        let vouched = self.base_page(block, room)?;
+        Some((room, vouched))
+    }
 }
 
 /// No base: every page is missing.

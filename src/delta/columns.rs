@@ -91,7 +91,8 @@ impl ColumnWriter {
                 ColumnForm::Column => columns.for_each(|column| to.columns.extend_from_slice(column)),
                 ColumnForm::Difference => columns.for_each(|column| {
                     to.differences.push(column[0]);
-                    to.differences.extend(column.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])));
+                    let pairs = column.iter().zip(&column[1..]);
+                    to.differences.extend(pairs.map(|(before, byte)| byte.wrapping_sub(*before)));
                 }),
                 ColumnForm::Row => {
                     rows.chunks_exact(width).for_each(|row| to.rows.extend_from_slice(&row[at..at + run]));
@@ -143,7 +144,7 @@ impl ColumnWriter {
         if column.iter().all(|byte| *byte == first) {
             return ColumnForm::Constant;
         }
-        if digit_value(first).is_some() && column.iter().all(|byte| digit_value(*byte).is_some()) {
+        if column.iter().all(|byte| digit_value(*byte) != NO_DIGIT) {
             return ColumnForm::Digit;
         }
         // A sample is enough to choose by.
@@ -185,16 +186,26 @@ fn turn(rows: &[u8], width: usize, to: &mut Vec<u8>) {
 }
 
 fn pack_digits(digits: &[u8], to: &mut Vec<u8>) {
-    let value = |digit: &u8| digit_value(*digit).unwrap_or(0);
-    to.extend(digits.chunks(2).map(|pair| value(&pair[0]) << 4 | pair.get(1).map_or(0, value)));
+    let (pairs, odd) = digits.as_chunks::<2>();
+    to.extend(pairs.iter().map(|[high, low]| digit_value(*high) << 4 | digit_value(*low) & 15));
+    to.extend(odd.iter().map(|high| digit_value(*high) << 4));
 }
 
-fn digit_value(byte: u8) -> Option<u8> {
-    match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
+/// What [`DIGIT_VALUES`] has for bytes that are no digits.
+const NO_DIGIT: u8 = 0xFF;
+
+/// The values of lower-case hexadecimal digits, by byte.
+const DIGIT_VALUES: [u8; 256] = {
+    let (mut values, mut value) = ([NO_DIGIT; 256], 0);
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        value += 1;
     }
+    values
+};
+
+fn digit_value(byte: u8) -> u8 {
+    DIGIT_VALUES[usize::from(byte)]
 }
 
 /// Reads what [`ColumnWriter`] wrote.
@@ -255,7 +266,7 @@ impl ColumnReader<'_> {
         match form {
             ColumnForm::Constant => {
                 let values = self.constants.take(run.len())?;
-                rows.chunks_exact_mut(width).for_each(|row| row[run.clone()].copy_from_slice(values));
+                rows.chunks_exact_mut(width).for_each(|row| copy(values, &mut row[run.clone()]));
             }
             ColumnForm::Column => {
                 for column in run {
@@ -275,7 +286,7 @@ impl ColumnReader<'_> {
             ColumnForm::Row => {
                 let values = self.rows.take(run.len() * count)?;
                 for (row, value) in rows.chunks_exact_mut(width).zip(values.chunks_exact(run.len())) {
-                    row[run.clone()].copy_from_slice(value);
+                    copy(value, &mut row[run.clone()]);
                 }
             }
             ColumnForm::Digit => {
@@ -291,6 +302,24 @@ impl ColumnReader<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Copies as many bytes as both have. Runs are short mostly: those of up to 16 bytes are copied as two words that may overlap.
+#[inline]
+fn copy(from: &[u8], to: &mut [u8]) {
+    fn ends<const N: usize>(from: &[u8], to: &mut [u8]) {
+        if let (Some(first), Some(last)) = (from.first_chunk::<N>(), from.last_chunk::<N>()) {
+            to.first_chunk_mut::<N>().into_iter().for_each(|to| *to = *first);
+            to.last_chunk_mut::<N>().into_iter().for_each(|to| *to = *last);
+        }
+    }
+    match from.len() {
+        1 => ends::<1>(from, to),
+        2..=3 => ends::<2>(from, to),
+        4..=7 => ends::<4>(from, to),
+        8..=16 => ends::<8>(from, to),
+        _ => to.copy_from_slice(from),
     }
 }
 

@@ -7,31 +7,37 @@ use super::columns::ColumnReader;
 use super::diff::{DifferenceReader, page_of};
 use super::encode::range_of;
 use super::error::{DeltaError, MissingPage};
-use super::framing::Expected;
+use super::framing::{Dressed, Dresser, Expected};
+use super::headers::KindHeaders;
 use super::keep::{KeptRecords, keep};
 use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
-use super::records::Groups;
+use super::records::{Groups, QuickHasher};
 use super::section::{SectionReader, read_head};
-use super::structure::put_fragments;
 use super::varint::Cursor;
-use super::walk::stretches;
+use super::walk::edge_stretches;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Lsn, LsnRange};
 use crate::format::FormatError;
 use crate::format::delta::{ImageSource, SectionKind};
-use crate::wal::record::{RECORD_HEADER_BYTES, RecordHeader, record_crc};
+use crate::wal::record::{RECORD_HEADER_BYTES, RecordHeader};
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
+/// Where the checksum stands in a record's header, at its end.
+const RECORD_CRC_AT: usize = RECORD_HEADER_BYTES - 4;
 
 /// Decodes frames of one epoch, in order.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
     sections: SectionReader,
-    body: Vec<u8>,
     contents: Vec<u8>,
     /// Where contents begin in `contents`, by the field that has their length.
     places: Vec<u32>,
     groups: Groups,
-    base: BasePages,
+    /// The record that is being put together.
+    record: Vec<u8>,
+    /// The last image of each block in the frame so far.
+    latest: HashMap<BlockId, usize, BuildHasherDefault<QuickHasher>>,
     /// What was made of the last frame that was checked.
     made: Vec<u8>,
 }
@@ -60,7 +66,7 @@ impl FrameDecoder {
     ) -> Result<LsnRange, DeltaError> {
         let done = self.restore(frame, Some(cache), pages, to).and_then(|outline| {
             let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
-            if same { Ok(outline) } else { Err(self.blame(&outline, cache)) }
+            if same { Ok(outline) } else { Err(blame(&outline, cache, pages)) }
         });
         let outline = match done {
             Ok(outline) => outline,
@@ -77,7 +83,8 @@ impl FrameDecoder {
             images: &outline.images,
         };
         let range = range_of(&outline.head);
-        keep(&records, &self.body, outline.place, &outline.marks, cache).map_err(|error| {
+        let body = Dressed::new(to, outline.place, &outline.marks);
+        keep(&records, body, outline.place, &outline.marks, cache).map_err(|error| {
             to.clear();
             DeltaError::NoRoom { range, reason: error.to_string() }
         })?;
@@ -120,9 +127,10 @@ impl FrameDecoder {
         self.sections.read(&head, stored, &[])?;
         let outline = outline(head, &self.sections)?;
         self.contents(&outline)?;
-        self.records(&outline, cache, pages)?;
-        self.raw(&outline, to)?;
-        Ok(outline)
+        match self.records(&outline, cache, pages, to) {
+            Ok(()) => Ok(outline),
+            Err(error) => Err(all_missing(&outline, pages).map_or(error, DeltaError::MissingPages)),
+        }
     }
 
     /// Fills `contents` and `places`.
@@ -166,14 +174,16 @@ impl FrameDecoder {
         Ok(())
     }
 
-    /// Fills `body`.
+    /// Puts edges, records and page headers into `to`.
     fn records(
         &mut self,
         outline: &Outline,
         cache: Option<&ImageCache>,
         pages: &mut dyn PageSource,
+        to: &mut Vec<u8>,
     ) -> Result<(), DeltaError> {
-        let cursor = |what, kind| Cursor::new(what, self.sections.section(kind));
+        let FrameDecoder { sections, contents, places, record, latest, .. } = self;
+        let cursor = |what, kind| Cursor::new(what, sections.section(kind));
         let mut differences = DifferenceReader {
             literal_lens: cursor("delta frame literal lengths", SectionKind::LiteralLens),
             copy_lens: cursor("delta frame copy lengths", SectionKind::CopyLens),
@@ -182,56 +192,81 @@ impl FrameDecoder {
         };
         let mut stored = cursor("delta frame stored images", SectionKind::Stored);
         let mut edges = cursor("delta frame edges", SectionKind::Edges);
-        self.base.fetch(outline, pages)?;
-        let base = &self.base;
-        let body = &mut self.body;
-        body.clear();
-        body.reserve(outline.body_len);
-        body.extend_from_slice(edges.take(outline.head.head_len as usize)?);
-        let (mut prev, mut next_image) = (outline.head.prev, 0);
-        let mut latest: HashMap<BlockId, usize> = HashMap::new();
+        let Outline { head, structure, place, marks, .. } = outline;
+        let raw_len = head.raw_len as usize;
+        to.reserve(raw_len);
+        let exceptions = &structure.tables.page_headers;
+        let mut dresser = Dresser::new(Expected::of(head)?, *place, marks, exceptions, to);
+        let (head_len, tail_len) = (head.head_len as usize, head.tail_len as usize);
+        let [begun, unfinished] = edge_stretches(head_len, tail_len, head.rest_len, outline.body_len);
+        dresser.put(begun, edges.take(head_len)?)?;
+        latest.clear();
+        let (mut prev, mut next_image) = (head.prev, 0);
+        let (mut room, mut gathered) = ([0; BLOCK_BYTES], Vec::new());
+        let mut switched = false;
+        let mut headers_of: Vec<Option<KindHeaders>> = structure.plans.iter().map(|_| None).collect();
         for (number, stretch) in outline.records.iter().enumerate() {
-            // Padding.
-            body.resize(stretch.start, 0);
-            let Some((kind, plan)) = outline.structure.kind_of(number) else { break };
-            let fields = outline.structure.fields_of(number);
-            let lsn = outline.lsns.get(number).copied().unwrap_or(Lsn::ZERO);
+            let Some((kind, plan)) = structure.kind_of(number) else { break };
+            let fields = structure.numbers(number, plan);
             let mut header = RecordHeader {
                 total_len: (stretch.end - stretch.start) as u32,
-                xid: outline.structure.xids.get(number).copied().unwrap_or(0),
+                xid: structure.xids.get(number).copied().unwrap_or(0),
                 prev,
                 info: kind.info,
                 rmgr: kind.rmgr,
                 crc: 0,
             };
-            prev = lsn;
-            body.extend_from_slice(&header.encode());
-            put_fragments(kind, plan, fields, &outline.structure.tables.relations, body)?;
-            let places = outline.structure.starts.get(number).and_then(|start| self.places.get(*start..));
-            let places = places.unwrap_or(&[]);
-            let content = |field: usize, body: &mut Vec<u8>| {
+            prev = outline.lsns.get(number).copied().unwrap_or(Lsn::ZERO);
+            let headers = match headers_of.get_mut(usize::from(structure.kinds[number])) {
+                Some(Some(known)) => &*known,
+                Some(none) => none.insert(KindHeaders::of(kind, plan, &structure.tables.relations)?),
+                None => break,
+            };
+            headers.put(&header, fields, record)?;
+            let places = structure.starts.get(number).and_then(|start| places.get(*start..)).unwrap_or(&[]);
+            let content = |field: usize, record: &mut Vec<u8>| {
                 let len = fields.get(field).copied().unwrap_or(0) as usize;
                 let start = places.get(field).copied().unwrap_or(0) as usize;
-                body.extend_from_slice(self.contents.get(start..start + len).unwrap_or(&[]));
+                record.extend_from_slice(contents.get(start..start + len).unwrap_or(&[]));
             };
             for block in &plan.blocks {
                 if block.image.is_some() {
                     let image = outline.images[next_image];
+                    let reference = outline.references[next_image];
                     let source = outline.sources[next_image];
-                    match source {
-                        ImageSource::Stored => body.extend_from_slice(stored.take(image.shape.len)?),
-                        ImageSource::Nothing => {
-                            body.extend_from_slice(differences.literals.take(image.shape.len)?)
+                    let hole = image.shape.hole;
+                    match (source, reference.origin) {
+                        (ImageSource::Stored, _) => record.extend_from_slice(stored.take(image.shape.len)?),
+                        (ImageSource::Base, origin) => {
+                            match pages.lend_page(&reference.block, check_of(origin), &mut room) {
+                                // Who vouches for it does not matter here: what comes of it has to have the frame's BLAKE3.
+                                Some((older, _)) => differences.image(hole, older, record)?,
+                                None => return Err(DeltaError::MissingPages(vec![missing_page(&reference)])),
+                            }
                         }
-                        ImageSource::Base => {
-                            let page = base.page(next_image);
-                            differences.image(image.shape.hole, page, body)?;
+                        (ImageSource::Image, Origin::Image { lsn: earlier_lsn }) => {
+                            let older = match latest.get(&reference.block).map(|at| outline.images[*at]) {
+                                None => cached_image(&reference, earlier_lsn, cache, &mut room)?,
+                                Some(earlier) if outline.lsns.get(earlier.record) == Some(&earlier_lsn) => {
+                                    let bytes = if earlier.record == number {
+                                        let start = earlier.start - stretch.start;
+                                        record.get(start..start + earlier.shape.len).unwrap_or(&[])
+                                    } else {
+                                        let end = earlier.start + earlier.shape.len;
+                                        dresser.dressed().bytes(earlier.start, end, &mut gathered)
+                                    };
+                                    page_of(bytes, earlier.shape.hole, &mut room);
+                                    &room
+                                }
+                                Some(_) => {
+                                    let (block, lsn) = (reference.block, reference.lsn);
+                                    return Err(DeltaError::MissingImage { block, image: earlier_lsn, lsn });
+                                }
+                            };
+                            differences.image(hole, older, record)?;
                         }
-                        ImageSource::Image => {
-                            let reference = outline.references[next_image];
-                            let mut page = [0; BLOCK_BYTES];
-                            let older = earlier_image(&reference, outline, &latest, body, cache, &mut page)?;
-                            differences.image(image.shape.hole, older, body)?;
+                        (ImageSource::Nothing | ImageSource::Image, _) => {
+                            record.extend_from_slice(differences.literals.take(image.shape.len)?)
                         }
                     }
                     if source != ImageSource::Stored {
@@ -240,83 +275,77 @@ impl FrameDecoder {
                     next_image += 1;
                 }
                 if let Some(data) = block.data {
-                    content(data, body);
+                    content(data, record);
                 }
             }
             if let Some(main) = plan.main {
-                content(main, body);
+                content(main, record);
             }
-            if let Some((head, rest)) = body
-                .get_mut(stretch.start..)
-                .and_then(|record| record.split_first_chunk_mut::<RECORD_HEADER_BYTES>())
-            {
-                header.crc = record_crc(rest, head);
-                *head = header.encode();
+            // The checksum covers the header last: with a copy of it behind, it is made in one go.
+            record.extend_from_within(..RECORD_CRC_AT);
+            header.crc = crc32c::crc32c(record.get(RECORD_HEADER_BYTES..).unwrap_or(&[]));
+            record.truncate(record.len() - RECORD_CRC_AT);
+            if let Some(crc) = record.get_mut(RECORD_CRC_AT..).and_then(|rest| rest.first_chunk_mut()) {
+                *crc = header.crc.to_le_bytes();
             }
+            dresser.pad(stretch.start);
+            dresser.put(*stretch, record)?;
+            switched = header.is_switch();
         }
-        body.resize(outline.body_len - outline.head.tail_len as usize, 0);
-        body.extend_from_slice(edges.take(outline.head.tail_len as usize)?);
+        dresser.pad(outline.body_len - tail_len);
+        dresser.put(unfinished, edges.take(tail_len)?)?;
+        let made = dresser.finish()?;
+        if made < raw_len && switched {
+            to.resize(raw_len, 0);
+        }
+        if to.len() != raw_len {
+            return Err(
+                FormatError::new("delta frame", 0, format!("{} bytes of WAL", to.len()), raw_len).into()
+            );
+        }
         let DifferenceReader { literal_lens, copy_lens, shifts, literals } = differences;
         for cursor in [literal_lens, copy_lens, shifts, literals, stored, edges] {
             cursor.finish()?;
         }
         Ok(())
     }
+}
 
-    /// Why what was decoded is not what was encoded: a page that is not the one the frame was made with, or the frame itself.
-    fn blame(&self, outline: &Outline, cache: &ImageCache) -> DeltaError {
-        for (number, reference) in outline.references.iter().enumerate() {
-            let (block, lsn) = (reference.block, reference.lsn);
-            match reference.origin {
-                Origin::Alone => {}
-                Origin::Base { check: expected } => {
-                    let found = page_check(self.base.page(number));
-                    if found != expected {
-                        return DeltaError::WrongPage { block, lsn, found, expected };
-                    }
+/// Why what was decoded is not what was encoded: a page that is not the one the frame was made with, or the frame itself.
+fn blame(outline: &Outline, cache: &ImageCache, pages: &mut dyn PageSource) -> DeltaError {
+    let mut room = [0; BLOCK_BYTES];
+    for reference in &outline.references {
+        let (block, lsn) = (reference.block, reference.lsn);
+        match reference.origin {
+            Origin::Alone => {}
+            Origin::Base { check: expected } => {
+                let found = pages.lend_page(&block, expected, &mut room).map(|(page, _)| page_check(page));
+                if let Some(found) = found.filter(|found| *found != expected) {
+                    return DeltaError::WrongPage { block, lsn, found, expected };
                 }
-                Origin::Image { lsn: image } => {
-                    let cached = cache.get(&block).filter(|cached| cached.lsn == image);
-                    if cached.is_some_and(|cached| cached.page(&mut [0; BLOCK_BYTES]).is_err()) {
-                        return DeltaError::RottenImage { block, image };
-                    }
+            }
+            Origin::Image { lsn: image } => {
+                let cached = cache.get(&block).filter(|cached| cached.lsn == image);
+                if cached.is_some_and(|cached| cached.page(&mut room).is_err()) {
+                    return DeltaError::RottenImage { block, image };
                 }
             }
         }
-        DeltaError::Differs { range: range_of(&outline.head) }
     }
-
-    fn raw(&self, outline: &Outline, raw: &mut Vec<u8>) -> Result<(), FormatError> {
-        let head = &outline.head;
-        let raw_len = head.raw_len as usize;
-        raw.reserve(raw_len);
-        raw.resize(outline.place.zero_len, 0);
-        let body_len = self.body.len();
-        let all = stretches(
-            head.head_len as usize,
-            &outline.records,
-            head.tail_len as usize,
-            head.rest_len,
-            body_len,
-        );
-        let exceptions = &outline.structure.tables.page_headers;
-        Expected::of(head)?.dress(outline.place, &self.body, &all, exceptions, raw)?;
-        let switched = outline.records.last().and_then(|last| self.body.get(last.start..)?.first_chunk());
-        if raw.len() < raw_len && switched.is_some_and(|header| RecordHeader::decode(header).is_switch()) {
-            raw.resize(raw_len, 0);
-        }
-        if raw.len() != raw_len {
-            return Err(FormatError::new("delta frame", 0, format!("{} bytes of WAL", raw.len()), raw_len));
-        }
-        Ok(())
-    }
+    DeltaError::Differs { range: range_of(&outline.head) }
 }
 
-/// The pages of the base that a frame refers to, by image.
-#[derive(Debug, Default)]
-struct BasePages {
-    pages: Vec<Box<Page>>,
-    places: Vec<usize>,
+/// Pages of the base that the frame of `outline` refers to and `pages` does not have, if there are any.
+fn all_missing(outline: &Outline, pages: &mut dyn PageSource) -> Option<Vec<MissingPage>> {
+    let mut room = [0; BLOCK_BYTES];
+    let of_base = outline.references.iter().filter(|made| matches!(made.origin, Origin::Base { .. }));
+    let missing: Vec<MissingPage> = of_base
+        .filter(|reference| {
+            pages.lend_page(&reference.block, check_of(reference.origin), &mut room).is_none()
+        })
+        .map(missing_page)
+        .collect();
+    (!missing.is_empty()).then_some(missing)
 }
 
 /// Zeros for every page.
@@ -329,57 +358,33 @@ impl PageSource for ZeroPages {
     }
 }
 
-static ZEROS: Page = [0; BLOCK_BYTES];
-
-impl BasePages {
-    fn page(&self, image: usize) -> &Page {
-        self.places.get(image).and_then(|place| self.pages.get(*place)).map_or(&ZEROS, |page| page)
-    }
-
-    /// Gets all that the frame of `outline` refers to. When some are missing, all of them are named.
-    fn fetch(&mut self, outline: &Outline, pages: &mut dyn PageSource) -> Result<(), DeltaError> {
-        self.places.clear();
-        let (mut missing, mut used) = (Vec::new(), 0);
-        for reference in &outline.references {
-            self.places.push(used);
-            let Origin::Base { .. } = reference.origin else { continue };
-            if used == self.pages.len() {
-                self.pages.push(Box::new([0; BLOCK_BYTES]));
-            }
-            let Some(page) = self.pages.get_mut(used) else { break };
-            used += 1;
-            // Who vouches for the page does not matter here: what comes of it has to have the frame's BLAKE3.
-            if pages.base_page(&reference.block, page).is_none() {
-                missing.push(MissingPage { block: reference.block, lsn: reference.lsn });
-            }
-        }
-        if missing.is_empty() { Ok(()) } else { Err(DeltaError::MissingPages(missing)) }
+/// The check of the page of the base that an image is made of.
+fn check_of(origin: Origin) -> u32 {
+    match origin {
+        Origin::Base { check } => check,
+        Origin::Alone | Origin::Image { .. } => 0,
     }
 }
 
-/// The earlier image that `reference` names: of this frame, or in the cache.
-fn earlier_image<'a>(
+fn missing_page(reference: &Reference) -> MissingPage {
+    MissingPage { block: reference.block, lsn: reference.lsn }
+}
+
+/// The image of an earlier frame that is `image` of the block of `reference`, with what records did to it since; zeros without a cache.
+fn cached_image<'a>(
     reference: &Reference,
-    outline: &Outline,
-    latest: &HashMap<BlockId, usize>,
-    body: &[u8],
+    image: Lsn,
     cache: Option<&'a ImageCache>,
-    page: &'a mut Page,
+    room: &'a mut Page,
 ) -> Result<&'a Page, DeltaError> {
-    let Origin::Image { lsn: image } = reference.origin else { return Ok(page) };
     let (block, lsn) = (reference.block, reference.lsn);
-    if let Some(number) = latest.get(&block) {
-        let earlier = outline.images[*number];
-        if outline.lsns.get(earlier.record) == Some(&image) {
-            page_of(earlier.bytes(body), earlier.shape.hole, page);
-            return Ok(page);
-        }
-        return Err(DeltaError::MissingImage { block, image, lsn });
-    }
-    let Some(cache) = cache else { return Ok(page) };
+    let Some(cache) = cache else {
+        room.fill(0);
+        return Ok(room);
+    };
     match cache.get(&block) {
         Some(cached) if cached.lsn == image => {
-            cached.unchecked_page(page).map_err(|Rotten| DeltaError::RottenImage { block, image })
+            cached.unchecked_page(room).map_err(|Rotten| DeltaError::RottenImage { block, image })
         }
         _ => Err(DeltaError::MissingImage { block, image, lsn }),
     }

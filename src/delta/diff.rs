@@ -93,6 +93,19 @@ pub struct Differ {
     table: Vec<u16>,
 }
 
+/// Where copies are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Search {
+    /// At the same place, or the distance of the copy before.
+    SamePlace,
+    /// Also where the search table has an equal word.
+    Moved,
+}
+
+/// An image that is searched for what was moved.
+#[derive(Debug)]
+struct TooManyLiterals;
+
 /// A literal run and a copy that are being put together.
 #[derive(Debug, Default)]
 struct Step {
@@ -112,12 +125,11 @@ impl Differ {
     pub fn put(&mut self, image: &[u8], hole: Hole, older: &Page, to: &mut Differences) {
         assert!(image.len() == hole.image_bytes(), "an image of {} bytes with {hole:?}", image.len());
         let before = to.mark();
-        self.run(image, hole, older, false, to);
-        let same_place = to.mark();
-        if same_place.0[3] - before.0[3] > SEARCH_FROM {
+        if self.run(image, hole, older, Search::SamePlace, to).is_err() {
             self.index(older);
             to.rewind(before);
-            self.run(image, hole, older, true, to);
+            let searched = self.run(image, hole, older, Search::Moved, to);
+            assert!(searched.is_ok(), "a search that was given up");
         }
     }
 
@@ -132,7 +144,17 @@ impl Differ {
         }
     }
 
-    fn run(&self, image: &[u8], hole: Hole, older: &Page, moved: bool, to: &mut Differences) {
+    /// Gives up as soon as an image in the same place has so many literals that moved bytes are searched for.
+    fn run(
+        &self,
+        image: &[u8],
+        hole: Hole,
+        older: &Page,
+        search: Search,
+        to: &mut Differences,
+    ) -> Result<(), TooManyLiterals> {
+        let moved = search == Search::Moved;
+        let literals_max = if moved { usize::MAX } else { to.literals.len() + SEARCH_FROM };
         let (mut step, mut shift, mut at) = (Step::default(), 0isize, 0);
         while at < image.len() {
             let (place, room) = hole.place(at);
@@ -170,6 +192,9 @@ impl Differ {
                     }
                     let run = unequal(span, older, place as isize + shift, moved.then_some(place));
                     to.literals.extend_from_slice(&span[..run]);
+                    if to.literals.len() > literals_max {
+                        return Err(TooManyLiterals);
+                    }
                     step.literals += run;
                     at += run;
                 }
@@ -178,6 +203,7 @@ impl Differ {
         if step.literals + step.copy > 0 {
             flush(&mut step, to);
         }
+        Ok(())
     }
 }
 
@@ -214,7 +240,7 @@ fn equal(span: &[u8], older: &Page, from: isize) -> Option<usize> {
     let (span, other) = (&span[..most], &other[..most]);
     let mut len = 0;
     let wide = span.as_chunks::<64>().0.iter().zip(other.as_chunks::<64>().0);
-    len += 64 * wide.take_while(|(a, b)| a == b).count();
+    len += 64 * wide.take_while(|(a, b)| same(a, b)).count();
     for (a, b) in span[len..].as_chunks::<8>().0.iter().zip(other[len..].as_chunks::<8>().0) {
         let differ = u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b);
         if differ != 0 {
@@ -224,6 +250,14 @@ fn equal(span: &[u8], older: &Page, from: isize) -> Option<usize> {
     }
     len += span[len..].iter().zip(&other[len..]).take_while(|(a, b)| a == b).count();
     Some(len)
+}
+
+/// Whether both are equal, by words: a call of `memcmp` for so few bytes costs more than it does.
+#[inline]
+fn same(a: &[u8; 64], b: &[u8; 64]) -> bool {
+    let words = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+    let differ = words.fold(0, |bits, (a, b)| bits | (u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b)));
+    differ == 0
 }
 
 /// How many first bytes of `span`, one at least, are not worth another look for a copy from `from` on; where moved tuples are

@@ -4,7 +4,7 @@ use super::block::{BlockId, Page, PageSource, Vouched, page_check, page_hash};
 use super::cache::{ImageCache, Rotten};
 use super::columns::{ColumnWriter, Columns};
 use super::diff::{Differ, Differences, page_of};
-use super::framing::{Expected, Mark, Positions};
+use super::framing::{Dressed, Expected, Mark, Positions};
 use super::keep::{KeptRecords, keep};
 use super::limits::{SECTIONS, SECTIONS_BYTES_MAX};
 use super::records::{ImageAt, RecordSplitter};
@@ -101,6 +101,15 @@ impl PageSource for &UsedPages {
     fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
         *page = *self.get(block)?;
         Some(Vouched::BySource)
+    }
+
+    fn lend_page<'a>(
+        &'a mut self,
+        block: &BlockId,
+        _expected: u32,
+        _room: &'a mut Page,
+    ) -> Option<(&'a Page, Vouched)> {
+        Some((self.get(block)?, Vouched::BySource))
     }
 }
 
@@ -322,7 +331,7 @@ impl FrameEncoder {
             lsns: &lsns,
             images: &self.splitter.images,
         };
-        keep(&records, body, parts.place, marks, cache)
+        keep(&records, Dressed::bare(body, parts.place), parts.place, marks, cache)
     }
 }
 

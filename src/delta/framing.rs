@@ -11,6 +11,8 @@ use crate::format::delta::{DeltaHead, PageHeaderEntry};
 use crate::format::record::Blob;
 use crate::wal::page::{LongHeader, PAGE_BYTES, PageStart};
 use crate::wal::{PageHeader, WalVersion};
+use std::iter::Peekable;
+use std::slice::Iter;
 
 /// A page header in a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +198,7 @@ impl Expected {
     }
 
     /// The headers at `marks`, where the records are `stretches`, in order.
-    pub fn headers<'a>(
+    fn headers<'a>(
         &'a self,
         place: Place,
         marks: &'a [Mark],
@@ -233,38 +235,205 @@ impl Expected {
         }
         exceptions
     }
+}
 
-    /// Puts `body` back among page headers; appends to `raw`, which holds the zeros before it.
-    pub fn dress(
-        &self,
+/// Puts a body back among page headers, as it grows.
+#[derive(Debug)]
+pub struct Dresser<'a> {
+    expected: Expected,
+    place: Place,
+    marks: &'a [Mark],
+    exceptions: Peekable<Iter<'a, PageHeaderEntry>>,
+    /// Headers that were put.
+    pages: usize,
+    /// Bytes of the body that were put.
+    body: usize,
+    raw: &'a mut Vec<u8>,
+}
+
+impl<'a> Dresser<'a> {
+    /// The range begins in `raw`, in place of what is there, with its zeros; its page headers will be at `marks`.
+    pub fn new(
+        expected: Expected,
         place: Place,
-        body: &[u8],
-        stretches: &[Stretch],
-        exceptions: &[PageHeaderEntry],
-        raw: &mut Vec<u8>,
-    ) -> Result<(), FormatError> {
-        let marks = place.marks(body.len());
-        let mut exceptions = exceptions.iter().peekable();
-        let mut done = 0;
-        for (page, (mark, header)) in marks.iter().zip(self.headers(place, &marks, stretches)).enumerate() {
-            raw.extend_from_slice(body.get(done..mark.body).unwrap_or(&[]));
-            done = mark.body;
-            match exceptions.next_if(|entry| entry.page as usize == page) {
-                None => raw.extend_from_slice(&header),
-                Some(entry) if entry.bytes.0.len() == mark.len => raw.extend_from_slice(&entry.bytes.0),
-                Some(entry) => {
-                    let found = format!("a page header of {} bytes", entry.bytes.0.len());
-                    return Err(FormatError::new("delta frame", page, found, format!("{}", mark.len)));
-                }
+        marks: &'a [Mark],
+        exceptions: &'a [PageHeaderEntry],
+        raw: &'a mut Vec<u8>,
+    ) -> Self {
+        raw.clear();
+        raw.resize(place.zero_len, 0);
+        Dresser { expected, place, marks, exceptions: exceptions.iter().peekable(), pages: 0, body: 0, raw }
+    }
+
+    /// Appends bytes of the body that are all of `stretch`, or the part of it that the body has.
+    pub fn put(&mut self, stretch: Stretch, mut bytes: &[u8]) -> Result<(), FormatError> {
+        while !bytes.is_empty() {
+            if let Some(mark) = self.marks.get(self.pages).filter(|mark| mark.body == self.body) {
+                let continues = stretch.begun || stretch.start < self.body;
+                let rest = if continues { stretch.end.saturating_sub(self.body) } else { 0 };
+                self.header(mark, rest as u32)?;
+            }
+            let room = self.marks.get(self.pages).map_or(usize::MAX, |next| next.body - self.body);
+            let (piece, rest) = bytes.split_at(room.min(bytes.len()));
+            self.raw.extend_from_slice(piece);
+            self.body += piece.len();
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Appends padding, which no page begins inside of, up to byte `at` of the body.
+    pub fn pad(&mut self, at: usize) {
+        let missing = at.saturating_sub(self.body);
+        self.raw.resize(self.raw.len() + missing, 0);
+        self.body += missing;
+    }
+
+    fn header(&mut self, mark: &Mark, rest: u32) -> Result<(), FormatError> {
+        let page = self.pages;
+        match self.exceptions.next_if(|entry| entry.page as usize == page) {
+            None => self.raw.extend_from_slice(&self.expected.header(self.place, mark, rest)),
+            Some(entry) if entry.bytes.0.len() == mark.len => self.raw.extend_from_slice(&entry.bytes.0),
+            Some(entry) => {
+                let found = format!("a page header of {} bytes", entry.bytes.0.len());
+                return Err(FormatError::new("delta frame", page, found, format!("{}", mark.len)));
             }
         }
-        raw.extend_from_slice(body.get(done..).unwrap_or(&[]));
-        match exceptions.next() {
-            None => Ok(()),
+        self.pages += 1;
+        Ok(())
+    }
+
+    /// What was put so far.
+    pub fn dressed(&self) -> Dressed<'_> {
+        Dressed::new(self.raw, self.place, self.marks)
+    }
+
+    /// Refuses headers of pages that the range does not have; returns the length of what was put.
+    pub fn finish(mut self) -> Result<usize, FormatError> {
+        match self.exceptions.next() {
+            None => Ok(self.raw.len()),
             Some(entry) => {
                 let found = format!("a header of page {}", entry.page);
-                Err(FormatError::new("delta frame", marks.len(), found, "pages in order, that the frame has"))
+                let expected = "pages in order, that the frame has";
+                Err(FormatError::new("delta frame", self.marks.len(), found, expected))
             }
         }
+    }
+}
+
+/// A body where it lies in the WAL, among page headers.
+#[derive(Debug, Clone)]
+pub struct Dressed<'a> {
+    raw: &'a [u8],
+    place: Place,
+    marks: &'a [Mark],
+    /// Headers before what was asked for last.
+    passed: usize,
+}
+
+impl<'a> Dressed<'a> {
+    /// The body of the range `raw`, whose page headers are at `marks`.
+    pub fn new(raw: &'a [u8], place: Place, marks: &'a [Mark]) -> Self {
+        Dressed { raw, place, marks, passed: 0 }
+    }
+
+    /// A body that was taken out of the WAL already.
+    pub fn bare(body: &'a [u8], place: Place) -> Self {
+        Dressed { raw: body, place: Place { zero_len: 0, ..place }, marks: &[], passed: 0 }
+    }
+
+    /// Bytes `start` to `end` of the body: where they are, or put together in `room` when a page header lies between. Quick for
+    /// those that come after what was asked for last. Nothing when the range has not so many.
+    pub fn bytes<'b>(&mut self, start: usize, end: usize, room: &'b mut Vec<u8>) -> &'b [u8]
+    where
+        'a: 'b,
+    {
+        let body_of = |number: usize| self.marks.get(number).map_or(usize::MAX, |mark| mark.body);
+        if self.passed > 0 && body_of(self.passed - 1) > start {
+            self.passed = 0;
+        }
+        while body_of(self.passed) <= start {
+            self.passed += 1;
+        }
+        let before = self.passed.checked_sub(1).and_then(|last| self.marks.get(last));
+        let at = before.map_or(self.place.zero_len + start, |mark| mark.raw + mark.len + start - mark.body);
+        if end <= body_of(self.passed) {
+            return self.raw.get(at..at + (end - start)).unwrap_or(&[]);
+        }
+        room.clear();
+        let (mut at, mut done) = (at, start);
+        for mark in self.marks.get(self.passed..).unwrap_or(&[]) {
+            if mark.body >= end {
+                break;
+            }
+            room.extend_from_slice(self.raw.get(at..mark.raw).unwrap_or(&[]));
+            (at, done) = (mark.raw + mark.len, mark.body);
+        }
+        room.extend_from_slice(self.raw.get(at..at + (end - done)).unwrap_or(&[]));
+        if room.len() == end - start { room } else { &[] }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    /// A body of three pages and more from the end of a segment on, dressed in pieces, and where its page headers are.
+    fn dressed(body: &[u8], piece: usize) -> (Place, Vec<u8>, Vec<Mark>) {
+        let start = Lsn::new((5 << 20) - 8192 - 1000);
+        let place = Place { start, segment_size: SegmentSize::new(1 << 20).unwrap(), zero_len: 0 };
+        let expected = Expected {
+            version: WalVersion::V16,
+            timeline: TimelineId(3),
+            system_id: SystemId(9),
+            removable: false,
+        };
+        let marks = place.marks(body.len());
+        let mut raw = vec![0xEE; 7];
+        let mut dresser = Dresser::new(expected, place, &marks, &[], &mut raw);
+        let whole = Stretch { start: 0, end: body.len(), begun: false };
+        body.chunks(piece).for_each(|bytes| dresser.put(whole, bytes).unwrap());
+        let len = dresser.finish().unwrap();
+        assert_eq!(len, raw.len());
+        (place, raw, marks)
+    }
+
+    fn body() -> Vec<u8> {
+        (0..30_000u32).map(|at| (at * at / 64) as u8).collect()
+    }
+
+    #[test]
+    fn a_body_dressed_in_pieces_is_stripped_again() {
+        let body = body();
+        let whole = dressed(&body, body.len());
+        for piece in [1, 7, 1000, 8192] {
+            let (place, raw, marks) = dressed(&body, piece);
+            assert!(raw == whole.1, "pieces of {piece}");
+            let (mut back, mut found) = (Vec::new(), Vec::new());
+            assert_eq!(place.strip(&raw, &mut back, &mut found), raw.len());
+            assert!(back == body && found == marks);
+            let header = PageHeader::decode(&raw[marks[1].raw..]).unwrap();
+            assert_eq!(header.starts_with, PageStart::Continuation((body.len() - marks[1].body) as u32));
+        }
+    }
+
+    #[test]
+    fn any_part_of_a_body_is_found_among_page_headers() {
+        let body = body();
+        let (place, raw, marks) = dressed(&body, 500);
+        assert_eq!((marks.len(), marks[1].len), (4, 40));
+        let edges = marks.iter().flat_map(|mark| [mark.body.saturating_sub(3), mark.body, mark.body + 3]);
+        let places: Vec<usize> = edges.chain([0, 1, body.len() - 1, body.len()]).collect();
+        let (mut among, mut bare, mut room) =
+            (Dressed::new(&raw, place, &marks), Dressed::bare(&body, place), Vec::new());
+        // Forward and back.
+        for start in &places {
+            for end in places.iter().filter(|end| *end >= start) {
+                assert!(among.bytes(*start, *end, &mut room) == &body[*start..*end], "{start} to {end}");
+                assert!(bare.bytes(*start, *end, &mut room) == &body[*start..*end], "{start} to {end}");
+            }
+        }
+        assert_eq!(among.bytes(29_000, 30_001, &mut room), &[] as &[u8]);
     }
 }

@@ -6,7 +6,7 @@
 use super::block::BlockId;
 use super::cache::ImageCache;
 use super::diff::page_of;
-use super::framing::{Mark, Place, Positions, Stretch};
+use super::framing::{Dressed, Mark, Place, Positions, Stretch};
 use super::history::{Change, NO_BLOCK};
 use super::records::ImageAt;
 use super::replay;
@@ -30,13 +30,14 @@ pub struct KeptRecords<'a> {
     pub images: &'a [ImageAt],
 }
 
-/// Keeps what `records` have of images, and what they do to pages. Images that are compressed are passed over.
+/// Keeps what `records` have of images, and what they do to pages. Images that are compressed are passed over. The records lie in
+/// `body`, in a range with page headers at `marks`.
 ///
 /// # Errors
 /// No room for it: `cache` is of no use any more, and empty.
 pub fn keep(
     records: &KeptRecords<'_>,
-    body: &[u8],
+    body: Dressed<'_>,
     place: Place,
     marks: &[Mark],
     cache: &mut ImageCache,
@@ -50,12 +51,13 @@ pub fn keep(
 
 fn try_keep(
     records: &KeptRecords<'_>,
-    body: &[u8],
+    mut body: Dressed<'_>,
     place: Place,
     marks: &[Mark],
     cache: &mut ImageCache,
 ) -> io::Result<()> {
     let mut positions = Positions::new(place, marks);
+    let mut room = Vec::new();
     let mut images = records.images.iter();
     for (number, (stretch, lsn)) in records.stretches.iter().zip(records.lsns).enumerate() {
         let structure = records.structure;
@@ -63,10 +65,14 @@ fn try_keep(
         if kind.blocks.is_empty() {
             continue;
         }
-        let fields = structure.fields_of(number);
+        let fields = structure.numbers(number, plan);
         let of = |field: usize| fields.get(field).copied().unwrap_or(0);
         let known = replay::knows(kind.rmgr);
+        if !known && plan.images.is_empty() {
+            continue;
+        }
         let main_len = plan.main.map_or(0, of) as usize;
+        let record = body.bytes(stretch.start, stretch.end, &mut room);
         let mut change = Change {
             version: records.version,
             end: Lsn::ZERO,
@@ -77,7 +83,7 @@ fn try_keep(
             init: false,
             blocks: [NO_BLOCK; 3],
             data: &[],
-            main: body.get(stretch.end.saturating_sub(main_len)..stretch.end).unwrap_or(&[]),
+            main: record.get(record.len().saturating_sub(main_len)..).unwrap_or(&[]),
         };
         if known {
             change.end = positions.lsn_behind(stretch.end + place.padding(stretch.end));
@@ -87,17 +93,19 @@ fn try_keep(
                 }
             }
         }
-        let mut at = stretch.start + plan.header_bytes;
+        let mut at = plan.header_bytes;
         for (block, plan) in kind.blocks.iter().zip(&plan.blocks) {
             let image = plan.image.and_then(|_| images.next());
-            at += image.map_or(0, |image| image.shape.len);
+            let image_len = image.map_or(0, |image| image.shape.len);
+            let image_bytes = record.get(at..at + image_len).unwrap_or(&[]);
+            at += image_len;
             let data_len = plan.data.map_or(0, of) as usize;
-            change.data = body.get(at..at + data_len).unwrap_or(&[]);
+            change.data = record.get(at..at + data_len).unwrap_or(&[]);
             at += data_len;
             match image {
                 Some(image) if image.shape.compressed => {}
                 Some(image) => cache.insert(image.shape.block, *lsn, |page| {
-                    page_of(image.bytes(body), image.shape.hole, page);
+                    page_of(image_bytes, image.shape.hole, page);
                 })?,
                 None if known => {
                     let Some(relation) = structure.tables.relations.get(usize::from(block.relation)) else {

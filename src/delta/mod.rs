@@ -3,7 +3,7 @@
 //!
 //! [`Encoder`] is fed with raw WAL in LSN order and hands out [`Frame`]s; [`FrameDecoder`] undoes them, in the same order, with the
 //! pages that a [`PageSource`] gives. The way of a frame: `walk` cuts the range and finds records, `framing` takes page headers
-//! off, `records` and `structure` take records apart, `columns` stores their contents, `diff` the images, `section` compresses;
+//! off, `records`, `structure` and `headers` take records apart, `columns` stores their contents, `diff` the images, `section` compresses;
 //! `encode` and `decode` put these together. What a frame leaves for later ones `keep` puts into `cache` (images) and `history` (what
 //! records did to their pages since), from which `replay`, with `heap` and `slots`, makes the page that a later image is near to.
 //!
@@ -19,6 +19,7 @@ mod encode;
 mod encoder;
 mod error;
 mod framing;
+mod headers;
 mod heap;
 mod history;
 mod keep;

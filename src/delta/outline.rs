@@ -111,7 +111,7 @@ pub fn outline(head: DeltaHead, sections: &SectionReader) -> Result<Outline, For
     at += place.padding(at);
     for record in 0..structure.kinds.len() {
         let len =
-            structure.kind_of(record).map_or(0, |(_, plan)| plan.record_len(structure.fields_of(record)));
+            structure.kind_of(record).map_or(0, |(_, plan)| plan.record_len(structure.numbers(record, plan)));
         let end = at as u64 + len;
         if end > raw_len as u64 {
             return refuse(format!("records of {end} bytes"), format!("{raw_len} at most"));
@@ -159,7 +159,10 @@ impl Outline {
         let mut from = Cursor::new("delta frame references", sections.section(SectionKind::References));
         for record in 0..self.records.len() {
             let Some((kind, plan)) = self.structure.kind_of(record) else { break };
-            let fields = self.structure.fields_of(record);
+            if plan.images.is_empty() {
+                continue;
+            }
+            let fields = self.structure.numbers(record, plan);
             let lsn = self.lsns.get(record).copied().unwrap_or(Lsn::ZERO);
             let mut start = self.records.get(record).map_or(0, |record| record.start) + plan.header_bytes;
             for (block, at) in kind.blocks.iter().zip(&plan.blocks) {

@@ -8,7 +8,6 @@ use super::varint::{self, Cursor};
 use crate::base::limits::{BLOCK_BYTES, WAL_FRAME_BYTES};
 use crate::format::FormatError;
 use crate::format::delta::{DeltaTables, KindBlock, MainForm, RecordKind};
-use crate::format::wal::RelationRef;
 use crate::wal::WalVersion;
 use crate::wal::record::RECORD_HEADER_BYTES;
 
@@ -56,6 +55,8 @@ pub struct FieldPlan {
     pub header_bytes: usize,
     /// Lengths of what has contents: data of each block that has some, then main data.
     pub slots: Vec<usize>,
+    /// Lengths of images.
+    pub images: Vec<usize>,
 }
 
 impl FieldPlan {
@@ -69,7 +70,8 @@ impl FieldPlan {
             }
             wanted.then_some(at)
         };
-        let (mut blocks, mut slots, mut header_bytes) = (Vec::new(), Vec::new(), RECORD_HEADER_BYTES);
+        let (mut blocks, mut slots, mut images) = (Vec::new(), Vec::new(), Vec::new());
+        let mut header_bytes = RECORD_HEADER_BYTES;
         for block in &kind.blocks {
             let at = next(true, 1).unwrap_or(0);
             let data = next(block.flags & flag::HAS_DATA != 0, 1);
@@ -82,6 +84,7 @@ impl FieldPlan {
             header_bytes +=
                 4 + 4 + relation + if image.is_some() { 5 } else { 0 } + if own_hole { 2 } else { 0 };
             slots.extend(data);
+            images.extend(image);
             blocks.push(BlockFields { block: at, data, image, hole });
         }
         header_bytes += if kind.origin.is_some() { 3 } else { 0 };
@@ -94,14 +97,14 @@ impl FieldPlan {
             MainForm::Long => 5,
         };
         slots.extend(main);
-        FieldPlan { blocks, top_xid, main, count, header_bytes, slots }
+        FieldPlan { blocks, top_xid, main, count, header_bytes, slots, images }
     }
 
     /// The length of a record with these numbers.
     pub fn record_len(&self, fields: &[u32]) -> u64 {
         let of = |at: usize| u64::from(fields.get(at).copied().unwrap_or(0));
-        let images: u64 = self.blocks.iter().filter_map(|block| block.image).map(of).sum();
-        self.header_bytes as u64 + images + self.slots.iter().map(|slot| of(*slot)).sum::<u64>()
+        let parts: u64 = self.slots.iter().chain(&self.images).map(|at| of(*at)).sum();
+        self.header_bytes as u64 + parts
     }
 }
 
@@ -147,7 +150,7 @@ pub struct Structure {
     pub kinds: Vec<u16>,
     /// The transaction of each.
     pub xids: Vec<u32>,
-    /// The numbers of all, record by record.
+    /// The numbers of all, those of a record together, and those of a kind's records in order.
     pub fields: Vec<u32>,
     /// Where the numbers of each record begin.
     pub starts: Vec<usize>,
@@ -156,11 +159,10 @@ pub struct Structure {
 }
 
 impl Structure {
-    /// The numbers of record `record`.
-    pub fn fields_of(&self, record: usize) -> &[u32] {
+    /// The numbers of record `record`, whose plan is `plan`.
+    pub fn numbers(&self, record: usize, plan: &FieldPlan) -> &[u32] {
         let start = self.starts.get(record).copied().unwrap_or(0);
-        let end = self.starts.get(record + 1).copied().unwrap_or(self.fields.len());
-        self.fields.get(start..end).unwrap_or(&[])
+        self.fields.get(start..start + plan.count).unwrap_or(&[])
     }
 
     /// The records of each kind, in order.
@@ -304,29 +306,33 @@ impl Structure {
     }
 
     fn read_numbers(&mut self, by_kind: &ByKind, numbers: &[u8]) -> Result<(), FormatError> {
-        let mut total = 0usize;
-        for kind in &self.kinds {
-            self.starts.push(total);
-            total += self.plans.get(usize::from(*kind)).map_or(0, |plan| plan.count);
-        }
+        let total: usize =
+            by_kind.iter().zip(&self.plans).map(|(records, plan)| records.len() * plan.count).sum();
         // Every number takes a byte at least, so no count makes us reserve more than four times what is there.
         if total > numbers.len() {
             let found = format!("{} bytes of numbers", numbers.len());
             return Err(FormatError::new("delta frame", 0, found, format!("{total} numbers")));
         }
         self.fields.resize(total, 0);
+        self.starts.resize(self.kinds.len(), 0);
         let mut from = Cursor::new("delta frame numbers", numbers);
+        let (mut start, mut rest) = (0, self.fields.as_mut_slice());
         for (records, plan) in by_kind.iter().zip(&self.plans) {
-            for column in 0..plan.count {
-                let mut last = 0;
-                for record in records {
-                    last = from.after(last)?;
-                    let start = self.starts.get(*record as usize).copied().unwrap_or(0);
-                    if let Some(field) = self.fields.get_mut(start + column) {
-                        *field = last;
-                    }
+            for (turn, record) in records.iter().enumerate() {
+                if let Some(to) = self.starts.get_mut(*record as usize) {
+                    *to = start + turn * plan.count;
                 }
             }
+            let (of_kind, others) = rest.split_at_mut(records.len() * plan.count);
+            for column in 0..plan.count {
+                let mut last = 0;
+                for field in of_kind.iter_mut().skip(column).step_by(plan.count) {
+                    last = from.after(last)?;
+                    *field = last;
+                }
+            }
+            start += of_kind.len();
+            rest = others;
         }
         from.finish()
     }
@@ -351,70 +357,4 @@ fn read_xids(bytes: &[u8], count: usize) -> Result<Vec<u32>, FormatError> {
     }
     from.finish()?;
     Ok(xids)
-}
-
-/// Appends the fragment headers of a record.
-pub fn put_fragments(
-    kind: &RecordKind,
-    plan: &FieldPlan,
-    fields: &[u32],
-    relations: &[RelationRef],
-    to: &mut Vec<u8>,
-) -> Result<(), FormatError> {
-    let of = |at: usize| fields.get(at).copied().unwrap_or(0);
-    let short = |at: usize| {
-        let value = of(at);
-        u16::try_from(value)
-            .map_err(|_| FormatError::new("delta frame numbers", at, value, "a number of 16 bits"))
-    };
-    for (block, at) in kind.blocks.iter().zip(&plan.blocks) {
-        to.extend_from_slice(&[block.id, block.flags]);
-        let data_len = at.data.map_or(Ok(0), short)?;
-        to.extend_from_slice(&data_len.to_le_bytes());
-        if let Some(image) = at.image {
-            to.extend_from_slice(&short(image)?.to_le_bytes());
-            to.extend_from_slice(&short(image + 1)?.to_le_bytes());
-            to.push(block.image_info);
-            if let Some(hole) = at.hole {
-                to.extend_from_slice(&short(hole)?.to_le_bytes());
-            }
-        }
-        if block.flags & flag::SAME_RELATION == 0 {
-            let relation = relations.get(usize::from(block.relation)).ok_or_else(|| {
-                FormatError::new(
-                    "delta frame kind",
-                    0,
-                    format!("relation {}", block.relation),
-                    "one in the table",
-                )
-            })?;
-            for number in [relation.tablespace, relation.database, relation.relation] {
-                to.extend_from_slice(&number.to_le_bytes());
-            }
-        }
-        to.extend_from_slice(&of(at.block).to_le_bytes());
-    }
-    if let Some(origin) = kind.origin {
-        to.push(253);
-        to.extend_from_slice(&origin.to_le_bytes());
-    }
-    if let Some(top_xid) = plan.top_xid {
-        to.push(252);
-        to.extend_from_slice(&of(top_xid).to_le_bytes());
-    }
-    if let Some(main) = plan.main {
-        match kind.main {
-            MainForm::Long => {
-                to.push(254);
-                to.extend_from_slice(&of(main).to_le_bytes());
-            }
-            _ => {
-                let len = u8::try_from(of(main)).map_err(|_| {
-                    FormatError::new("delta frame numbers", main, of(main), "a length of 8 bits")
-                })?;
-                to.extend_from_slice(&[255, len]);
-            }
-        }
-    }
-    Ok(())
 }

@@ -61,29 +61,22 @@ pub struct Parts {
 impl Parts {
     /// Head, records and tail as page headers see them.
     pub fn stretches(&self, body_len: usize) -> Vec<Stretch> {
-        stretches(self.head_len, &self.records, self.tail_len, self.rest_len, body_len)
+        let [head, tail] = edge_stretches(self.head_len, self.tail_len, self.rest_len, body_len);
+        let mut all = Vec::with_capacity(self.records.len() + 2);
+        all.push(head);
+        all.extend_from_slice(&self.records);
+        all.push(tail);
+        all
     }
 }
 
-/// Head, records and tail as page headers see them, in a body of `body_len` bytes.
-pub fn stretches(
-    head_len: usize,
-    records: &[Stretch],
-    tail_len: usize,
-    rest_len: u32,
-    body_len: usize,
-) -> Vec<Stretch> {
-    let mut all = Vec::with_capacity(records.len() + 2);
+/// Head and tail as page headers see them, in a body of `body_len` bytes; empty where there is none.
+pub fn edge_stretches(head_len: usize, tail_len: usize, rest_len: u32, body_len: usize) -> [Stretch; 2] {
     let beyond = body_len + rest_len as usize;
-    if head_len > 0 {
-        let end = if head_len == body_len { beyond } else { head_len };
-        all.push(Stretch { start: 0, end, begun: true });
-    }
-    all.extend_from_slice(records);
-    if tail_len > 0 {
-        all.push(Stretch { start: body_len - tail_len, end: beyond, begun: false });
-    }
-    all
+    let goes_on = head_len > 0 && head_len == body_len;
+    let head = Stretch { start: 0, end: if goes_on { beyond } else { head_len }, begun: true };
+    let tail = Stretch { start: body_len - tail_len, end: beyond, begun: false };
+    [head, if tail_len > 0 { tail } else { Stretch { start: body_len, end: body_len, begun: false } }]
 }
 
 /// A range that makes one frame.

@@ -45,16 +45,30 @@ impl DataDirectory {
         let hash = page_hash(&PAGE_KEY, &page);
         Some((page, hash))
     }
-}
 
-impl PageSource for DataDirectory {
-    fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
+    fn page(&mut self, block: &BlockId) -> Option<(&Page, Vouched)> {
         if !self.pages.contains_key(block) {
             let found = self.read(block);
             self.pages.insert(*block, found);
         }
         let (kept, hash) = self.pages.get(block)?.as_ref()?;
-        *page = **kept;
-        Some(Vouched::ByHash(*hash))
+        Some((kept, Vouched::ByHash(*hash)))
+    }
+}
+
+impl PageSource for DataDirectory {
+    fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
+        let (kept, vouched) = self.page(block)?;
+        *page = *kept;
+        Some(vouched)
+    }
+
+    fn lend_page<'a>(
+        &'a mut self,
+        block: &BlockId,
+        _expected: u32,
+        _room: &'a mut Page,
+    ) -> Option<(&'a Page, Vouched)> {
+        self.page(block)
     }
 }

@@ -115,6 +115,29 @@ fn missing_pages_are_all_named_and_can_be_listed_before() {
 }
 
 #[test]
+fn missing_pages_are_named_before_an_image_that_is_not_there() {
+    let mut encoder = encoder();
+    let mut synth = Synth::new(WalVersion::V15, mib(1), SystemId(7), TimelineId(1), START);
+    let frames = [&[0u32][..], &[0, 1, 2]].map(|numbers| {
+        for number in numbers {
+            synth.record(0, 0xB0, 0, &image_body(*number, &made_page(*number), 0, 2));
+        }
+        encoder.feed(&synth.take());
+        match encoder.flush_frame(&mut Made::default()).unwrap().body {
+            FrameBody::Delta(bytes, _) => bytes,
+            FrameBody::Plain(_, surprise) => panic!("plain: {surprise:?}"),
+        }
+    });
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(64));
+    let without = Made { without: Some(2), ..Made::default() };
+    let error = decode(&mut decoder, &frames[1], &mut cache, without).unwrap_err();
+    let DeltaError::MissingPages(missing) = error else { panic!("{error}") };
+    assert_eq!(missing.iter().map(|page| page.block).collect::<Vec<_>>(), [block(2)]);
+    let error = decode(&mut decoder, &frames[1], &mut cache, Made::default()).unwrap_err();
+    assert!(matches!(error, DeltaError::MissingImage { block: found, .. } if found == block(0)), "{error}");
+}
+
+#[test]
 fn an_image_that_is_not_in_the_cache_is_named() {
     let [(_, first), (wal, second)] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
     let mut decoder = FrameDecoder::new();

@@ -174,6 +174,33 @@ fn a_record_over_many_frames_is_kept_and_reading_goes_on_behind_it() {
 }
 
 #[test]
+fn an_image_refers_to_one_before_it_in_the_same_record_or_frame() {
+    for version in WalVersion::ALL.iter() {
+        let start = Lsn::new(1 << 32);
+        let mut synth = Synth::new(*version, mib(1), SystemId(7), TimelineId(1), start);
+        for turn in 0..6u8 {
+            let mut pages = [made_page(1), made_page(1)];
+            pages[0][100..140].fill(turn);
+            pages[1][100..150].fill(turn + 1);
+            // Two block references of one block, each with an image.
+            let mut body = Vec::new();
+            for id in 0..2u8 {
+                let whole = image_body(1, &pages[0], 0, 0);
+                body.push(id);
+                body.extend(&whole[1..whole.len() - 8192]);
+            }
+            pages.iter().for_each(|page| body.extend(page));
+            synth.record(0, 0xB0, 0, &body);
+        }
+        let wal = synth.take();
+        let options = bed::options(mib(1));
+        let outcome = bed::round_trip(options, start, &wal, wal.len(), 1, &mut Made::default());
+        assert_eq!(outcome.surprises, []);
+        assert_eq!((outcome.stats.images_base, outcome.stats.images_image), (1, 11));
+    }
+}
+
+#[test]
 fn zeros_after_a_switch_cost_nothing() {
     let steps = [Step::Commit { xid: 3, micros: 5 }, Step::Switch, Step::Commit { xid: 4, micros: 6 }];
     let start = Lsn::new(1 << 32);
