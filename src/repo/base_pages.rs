@@ -54,18 +54,7 @@ pub struct BasePages {
     /// By tablespace: the folder of this version in it, if the backup has one.
     folders: HashMap<u32, Option<String>>,
     store: ChunkStore,
-    stats: BaseStats,
-}
-
-/// What was asked of the pages of a backup.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct BaseStats {
-    /// Pages that were wanted.
-    pub wanted: u64,
-    /// Of these, given.
-    pub given: u64,
-    /// Chunks read for that.
-    pub chunks_read: u64,
+    chunks_read: u64,
 }
 
 impl BasePages {
@@ -91,7 +80,7 @@ impl BasePages {
             file_chunks: 0,
             folders: HashMap::new(),
             store: ChunkStore::new(cluster, chunks_max.max(CHUNKS_MIN), page_key)?,
-            stats: BaseStats::default(),
+            chunks_read: 0,
         })
     }
 
@@ -100,9 +89,9 @@ impl BasePages {
         &self.backup
     }
 
-    /// What was asked so far.
-    pub fn stats(&self) -> BaseStats {
-        self.stats
+    /// Chunks read so far.
+    pub fn chunks_read(&self) -> u64 {
+        self.chunks_read
     }
 
     /// Gets the chunks that hold `blocks`, of those not at hand at most `reads_max`: such as hold the most of them first.
@@ -137,7 +126,7 @@ impl BasePages {
             self.chunks.fetch(batch, Arc::new(deliver)).await?;
             for (id, bytes) in std::mem::take(&mut *read.lock().unwrap_or_else(PoisonError::into_inner)) {
                 self.store.put(id, &bytes)?;
-                self.stats.chunks_read += 1;
+                self.chunks_read += 1;
             }
         }
         Ok(())
@@ -242,11 +231,21 @@ fn file_of(block: &BlockId) -> FileId {
 
 impl PageSource for BasePages {
     fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
-        self.stats.wanted += 1;
         let (chunk, number) = self.place(block)?;
-        let hash = self.store.page(&chunk, number, page)?;
-        self.stats.given += 1;
+        let (found, hash) = self.store.lend(&chunk, number)?;
+        *page = *found;
         Some(Vouched::ByHash(hash))
+    }
+
+    fn lend_page<'a>(
+        &'a mut self,
+        block: &BlockId,
+        _expected: u32,
+        _room: &'a mut Page,
+    ) -> Option<(&'a Page, Vouched)> {
+        let (chunk, number) = self.place(block)?;
+        let (page, hash) = self.store.lend(&chunk, number)?;
+        Some((page, Vouched::ByHash(hash)))
     }
 }
 
@@ -329,12 +328,12 @@ impl ChunkStore {
         Ok(())
     }
 
-    /// Copies page `number` of `chunk` into `page`, and gives the hash that it had.
-    fn page(&self, chunk: &ChunkId, number: usize, page: &mut Page) -> Option<[u8; 32]> {
+    /// Page `number` of `chunk`, and the hash that it had.
+    fn lend(&self, chunk: &ChunkId, number: usize) -> Option<(&Page, [u8; 32])> {
         let place = self.places.get(chunk).filter(|place| number < place.pages)?;
         let at = place.slot * CHUNK_BYTES + number * BLOCK_BYTES;
-        *page = *self.memory.bytes().get(at..)?.first_chunk()?;
-        self.hashes.get(place.slot * PAGES_PER_CHUNK + number).copied()
+        let page = self.memory.bytes().get(at..)?.first_chunk()?;
+        Some((page, *self.hashes.get(place.slot * PAGES_PER_CHUNK + number)?))
     }
 
     /// Lets the chunk go that was not wanted for the longest; its place is free.

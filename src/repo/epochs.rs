@@ -7,13 +7,48 @@ use super::base_pages::{BasePages, CHUNKS_MIN};
 use super::cluster::Cluster;
 use super::error::RepoError;
 use crate::base::limits::BLOCK_BYTES;
-use crate::base::{Lsn, LsnRange, ObjectId, ObjectKey};
-use crate::delta::{BlockId, DeltaError, FrameDecoder, ImageCache, NoBase};
+use crate::base::{BackupId, Lsn, LsnRange, ObjectId, ObjectKey};
+use crate::delta::{BlockId, DeltaError, FrameDecoder, ImageCache, Page, PageSource, Vouched};
 use crate::format::wal::{DeltaEpoch, WalDeltas};
 use futures_util::future::BoxFuture;
 
 /// What is decoded is held against the frame's own hash: those of pages are not looked at.
 const NO_KEY: [u8; 32] = [0; 32];
+
+/// Pages of a backup that are at hand somewhere else than in the repository.
+pub trait NearPages: Send + std::fmt::Debug {
+    /// The backup.
+    fn backup(&self) -> &BackupId;
+
+    /// Puts the page of `block` into `page`, if it has `check` as its check.
+    fn page(&mut self, block: &BlockId, check: u32, page: &mut Page) -> bool;
+}
+
+/// Where pages of a base come from: those at hand first.
+struct Pages<'a> {
+    near: Option<&'a mut dyn NearPages>,
+    base: Option<&'a mut BasePages>,
+}
+
+impl PageSource for Pages<'_> {
+    fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
+        self.base.as_mut()?.base_page(block, page)
+    }
+
+    fn lend_page<'a>(
+        &'a mut self,
+        block: &BlockId,
+        expected: u32,
+        room: &'a mut Page,
+    ) -> Option<(&'a Page, Vouched)> {
+        if let Some(near) = &mut self.near
+            && near.page(block, expected, room)
+        {
+            return Some((room, Vouched::BySource));
+        }
+        self.base.as_mut()?.lend_page(block, expected, room)
+    }
+}
 
 /// Decodes the frames of one epoch in order.
 #[derive(Debug)]
@@ -59,15 +94,16 @@ impl EpochDecoder {
         &mut self,
         deltas: &WalDeltas,
         key: &ObjectKey,
+        mut near: Option<&mut (dyn NearPages + 'static)>,
         frame: &[u8],
     ) -> Result<(LsnRange, Vec<u8>), RepoError> {
         let mut wal = Vec::new();
-        let mut decoded = self.try_decode(deltas, frame, &mut wal);
+        let mut decoded = self.try_decode(deltas, near.as_deref_mut(), frame, &mut wal);
         if let Err(DeltaError::MissingPages(pages)) = &decoded {
             let blocks: Vec<BlockId> = pages.iter().map(|page| page.block).collect();
             self.fetch(deltas, key, &blocks).await?;
             // What is missing still is missing for good.
-            decoded = self.try_decode(deltas, frame, &mut wal);
+            decoded = self.try_decode(deltas, near, frame, &mut wal);
         }
         let range = decoded.map_err(|error| explained(key, deltas, error))?;
         self.next = range.end;
@@ -82,13 +118,16 @@ impl EpochDecoder {
     fn try_decode(
         &mut self,
         deltas: &WalDeltas,
+        near: Option<&mut (dyn NearPages + 'static)>,
         frame: &[u8],
         wal: &mut Vec<u8>,
     ) -> Result<LsnRange, DeltaError> {
-        match self.base.as_mut().filter(|base| Some(base.backup()) == deltas.base.as_ref()) {
-            Some(base) => self.decoder.decode(frame, &mut self.cache, base, wal),
-            None => self.decoder.decode(frame, &mut self.cache, &mut NoBase, wal),
-        }
+        let of_base = |backup: &BackupId| Some(backup) == deltas.base.as_ref();
+        let mut pages = Pages {
+            near: near.filter(|near| of_base(near.backup())).map(|near| near as &mut dyn NearPages),
+            base: self.base.as_mut().filter(|base| of_base(base.backup())),
+        };
+        self.decoder.decode(frame, &mut self.cache, &mut pages, wal)
     }
 
     /// Boxed, so that the compiler can tell that it is [`Send`].

@@ -6,7 +6,7 @@ mod piece;
 pub use piece::{check_segment, open_segment};
 
 use super::cluster::{Cluster, object_is_gone};
-use super::epochs::EpochDecoder;
+use super::epochs::{EpochDecoder, NearPages};
 use super::error::RepoError;
 use super::layout;
 use super::walmap::{self, WalMap, WalPiece, WalSource};
@@ -41,6 +41,7 @@ pub struct WalReader {
     reading: Reading,
     open: Option<OpenPiece>,
     epoch: Option<EpochDecoder>,
+    near: Option<Box<dyn NearPages>>,
     /// Decodes what needs no epoch.
     decoder: FrameDecoder,
     /// The delta frame decoded last: what is read of it in parts is decoded once.
@@ -56,7 +57,13 @@ impl WalReader {
     /// Reads what `map` covers.
     pub fn reading(cluster: Cluster, map: WalMap, reading: Reading) -> WalReader {
         let decoder = FrameDecoder::new();
-        WalReader { cluster, map, reading, open: None, epoch: None, decoder, decoded: None }
+        WalReader { cluster, map, reading, open: None, epoch: None, near: None, decoder, decoded: None }
+    }
+
+    /// Takes pages of a backup from `near` where it can.
+    pub fn with_near_pages(mut self, near: Box<dyn NearPages>) -> WalReader {
+        self.near = Some(near);
+        self
     }
 
     /// What it covers; newer after a read that had to look again.
@@ -165,7 +172,9 @@ impl WalReader {
             let Some(OpenPiece::Segment(segment)) = &mut self.open else {
                 unreachable!("a segment of the epoch was found at {from}")
             };
-            if let Some(decoded) = segment.decode_epoch(&self.cluster, decoder, at).await? {
+            if let Some(decoded) =
+                segment.decode_epoch(&self.cluster, decoder, self.near.as_deref_mut(), at).await?
+            {
                 return Ok(Some(decoded));
             }
         }

@@ -9,6 +9,7 @@ use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId};
 use crate::format::index::BackupEntry;
 use crate::format::root::GenerationRecord;
 use crate::repo::backups::state_now;
+use crate::repo::epochs::NearPages;
 use crate::repo::walmap::Snapshot;
 use crate::repo::walread::Reading;
 use crate::repo::{Cluster, RepoError, WalMap, WalReader, WalSource, chain};
@@ -116,6 +117,11 @@ impl PathReader {
         let runs = coverage.runs.iter().flat_map(|run| &run.spans);
         let spans = runs.map(|span| (span.range, span.piece.timeline)).collect();
         PathReader { reader: WalReader::reading(cluster.clone(), loaded.wal.clone(), reading), spans }
+    }
+
+    /// Takes pages of a backup from `near` where it can.
+    pub fn with_near_pages(self, near: Box<dyn NearPages>) -> Self {
+        PathReader { reader: self.reader.with_near_pages(near), ..self }
     }
 
     /// Whether any of the WAL stands as delta frames, which are decoded in order.

@@ -3,7 +3,7 @@
 
 use super::error::RestoreError;
 use super::lineage::{Leg, TimelinePath};
-use crate::base::{ClusterName, Generation, Lsn, LsnRange, SegmentSize, TimelineId};
+use crate::base::{BackupId, ClusterName, Generation, Lsn, LsnRange, SegmentSize, TimelineId};
 use crate::disk::SecretSource;
 use serde::Deserialize;
 use std::fmt::Write;
@@ -53,6 +53,8 @@ pub struct RecoveryFile {
     pub cluster: ClusterName,
     /// Its generation.
     pub generation: Generation,
+    /// The backup that was restored.
+    pub backup: BackupId,
     /// Its WAL segment size.
     pub segment_size: SegmentSize,
     /// The WAL that recovery reads.
@@ -80,6 +82,7 @@ impl RecoveryFile {
         line(to, "data_dir", path_text(&self.data_dir)?);
         line(to, "cluster", quoted(self.cluster.as_str()));
         line(to, "generation", self.generation);
+        line(to, "backup", quoted(self.backup.as_str()));
         line(to, "segment_size", self.segment_size.bytes());
         line(to, "wal_start", quoted(&self.wal.start.to_string()));
         line(to, "wal_end", quoted(&self.wal.end.to_string()));
@@ -153,6 +156,7 @@ impl RecoveryFile {
             },
             cluster: raw.cluster.parse().map_err(|error: crate::base::ids::IdError| error.to_string())?,
             generation: Generation(raw.generation),
+            backup: raw.backup.parse().map_err(|error: crate::base::ids::IdError| error.to_string())?,
             segment_size: SegmentSize::new(raw.segment_size).map_err(|error| error.to_string())?,
             wal: LsnRange::new(start, end),
             durable_end: lsn(&raw.durable_end)?,
@@ -197,6 +201,7 @@ struct Raw {
     data_dir: PathBuf,
     cluster: String,
     generation: u32,
+    backup: String,
     segment_size: u64,
     wal_start: String,
     wal_end: String,
@@ -280,6 +285,7 @@ mod tests {
             },
             cluster: "shop".parse().unwrap(),
             generation: Generation(2),
+            backup: "20261122T195501Z".parse().unwrap(),
             segment_size: SegmentSize::DEFAULT,
             wal: LsnRange::new(Lsn::new(0x400_0000), Lsn::new(0x600_2000)),
             durable_end: Lsn::new(0x600_3000),

@@ -153,6 +153,7 @@ async fn draw_up(
         repository,
         cluster: cluster.name().clone(),
         generation: resolution.backup.generation,
+        backup: resolution.backup.id.clone(),
         segment_size: loaded.archive.segment_size,
         wal: resolution.wal,
         durable_end: resolution.durable_end,

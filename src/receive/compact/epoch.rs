@@ -295,7 +295,7 @@ impl EpochEncoder {
             None => self.encoder.flush_frame(&mut NoBase),
             Some(base) => {
                 let blocks = self.encoder.base_blocks();
-                let before = base.stats().chunks_read;
+                let before = base.chunks_read();
                 match base.prepare(&blocks, self.base_reads).await {
                     Ok(()) => {}
                     // What is at hand does; of the rest, images are whole.
@@ -304,7 +304,7 @@ impl EpochEncoder {
                     }
                     Err(error) => return Err(error),
                 }
-                let read = (base.stats().chunks_read - before) as usize;
+                let read = (base.chunks_read() - before) as usize;
                 self.base_reads =
                     (self.base_reads.saturating_sub(read) + BASE_READS_PER_MIB).min(BASE_READS_SAVED_MAX);
                 self.encoder.flush_frame(base)

@@ -11,7 +11,7 @@ use crate::format::header::{HEADER_BYTES, ObjectKind};
 use crate::format::index::WalEntry;
 use crate::format::wal::WalDeltas;
 use crate::repo::cluster::Cluster;
-use crate::repo::epochs::EpochDecoder;
+use crate::repo::epochs::{EpochDecoder, NearPages};
 use crate::repo::error::RepoError;
 use crate::repo::layout;
 use crate::repo::walmap::{WalPiece, WalSource};
@@ -220,6 +220,7 @@ impl OpenSegment {
         &mut self,
         cluster: &Cluster,
         decoder: &mut EpochDecoder,
+        mut near: Option<&mut (dyn NearPages + 'static)>,
         at: Lsn,
     ) -> Result<Option<Decoded>, RepoError> {
         let deltas = self.deltas()?.clone();
@@ -236,7 +237,7 @@ impl OpenSegment {
             }
             let chunk = entry.chunk;
             let frame = self.delta(cluster, number).await?;
-            let (range, wal) = decoder.decode(&deltas, &self.key, &frame).await?;
+            let (range, wal) = decoder.decode(&deltas, &self.key, near.as_deref_mut(), &frame).await?;
             if range != lies || cluster.repo().keys().chunk_id_key().chunk_id(&wal) != chunk {
                 let reason = format!("frame {number} is not the WAL {lies} that its directory says");
                 return Err(RepoError::damage(&self.key, reason));

@@ -51,6 +51,7 @@ impl Bed {
             },
             cluster: "shop".parse().unwrap(),
             generation: Generation(1),
+            backup: "20261122T195501Z".parse().unwrap(),
             segment_size: SegmentSize::DEFAULT,
             wal: LsnRange::new(Lsn::ZERO, Lsn::MAX),
             durable_end: Lsn::MAX,

@@ -1,5 +1,6 @@
 //! The repository as the server sees it: opened at the first question, looked at anew when something newer is asked for.
 
+use super::pages::RestoredPages;
 use super::stage::{Archive, Trouble};
 use crate::base::{Env, Lsn, LsnRange, TimelineId};
 use crate::format::index::WalEntry;
@@ -87,7 +88,11 @@ impl RepoArchive {
         let own = kept.index.histories.iter().filter(|history| history.generation == self.file.generation);
         let histories =
             own.map(|history| (history.timeline, Bytes::from(history.content.0.clone()))).collect();
-        let reader = || PathReader::new(&cluster, &loaded, &self.file.path, Reading::Exact);
+        let reader = || {
+            let pages = RestoredPages::new(self.file.backup.clone(), self.file.data_dir.clone());
+            PathReader::new(&cluster, &loaded, &self.file.path, Reading::Exact)
+                .with_near_pages(Box::new(pages))
+        };
         let first = reader();
         let run = run(&first, &loaded, &self.file)?;
         let turn = first.has_deltas().then(Arc::default);
