@@ -83,6 +83,12 @@ fn every_byte_comes_back_and_a_restore_is_exact_on_every_version() {
         // Changes that no base knows.
         pg.sql("CREATE TABLE other AS SELECT a, b FROM t; CREATE INDEX ON other (b)");
         change(&pg, 2);
+        // Files that the base has become others: shorter, new under the old name, gone.
+        pg.sql("VACUUM FULL t");
+        pg.sql("TRUNCATE other");
+        pg.sql("CREATE DATABASE second");
+        change(&pg, 3);
+        pg.sql("DROP TABLE other");
         compact(&place, &pg);
 
         let found = snapshot(&place);
@@ -104,7 +110,7 @@ fn every_byte_comes_back_and_a_restore_is_exact_on_every_version() {
         let wanted = contents(&pg);
         let info = place.json(&["info"])["clusters"][0]["wal"]["deltas"].clone();
         assert_eq!(info["images"].as_u64(), Some(images), "{info}");
-        assert!(info["hit_rate"].as_f64().unwrap() > 0.75 && info["base"] == id.to_string(), "{info}");
+        assert!(info["hit_rate"].as_f64().unwrap() > 0.5 && info["base"] == id.to_string(), "{info}");
         place.ok(&["verify"]);
         let restored = place.restored(major, "restored", &["--latest"]);
         assert_eq!(contents(&restored), wanted, "PostgreSQL {major}");
@@ -203,6 +209,13 @@ fn damage_of_a_backup_and_of_a_segment_is_named_with_the_wal_that_it_costs() {
     fs::remove_file(place.path("repo").join(&key)).unwrap();
     fs::write(place.path("repo").join(&key), &whole).unwrap();
     place.ok(&["verify"]);
+
+    // The backup itself.
+    let manifest = place.path("repo").join(layout::manifest(&cluster, &found.index.backups[0].id).as_str());
+    fs::rename(&manifest, place.path("manifest")).unwrap();
+    let text = verify_fails(&place);
+    assert!(text.contains("it needs pages of backup") && text.contains("cannot be decoded"), "{text}");
+    fs::rename(place.path("manifest"), &manifest).unwrap();
 
     // A segment in the middle of the epoch: what follows it is lost too, and said to be.
     let middle = &entries[entries.len() / 2];

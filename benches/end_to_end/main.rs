@@ -3,11 +3,12 @@
 //! One line of JSON a figure on standard output; progress on standard error.
 //!
 //! ```text
-//! cargo bench --bench end_to_end -- [--customers N] [--wal-mb N] [--rounds N] [--only NAME[,NAME]] [--server DIR] [--peers]
+//! cargo bench --bench end_to_end -- [--customers N] [--wal-mb N] [--rounds N] [--seconds N] [--only NAME[,NAME]] [--server DIR] [--peers]
 //! ```
 //!
 //! `--server DIR` keeps the server's data directory there for the next run. `--peers` measures pgBackRest on the same
-//! server in the same run (`tools/bench-peers` installs it). Names: catch_up, acknowledge, backup, restore, wal_fetch. Everything shares the machine with the server, as it says.
+//! server in the same run (`tools/bench-peers` installs it). Names: catch_up, acknowledge, backup, restore, wal_fetch, wal_stored
+//! (a load of `--seconds`, 90 by default, after a backup). Everything shares the machine with the server, as it says.
 
 mod meter;
 mod peers;
@@ -15,6 +16,7 @@ mod peers;
 #[allow(dead_code)]
 mod pg;
 mod server;
+mod stored;
 mod wal_fetch;
 #[path = "../../tests/common/walden.rs"]
 #[allow(dead_code)]
@@ -39,6 +41,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 struct Options {
     size: Size,
     rounds: usize,
+    seconds: u64,
     only: Vec<String>,
     server: Option<PathBuf>,
     peers: bool,
@@ -46,7 +49,7 @@ struct Options {
 
 fn options() -> Options {
     let size = Size { customers: 4_700_000, wal_bytes: 2_200_000_000 };
-    let mut options = Options { size, rounds: 3, only: Vec::new(), server: None, peers: false };
+    let mut options = Options { size, rounds: 3, seconds: 90, only: Vec::new(), server: None, peers: false };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} takes a value"));
@@ -55,6 +58,7 @@ fn options() -> Options {
             "--customers" => options.size.customers = number(value()),
             "--wal-mb" => options.size.wal_bytes = number(value()) * 1_000_000,
             "--rounds" => options.rounds = number(value()).max(1) as usize,
+            "--seconds" => options.seconds = number(value()).max(1),
             "--only" => options.only = value().split(',').map(str::to_owned).collect(),
             "--server" => options.server = Some(PathBuf::from(value())),
             "--peers" => options.peers = true,
@@ -72,7 +76,7 @@ fn main() {
     if wanted("wal_fetch") {
         wal_fetch::wal_fetch();
     }
-    if !["catch_up", "acknowledge", "backup", "restore"].into_iter().any(wanted) {
+    if !["catch_up", "acknowledge", "backup", "restore", "wal_stored"].into_iter().any(wanted) {
         return;
     }
     let server = Server::start(&options.size, options.server.as_deref());
@@ -96,6 +100,9 @@ fn main() {
     }
     if wanted("backup") || wanted("restore") {
         backup_and_restore(&server, options.rounds, peers.as_ref());
+    }
+    if wanted("wal_stored") {
+        stored::wal_stored(&server, options.seconds, peers.as_ref());
     }
     server.stop();
 }

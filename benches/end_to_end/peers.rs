@@ -89,6 +89,33 @@ impl PgBackRest {
         taken
     }
 
+    /// Has the server archive from now on, into an empty repository.
+    pub fn begin_archive(&self, server: &Server) {
+        self.empty();
+        server.archive_with(&self.archive_command());
+    }
+
+    /// Ends that; bytes that the WAL files from `start` to `end` take.
+    pub fn end_archive(&self, server: &Server, start: u64, end: u64) -> u64 {
+        server.archive_all_with(&self.archive_command());
+        server.archive_with("");
+        let (first, last) = (segment_name(start), segment_name(end));
+        let mut dirs = vec![self.dir.path().join("repo/archive")];
+        let mut bytes = 0;
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).expect("its archive").flatten() {
+                let name = entry.file_name().into_string().expect("a name");
+                let meta = entry.metadata().expect("its length");
+                if meta.is_dir() {
+                    dirs.push(entry.path());
+                } else if name.get(..24).is_some_and(|name| (first.as_str()..last.as_str()).contains(&name)) {
+                    bytes += meta.len();
+                }
+            }
+        }
+        bytes
+    }
+
     /// A full backup into an empty repository.
     pub fn backup(&self, server: &Server) -> Taken {
         self.empty();
@@ -112,6 +139,6 @@ impl PgBackRest {
 }
 
 /// The name of the segment of 16 MiB that holds byte `lsn` on timeline 1.
-fn segment_name(lsn: u64) -> String {
+pub fn segment_name(lsn: u64) -> String {
     format!("00000001{:08X}{:08X}", lsn >> 32, (lsn & 0xFFFF_FFFF) >> 24)
 }

@@ -337,3 +337,6 @@ impl EpochEncoder {
         (stats != DeltaStats::EMPTY).then(|| WalDeltas { epoch: self.epoch.clone(), base, stats })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,3 +197,6 @@ fn merged<'a>(all: impl Iterator<Item = &'a WalDeltas>) -> Option<WalDeltas> {
         one
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+use super::*;
+use crate::base::{ClusterName, StreamId, Timestamp};
+use crate::format::index::WalEntry;
+use crate::format::root::PendingEntry;
+use crate::format::wal::WalSummary;
+use crate::repo::WalMap;
+
+const TIMELINE: TimelineId = TimelineId(1);
+const GENERATION: Generation = Generation(1);
+
+fn root(pending: &[(PendingKind, u64)]) -> Root {
+    let entry = |(kind, root): &(PendingKind, u64)| PendingEntry {
+        id: ObjectId([*root as u8; 16]),
+        kind: *kind,
+        root: *root,
+    };
+    Root {
+        cluster: "shop".parse::<ClusterName>().unwrap(),
+        number: 50,
+        made_at: Timestamp::from_micros(0),
+        generation: GENERATION,
+        writer_epoch: 1,
+        floor: 0,
+        streams: Vec::new(),
+        retired: Vec::new(),
+        pending: pending.iter().map(entry).collect(),
+        index: None,
+        extensions: Vec::new(),
+    }
+}
+
+fn backup(id: &str, root: u64, second: i64, state: BackupState) -> BackupEntry {
+    BackupEntry {
+        id: id.parse().unwrap(),
+        generation: GENERATION,
+        timeline: TIMELINE,
+        redo: Lsn::new(0x100_0028),
+        start: Lsn::new(0x100_0028),
+        stop: Lsn::new(0x100_0100),
+        started_at: Timestamp::from_micros(second - 1),
+        stopped_at: Timestamp::from_micros(second),
+        bytes_raw: 0,
+        bytes_stored: 0,
+        bytes_new: 0,
+        manifest_len: 0,
+        damaged_blocks: 0,
+        root,
+        state,
+    }
+}
+
+fn epoch(start: u64, root: u64) -> DeltaEpoch {
+    DeltaEpoch { id: ObjectId([root as u8; 16]), start: Lsn::new(start), root, cache_pages: 1024 }
+}
+
+fn deltas(epoch: DeltaEpoch, base: Option<&str>) -> WalDeltas {
+    WalDeltas { epoch, base: base.map(|id| id.parse().unwrap()), stats: DeltaStats::EMPTY }
+}
+
+fn entry(start: u64, end: u64, deltas: Option<WalDeltas>) -> WalEntry {
+    WalEntry {
+        id: ObjectId([(start >> 8) as u8; 16]),
+        generation: GENERATION,
+        timeline: TIMELINE,
+        start: Lsn::new(start),
+        end: Lsn::new(end),
+        object_len: 1,
+        directory_offset: 1,
+        server_time: Timestamp::from_micros(0),
+        summary: WalSummary::empty(),
+        deltas,
+    }
+}
+
+fn job(start: u64) -> Job {
+    Job {
+        generation: GENERATION,
+        timeline: TIMELINE,
+        start: Lsn::new(start),
+        end: Lsn::new(start + 100),
+        server_time: Timestamp::from_micros(0),
+        summary: WalSummary::empty(),
+        replaces: flushes(start + 100),
+    }
+}
+
+fn flushes(plain_from: u64) -> Replaces {
+    let stream = StreamId([1; 16]);
+    Replaces::Flushes { stream, from: 0, to: 1, link: [0; 32], plain_from: Lsn::new(plain_from) }
+}
+
+fn index(backups: Vec<BackupEntry>, wal: Vec<WalEntry>) -> Index {
+    Index { backups, wal, ..Index::default() }
+}
+
+const FIRST: &str = "20261122T195501Z";
+const SECOND: &str = "20261123T195501Z";
+
+#[test]
+fn an_epoch_ends_when_a_backup_is_registered_and_when_it_is_long() {
+    let none = index(Vec::new(), Vec::new());
+    let of = epoch(0x1000, 20);
+    let at = Lsn::new(0x2000);
+    assert!(goes_on(&root(&[]), &none, &of, at));
+    assert!(goes_on(&root(&[(PendingKind::Compaction, 30), (PendingKind::Restore, 30)]), &none, &of, at));
+    assert!(goes_on(&root(&[(PendingKind::Backup, 19)]), &none, &of, at), "it began for this one");
+    assert!(!goes_on(&root(&[(PendingKind::Backup, 20)]), &none, &of, at), "registered in root 21");
+    let done = index(vec![backup(FIRST, 20, 5, BackupState::Complete)], Vec::new());
+    assert!(!goes_on(&root(&[]), &done, &of, at), "it came and went meanwhile");
+    let before = index(vec![backup(FIRST, 19, 5, BackupState::Complete)], Vec::new());
+    assert!(goes_on(&root(&[]), &before, &of, at));
+    assert!(!goes_on(&root(&[]), &none, &of, of.start.saturating_add(EPOCH_BYTES_MAX)));
+}
+
+#[test]
+fn what_a_root_would_make_of_recovery_is_looked_at_when_it_is_committed() {
+    let ours = deltas(epoch(0x1000, 20), Some(FIRST));
+    let there = index(vec![backup(FIRST, 10, 5, BackupState::Complete)], Vec::new());
+    assert!(check(&root(&[]), &there, &flushes(0), &ours).is_ok());
+    let began = root(&[(PendingKind::Backup, 40)]);
+    assert!(matches!(check(&began, &there, &flushes(0), &ours), Err(RepoError::Conflict { .. })));
+    let merge = Replaces::Segments { ids: Vec::new(), deltas: Some(ours.clone()) };
+    assert!(check(&began, &there, &merge, &ours).is_ok(), "no WAL is added to the epoch");
+    let gone = index(Vec::new(), Vec::new());
+    for replaces in [flushes(0), merge] {
+        let refused = check(&root(&[]), &gone, &replaces, &ours);
+        assert!(matches!(refused, Err(RepoError::Conflict { .. })), "the base was removed too early");
+    }
+}
+
+fn base(root: Root, backups: Vec<BackupEntry>) -> Option<BackupId> {
+    let index = index(backups, Vec::new());
+    let wal = WalMap::new(GENERATION, &index, Vec::new());
+    base_of(&Snapshot { root, index, wal }, SegmentSize::DEFAULT)
+}
+
+#[test]
+fn the_base_is_the_newest_backup_that_is_restorable() {
+    let complete = |id: &str, second| backup(id, 1, second, BackupState::Complete);
+    assert_eq!(base(root(&[]), Vec::new()), None);
+    // By the server's clock, not by name.
+    let two = vec![complete(SECOND, 5), complete(FIRST, 9)];
+    assert_eq!(base(root(&[]), two.clone()), Some(FIRST.parse().unwrap()));
+    assert_eq!(base(root(&[(PendingKind::Backup, 40)]), two.clone()), None, "a newer one is being made");
+    assert_eq!(base(root(&[(PendingKind::Restore, 40)]), two), Some(FIRST.parse().unwrap()));
+    // Nothing refers to one whose WAL is not durable, nor past it to an older one.
+    let pending = vec![complete(FIRST, 5), backup(SECOND, 1, 9, BackupState::Pending)];
+    assert_eq!(base(root(&[]), pending), None);
+    let damaged = vec![backup(FIRST, 1, 5, BackupState::Damaged)];
+    assert_eq!(base(root(&[]), damaged), Some(FIRST.parse().unwrap()));
+    let other = BackupEntry { generation: Generation(2), ..complete(FIRST, 5) };
+    assert_eq!(base(root(&[]), vec![other]), None);
+}
+
+#[test]
+fn the_epoch_to_go_on_with_is_that_of_the_newest_wal_before() {
+    let wal = vec![
+        entry(0x1000, 0x2000, Some(deltas(epoch(0x1000, 20), None))),
+        entry(0x2000, 0x3000, Some(deltas(epoch(0x2000, 30), None))),
+        entry(0x3000, 0x4000, None),
+        entry(0x5000, 0x6000, Some(deltas(epoch(0x5000, 40), None))),
+    ];
+    let index = index(Vec::new(), wal);
+    assert_eq!(newest_epoch(&index, &job(0x4000)), Some(epoch(0x2000, 30)));
+    assert_eq!(newest_epoch(&index, &job(0x1000)), None);
+    let elsewhere = Job { timeline: TimelineId(2), ..job(0x4000) };
+    assert_eq!(newest_epoch(&index, &elsewhere), None);
+}
