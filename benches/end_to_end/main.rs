@@ -95,7 +95,10 @@ fn main() {
     }
     if wanted("acknowledge") {
         for ack in ["journal", "object"] {
-            acknowledge(&server, ack);
+            let without = acknowledge(&server, ack, "off");
+            let with = acknowledge(&server, ack, "on");
+            let name = format!("acknowledge_{ack}_p99_of_that_without_deltas");
+            figure(&name, "walden", with / without, "times", &[]);
         }
     }
     if wanted("backup") || wanted("restore") {
@@ -218,11 +221,11 @@ async fn acknowledged(sql: &mut Connection) -> Option<Lsn> {
     answer(sql, query).await?.parse().ok()
 }
 
-/// From COMMIT returned to acknowledged, under pgbench that writes as fast as it can.
-fn acknowledge(server: &Server, ack: &str) {
+/// From COMMIT returned to acknowledged, under pgbench that writes as fast as it can; the 99th percentile in milliseconds.
+fn acknowledge(server: &Server, ack: &str, deltas: &str) -> f64 {
     let place = Place::init();
     let journal = place.path("journal").display().to_string();
-    let mut more = vec!["--ack", ack];
+    let mut more = vec!["--ack", ack, "--wal-deltas", deltas];
     if ack == "journal" {
         more.extend(["--journal-dir", &journal]);
     }
@@ -255,13 +258,16 @@ fn acknowledge(server: &Server, ack: &str) {
     let mut context = took(&taken);
     context.extend([
         ("acknowledged_by", json!(ack)),
+        ("wal_deltas", json!(deltas)),
         ("samples", json!(waits.len())),
         ("median_ms", json!(rounded(quantile(&mut waits, 0.5)))),
         ("max_ms", json!(rounded(quantile(&mut waits, 1.0)))),
         ("wal_mb_per_s", json!(rounded((number(&after, 0) - number(&before, 0)) / 1e6 / taken.seconds))),
         ("commits_per_s", json!(rounded((number(&after, 1) - number(&before, 1)) / taken.seconds))),
     ]);
-    figure(&format!("acknowledge_{ack}_p99"), "walden", quantile(&mut waits, 0.99), "ms", &context);
+    let p99 = quantile(&mut waits, 0.99);
+    figure(&format!("acknowledge_{ack}_p99"), "walden", p99, "ms", &context);
+    p99
 }
 
 /// Commits every 20 ms on one connection, looks every 2 ms on another what is acknowledged; milliseconds from one to the other.
