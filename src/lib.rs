@@ -31,10 +31,12 @@
 //! `receive::pipeline`, which journals it if there is a journal; `receive::machine` decides when a flush object leaves,
 //! `receive::seal` makes one with `codec`, linked to the one before, `repo::Repository::create` stores it and finds out for
 //! certain that it is there; the machine moves the acknowledged position, and a task of its own tells the server.
-//! `receive::compact` replaces flush objects by segments, `retain::gc` removes them a grace period later.
+//! `receive::compact` replaces flush objects by segments, in which `delta` makes WAL into columns and differences from pages that
+//! `repo::BasePages` has of a backup or that came before; `retain::gc` removes the flush objects a grace period later.
 //!
 //! Back: `restore` resolves a target against `repo::WalMap`, writes files from `repo::chunks`, and leaves a
-//! `restore_command`; PostgreSQL asks it for WAL segments, which `repo::WalReader` puts together from whatever holds them.
+//! `restore_command`; PostgreSQL asks it for WAL segments, which `repo::WalReader` puts together from whatever holds them,
+//! `repo::EpochDecoder` undoing the differences in order.
 
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 

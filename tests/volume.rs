@@ -4,7 +4,7 @@ mod common;
 
 use common::archive::{Archive, Told};
 use common::pg::{Pg, wait_until};
-use common::walden::{Place, files};
+use common::walden::{Place, files, finish};
 use rustix::process::Signal;
 use std::time::Duration;
 use walden::base::Lsn;
@@ -56,4 +56,27 @@ fn a_gigabyte_of_wal_is_twenty_objects_at_most() {
     let archive = Archive::open(&place);
     assert!(archive.durable_end("shop") >= end);
     place.ok(&["verify"]);
+}
+
+#[test]
+fn wal_segments_of_a_gibibyte_are_archived_and_recovered_from() {
+    let pg = Pg::builder(17).wal_segment_mib(1024).option("min_wal_size", "2GB").start();
+    let place = Place::init();
+    let limit = Duration::from_secs(240);
+    let receiver = place.start(place.command_for(&pg, &["receive"]), "receive");
+    let sender = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop'";
+    pg.wait_for(sender, "1", limit);
+    pg.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS b FROM generate_series(1, 20000) AS i");
+    finish(&mut place.command_for(&pg, &["backup"])).expect(0);
+    pg.sql("UPDATE t SET b = b || 'x'; SELECT pg_switch_wal()");
+    pg.sql("INSERT INTO t SELECT i, 'new' FROM generate_series(1, 1000) AS i");
+    let flushed = "SELECT flush_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication";
+    pg.wait_for(flushed, "t", limit);
+    drop(receiver);
+    place.ok(&["compact", "--all"]);
+    let rows = "SELECT count(*), md5(string_agg(i || b, ',' ORDER BY i, b)) FROM t";
+    let wanted = pg.sql(rows);
+    drop(pg);
+    let restored = place.restored(17, "restored", &["--latest"]);
+    assert_eq!(restored.sql(rows), wanted);
 }
