@@ -1,12 +1,16 @@
 //! Planted faults: a decoder gives an error or the very bytes, never others; an encoder does not build on what is rotten.
 
 use crate::bed::{self, Made, blocks, image_body, made_page, mib};
-use walden::base::{Lsn, SystemId, TimelineId, Timestamp};
+use std::io;
+use walden::base::{Anonymous, Lsn, Memory, Scratch, SystemId, TimelineId, Timestamp};
 use walden::delta::{
-    BlockId, DeltaError, Encoder, FrameBody, FrameDecoder, ImageCache, NoBase, Origin, PageSource, Verify,
+    BlockId, DeltaError, Encoder, FrameBody, FrameDecoder, ImageCache, NoBase, Origin, PageSource, Surprise,
+    Verify,
 };
 use walden::format::wal::RelationRef;
-use walden::wal::{Synth, WalVersion};
+use walden::wal::record::RecordHeader;
+use walden::wal::scan::{RawRecord, Scanner, Sink};
+use walden::wal::{DecodeFrom, Synth, WalError, WalVersion};
 
 const START: Lsn = Lsn::new(1 << 32);
 
@@ -261,4 +265,85 @@ fn changes_that_rotted_are_not_built_on() {
     let [_, (_, alone)] = rows_and_their_image(|cache| cache.rot_changes(300));
     assert_eq!(decode(&mut decoder, &alone, &mut ImageCache::new(4), NoBase).unwrap(), wal);
     assert!(alone.len() > 1000);
+}
+
+/// Memory of which only the first bytes have room.
+#[derive(Debug)]
+struct Cramped(usize);
+
+impl Scratch for Cramped {
+    fn memory(&self, len: usize) -> io::Result<Box<dyn Memory>> {
+        Anonymous.memory(len.min(self.0))
+    }
+}
+
+#[test]
+fn without_room_for_pages_frames_are_plain_and_nothing_refers_to_what_is_lost() {
+    // Room for five pages of ten, and for changes of theirs.
+    let cramped = || ImageCache::within(&Cramped(5 * 8192), 64).unwrap();
+    let mut small = Encoder::resume(bed::options(mib(1)), START, cramped());
+    let mut synth = Synth::new(WalVersion::V15, mib(1), SystemId(7), TimelineId(1), START);
+    let mut feed = |encoder: &mut Encoder| {
+        for number in 0..10u32 {
+            synth.record(0, 0xB0, 0, &image_body(number, &made_page(number), 0, 2));
+        }
+        let wal = synth.take();
+        encoder.feed(&wal);
+        (wal, encoder.flush_frame(&mut Made::default()).unwrap().body)
+    };
+    let (wal, first) = feed(&mut small);
+    let FrameBody::Delta(first, _) = first else { panic!("it needs no room for later ones") };
+    assert!(small.is_broken() && small.cache().is_empty());
+    assert!(matches!(feed(&mut small).1, FrameBody::Plain(_, Surprise::NoRoom)));
+    assert!(small.base_blocks().is_empty());
+
+    // A decoder says so, and keeps nothing; one with room gives the WAL.
+    let mut decoder = FrameDecoder::new();
+    let mut cache = cramped();
+    let error = decode(&mut decoder, &first, &mut cache, Made::default()).unwrap_err();
+    assert!(matches!(error, DeltaError::NoRoom { .. }) && cache.is_empty(), "{error}");
+    assert_eq!(decode(&mut decoder, &first, &mut ImageCache::new(64), Made::default()).unwrap(), wal);
+}
+
+#[test]
+fn records_are_read_without_a_base_and_without_the_frames_before() {
+    let [_, (wal, second)] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
+    let mut decoder = FrameDecoder::new();
+    let mut hollow = Vec::new();
+    let range = decoder.decode_records(&second, &mut hollow).unwrap();
+    assert_eq!((hollow.len(), range.len()), (wal.len(), wal.len() as u64));
+    assert_ne!(hollow, wal, "images are not there");
+
+    // The same records, whose checksums fit: all but the images.
+    let seen = |bytes: &[u8]| {
+        let mut records = Records::default();
+        let mut scanner = Scanner::new(mib(1), range.start, DecodeFrom::Anywhere);
+        scanner.feed(range.start, bytes, &mut records);
+        records
+    };
+    let (of_wal, of_hollow) = (seen(&wal), seen(&hollow));
+    assert_eq!(of_wal.failed, of_hollow.failed);
+    assert!(of_wal.all.len() >= 20, "{}", of_wal.all.len());
+    assert_eq!(of_wal.all, of_hollow.all);
+}
+
+/// Records, but for the bytes of images: where they lie, their headers but for the checksum, main data.
+#[derive(Default)]
+struct Records {
+    all: Vec<String>,
+    failed: usize,
+}
+
+impl Sink for Records {
+    fn begins(&mut self, _start: Lsn) {}
+
+    fn record(&mut self, record: &RawRecord<'_>) {
+        let header = RecordHeader { crc: 0, ..record.header };
+        let fragments: Vec<String> = record.fragments().map(|fragment| format!("{fragment:?}")).collect();
+        self.all.push(format!("{} {} {header:?} {fragments:?}", record.start, record.end));
+    }
+
+    fn unread(&mut self, _error: WalError) {
+        self.failed += 1;
+    }
 }
