@@ -191,9 +191,17 @@ fn damage_of_a_backup_and_of_a_segment_is_named_with_the_wal_that_it_costs() {
     let entries = deltas(&found);
     let end = entries.last().unwrap().end;
 
+    // What a segment holds can be looked at, but for images.
+    let cluster = "shop".parse().unwrap();
+    let newest = place.path("repo").join(layout::segment(&cluster, entries[0].id).as_str());
+    let passphrase = place.path("passphrase");
+    let mut inspect = std::process::Command::new(env!("CARGO_BIN_EXE_walden-inspect"));
+    inspect.arg(&newest).arg("--repo").arg(place.path("repo")).arg("--passphrase-file").arg(&passphrase);
+    let shown = finish(&mut inspect).expect(0);
+    assert!(shown.contains("Delta") && shown.contains("cache_pages"), "{shown}");
+
     // The largest segment of chunks: the table's pages are in it.
     let pages = found.index.pages.iter().max_by_key(|pages| pages.object_len).unwrap();
-    let cluster = "shop".parse().unwrap();
     let key = layout::segment(&cluster, pages.id).to_string();
     let whole = fs::read(place.path("repo").join(&key)).unwrap();
     let mut hurt = whole.clone();

@@ -129,6 +129,13 @@ impl ObjectReader {
         }
     }
 
+    /// What frame `number`, whose head stands at the start of `bytes`, was packed to: CRC and seal, nothing is unpacked.
+    pub fn packed_frame(&self, number: u64, bytes: &[u8]) -> Result<(FrameHead, Vec<u8>), OpenError> {
+        let (head, sealed) = split_frame(bytes)?;
+        let packed = self.keys.open_frame(number, &head, sealed);
+        Ok((head, packed.map_err(|_| OpenError::Broken { frame: number })?))
+    }
+
     /// Opens the directory frame, whose head stands at the start of `bytes`. `frame_count` is the trailer's.
     /// Refuses one whose entries do not lie one after the other from the header on.
     pub fn directory(&self, frame_count: u32, bytes: &[u8]) -> Result<Directory, OpenError> {

@@ -155,7 +155,12 @@ impl Compactor {
                 _ if job.start == job.end => None,
                 Replaces::Segments { .. } => Some(write::merge(cluster, &mut reader, &job).await?),
                 Replaces::Flushes { plain_from, .. } => {
-                    let encoder = self.epochs.encoder(cluster, &snapshot, &mut reader, &job).await?;
+                    // Little WAL is not worth the decoding of an epoch.
+                    let encoder = if *plain_from == job.start {
+                        None
+                    } else {
+                        self.epochs.encoder(cluster, &snapshot, &mut reader, &job).await?
+                    };
                     Some(write::flushes(cluster, &mut reader, &job, *plain_from, encoder).await?)
                 }
             };

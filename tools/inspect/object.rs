@@ -7,8 +7,9 @@ use walden::base::ObjectKey;
 use walden::codec::Keyring;
 use walden::codec::check::FrameAt;
 use walden::codec::object::{Expect, ObjectReader, OpenError, read_trailer, walk_frames};
+use walden::delta::{DeltaError, FrameDecoder};
 use walden::format::directory::Directory;
-use walden::format::frame::FrameKind;
+use walden::format::frame::{Codec, FrameKind};
 use walden::format::header::{HEADER_BYTES, ObjectHeader, ObjectKind};
 use walden::format::index::{IndexMeta, IndexPage};
 use walden::format::manifest::{ManifestMeta, ManifestPages};
@@ -83,6 +84,13 @@ pub fn frame(loaded: &Loaded, number: u64) -> Result<Vec<u8>, Failure> {
     let reader = ObjectReader::open(&loaded.bytes, keys, &ANY).map_err(damaged)?;
     for frame in walk_frames(&loaded.bytes) {
         let frame = frame.map_err(|error| damaged(error.into()))?;
+        if frame.number == number && frame.head.codec == Codec::Delta {
+            let what = format!(
+                "frame {number} is a delta frame, which is WAL again only after those before it in its epoch"
+            );
+            return Err(Failure::new(Exit::Usage, what)
+                .hint("`walden verify` decodes them all, and a restored server gets them as WAL"));
+        }
         if frame.number == number {
             return reader.frame(number, frame.head.kind, at(&loaded.bytes, &frame)).map_err(damaged);
         }
@@ -146,6 +154,7 @@ fn open_all(
     for frame in found.iter().filter(|frame| frame.head.kind == FrameKind::Data) {
         let entry = directory.as_ref().and_then(|directory| directory.frames.get(frame.number as usize));
         let opened = match entry {
+            _ if frame.head.codec == Codec::Delta => delta_records(reader, frame.number, at(bytes, frame)),
             Some(entry) => reader.chunk(frame.number, entry, at(bytes, frame), keys),
             None => reader.frame(frame.number, FrameKind::Data, at(bytes, frame)),
         };
@@ -154,6 +163,19 @@ fn open_all(
         }
     }
     directory
+}
+
+/// The records of a delta frame: its images are for who has the frames before it.
+fn delta_records(reader: &ObjectReader, number: u64, bytes: &[u8]) -> Result<Vec<u8>, OpenError> {
+    let (_, frame) = reader.packed_frame(number, bytes)?;
+    let mut records = Vec::new();
+    let wrong = |error: DeltaError| OpenError::Content {
+        frame: number,
+        found: error.to_string(),
+        expected: "a delta frame".into(),
+    };
+    FrameDecoder::new().decode_records(&frame, &mut records).map_err(wrong)?;
+    Ok(records)
 }
 
 fn show_frames(found: &[FrameAt], directory: Option<&Directory>) -> Vec<Shown> {

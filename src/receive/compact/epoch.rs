@@ -24,7 +24,7 @@ const CACHE_PAGES_MIN: u32 = 1 << 10;
 /// Chunks of the base that are read for each MiB of WAL, on the average: what is spent to store less.
 const BASE_READS_PER_MIB: usize = 32;
 /// Chunks of the base that may be read at once when none were read for long.
-const BASE_READS_SAVED_MAX: usize = 2048;
+const BASE_READS_SAVED_MAX: usize = 256;
 
 /// How deltas are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
