@@ -153,7 +153,12 @@ impl Compactor {
             // A run of heartbeats has no WAL: it is retired without a segment.
             let entry = match &job.replaces {
                 _ if job.start == job.end => None,
-                Replaces::Segments { .. } => Some(write::merge(cluster, &mut reader, &job).await?),
+                Replaces::Segments { deltas, .. } => {
+                    if let Some(deltas) = deltas {
+                        self.epochs.merged(&snapshot.index, &deltas.epoch, job.end);
+                    }
+                    Some(write::merge(cluster, &mut reader, &job).await?)
+                }
                 Replaces::Flushes { plain_from, .. } => {
                     // Little WAL is not worth the decoding of an epoch.
                     let encoder = if *plain_from == job.start {

@@ -167,10 +167,10 @@ impl WalReader {
         decoder: &mut EpochDecoder,
         at: Lsn,
     ) -> Result<Option<Decoded>, RepoError> {
-        while let Some(from) = self.epoch_segment_from(timeline, epoch, decoder.position()) {
-            self.open_at(timeline, from).await?;
+        while let Some(piece) = self.epoch_segment_from(timeline, epoch, decoder.position()) {
+            self.open_piece(&piece).await?;
             let Some(OpenPiece::Segment(segment)) = &mut self.open else {
-                unreachable!("a segment of the epoch was found at {from}")
+                unreachable!("flush objects are of no epoch")
             };
             if let Some(decoded) =
                 segment.decode_epoch(&self.cluster, decoder, self.near.as_deref_mut(), at).await?
@@ -181,8 +181,13 @@ impl WalReader {
         Ok(None)
     }
 
-    /// The first byte of WAL in segments of `epoch`, from `position` on.
-    fn epoch_segment_from(&self, timeline: TimelineId, epoch: &DeltaEpoch, position: Lsn) -> Option<Lsn> {
+    /// The first segment of `epoch` that holds anything from `position` on.
+    fn epoch_segment_from(
+        &self,
+        timeline: TimelineId,
+        epoch: &DeltaEpoch,
+        position: Lsn,
+    ) -> Option<WalPiece> {
         let wanted = LsnRange::new(position, Lsn::MAX);
         let of_epoch = |piece: &&WalPiece| match &piece.source {
             WalSource::Segment(entry) => {
@@ -190,7 +195,7 @@ impl WalReader {
             }
             WalSource::Flush { .. } => false,
         };
-        self.map.overlapping(timeline, wanted).find(of_epoch).map(|piece| piece.range.start.max(position))
+        self.map.overlapping(timeline, wanted).find(of_epoch).cloned()
     }
 
     /// Where the plain frames that end right before `end` begin, back to `start` at most: what can be read without decoding an
@@ -210,6 +215,8 @@ impl WalReader {
                     None => break,
                 },
                 Err(RepoError::NotFound { .. }) => break,
+                // Reading it finds out where it is now.
+                Err(error) if object_is_gone(&error) => break,
                 Err(error) => return Err(error),
             }
         }
@@ -271,12 +278,15 @@ impl WalReader {
             let what = format!("WAL at {at} on timeline {timeline} of cluster {}", self.cluster.name());
             return Err(RepoError::NotFound { what, url: self.cluster.repo().store().url() });
         };
-        if !self.open.as_ref().is_some_and(|open| open.is_of(&piece.source)) {
-            self.open = Some(open(&self.cluster, &piece).await?);
-        }
-        match &self.open {
-            Some(open) => Ok((open, piece.range.end)),
-            None => unreachable!("opened above"),
-        }
+        Ok((self.open_piece(&piece).await?, piece.range.end))
+    }
+
+    async fn open_piece(&mut self, piece: &WalPiece) -> Result<&OpenPiece, RepoError> {
+        let known = self.open.take().filter(|open| open.is_of(&piece.source));
+        let opened = match known {
+            Some(known) => known,
+            None => open(&self.cluster, piece).await?,
+        };
+        Ok(self.open.insert(opened))
     }
 }

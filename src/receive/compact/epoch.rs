@@ -65,7 +65,7 @@ pub struct EpochEncoder {
     timeline: TimelineId,
     epoch: DeltaEpoch,
     encoder: Encoder,
-    /// Where it ends so far, by what this process stored.
+    /// Where the last segment ends that this process stored of it.
     end: Lsn,
     base: Option<BasePages>,
     base_reads: usize,
@@ -81,6 +81,15 @@ impl Epochs {
     /// What was encoded last was not committed: the next pass begins with what is stored.
     pub fn forget(&mut self) {
         self.current = None;
+    }
+
+    /// Segments were merged that hold delta frames of `epoch` and end at `end`: no frame is new, and the encoder may go on.
+    pub fn merged(&mut self, index: &Index, epoch: &DeltaEpoch, end: Lsn) {
+        if let Some(known) = self.current.as_mut().filter(|known| known.epoch.id == epoch.id)
+            && known.is_newest(index)
+        {
+            known.end = known.end.max(end);
+        }
     }
 
     /// The encoder for `job`; `None` when it is to have plain frames.
@@ -330,8 +339,9 @@ impl EpochEncoder {
         });
     }
 
-    /// What the delta frames of the segment are made of; `None` when there are none.
-    pub fn made(&self) -> Option<WalDeltas> {
+    /// The segment ends at `end`: from here up to there are plain frames. What its delta frames are made of; `None` when there are none.
+    pub fn finish(&mut self, end: Lsn) -> Option<WalDeltas> {
+        self.end = end;
         let base = self.base.as_ref().map(|base| base.backup().clone());
         let stats = self.stats.clone();
         (stats != DeltaStats::EMPTY).then(|| WalDeltas { epoch: self.epoch.clone(), base, stats })

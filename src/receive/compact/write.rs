@@ -135,7 +135,7 @@ impl<'a> Segment<'a> {
             }
             raw.drain(..len);
         }
-        Ok(encoder.made())
+        Ok(encoder.finish(self.job.end))
     }
 
     async fn finish(self, deltas: Option<WalDeltas>) -> Result<WalEntry, RepoError> {
