@@ -101,10 +101,7 @@ fn every_byte_comes_back_and_a_restore_is_exact_on_every_version() {
             .map(|deltas| deltas.stats.images_base + deltas.stats.images_image)
             .sum();
         let images: u64 = entries.iter().map(|entry| entry.deltas.as_ref().unwrap().stats.images).sum();
-        assert!(
-            referring * 2 > images,
-            "PostgreSQL {major}: {referring} of {images} images refer to a page"
-        );
+        assert!(referring * 2 > images, "PostgreSQL {major}: {referring} of {images} images refer to a page");
 
         Archive::open(&place).compare("shop", &pg, TimelineId(1), SegmentSize::new(16 << 20).unwrap());
         let wanted = contents(&pg);

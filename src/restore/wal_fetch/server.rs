@@ -25,6 +25,9 @@ use tokio::time::Instant;
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// A server that nobody asks ends; the next client starts another.
 const IDLE_MAX: Duration = Duration::from_secs(600);
+/// The same once recovery is over: PostgreSQL takes the signal file away, and only then asks for the history of the timeline it
+/// leaves. One that is not answered ends its promotion.
+const OVER_MAX: Duration = Duration::from_secs(10);
 /// The same when no PostgreSQL runs: somebody may be trying by hand.
 const ORPHANED_MAX: Duration = Duration::from_secs(20);
 /// How long a store may be away before PostgreSQL is told to stop.
@@ -157,7 +160,7 @@ async fn accept<A: Archive>(listener: UnixListener, stager: Arc<Stager<A>>, data
 }
 
 fn ended(idle: Duration, data_dir: &Path) -> Option<Ended> {
-    if !signalled(data_dir) {
+    if idle > OVER_MAX && !signalled(data_dir) {
         return Some(Ended::RecoveryOver);
     }
     if idle > ORPHANED_MAX && !postmaster_lives(data_dir) {
@@ -208,5 +211,20 @@ fn reply(outcome: &Outcome) -> String {
         Outcome::Staged => "staged\n".to_owned(),
         Outcome::Absent(reason) => line("absent", reason),
         Outcome::Failed(reason) => line("failed", reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_right_after_the_signal_file_went_is_still_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("recovery.signal"), "").unwrap();
+        assert_eq!(ended(OVER_MAX * 2, dir.path()), None);
+        fs::remove_file(dir.path().join("recovery.signal")).unwrap();
+        assert_eq!(ended(Duration::ZERO, dir.path()), None, "PostgreSQL asks for the timeline's history now");
+        assert_eq!(ended(OVER_MAX * 2, dir.path()), Some(Ended::RecoveryOver));
     }
 }
