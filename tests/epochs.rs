@@ -10,6 +10,7 @@ use std::fs;
 use std::time::Duration;
 use walden::base::{BackupId, Lsn, SegmentSize, TimelineId};
 use walden::format::index::WalEntry;
+use walden::receive::compact::DeltaOptions;
 use walden::repo::layout;
 use walden::repo::walmap::Snapshot;
 
@@ -39,11 +40,16 @@ fn receive(place: &Place, pg: &Pg) -> Process {
     receive
 }
 
-/// Compacts all that the server has written by now.
-fn compact(place: &Place, pg: &Pg) {
+/// Waits until all that the server has written by now is stored.
+fn settle(pg: &Pg) {
     pg.sql("SELECT pg_switch_wal()");
     let stored = "SELECT flush_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication";
     pg.wait_for(stored, "t", SOON);
+}
+
+/// Compacts all that the server has written by now.
+fn compact(place: &Place, pg: &Pg) {
+    settle(pg);
     finish(&mut place.command_for(pg, &["compact", "--all", "--delta-cache", "64MB"])).expect(0);
 }
 
@@ -153,12 +159,41 @@ fn an_epoch_ends_when_a_backup_begins_and_outlives_a_receiver() {
 
     // The same bytes without a base and an epoch: off is off.
     change(&pg, 5);
-    pg.sql("SELECT pg_switch_wal()");
-    pg.wait_for("SELECT flush_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication", "t", SOON);
+    settle(&pg);
     let before = deltas(&snapshot(&place)).len();
     finish(&mut place.command_for(&pg, &["compact", "--all", "--wal-deltas", "off"])).expect(0);
     assert_eq!(deltas(&snapshot(&place)).len(), before);
     Archive::open(&place).compare("shop", &pg, TimelineId(1), size);
+    drop(receiving);
+}
+
+#[test]
+fn a_compactor_goes_on_with_its_epoch_without_decoding_it() {
+    let pg = server(17);
+    let place = Place::init();
+    let receiving = receive(&place, &pg);
+    let (archive, deltas_of) = (Archive::open(&place), DeltaOptions { cache_bytes: 64 << 20 });
+    pg.wait_for("SELECT flush_lsn > '0/0' FROM pg_stat_replication", "t", SOON);
+    let mut compactor = archive.compactor("shop", deltas_of);
+    // Each leaves a plain tail, and small segments that are merged.
+    for step in [3, 4, 5] {
+        change(&pg, step);
+        settle(&pg);
+        let done = archive.compact_all(&mut compactor);
+        assert!(done.segments > 0 && done.epochs_decoded == 0, "{done:?}");
+    }
+    // Another one decodes it once, and then the first does again: somebody added to its epoch.
+    let mut both = [compactor, archive.compactor("shop", deltas_of)];
+    for (which, decoded) in [(1, 1), (0, 1), (0, 0)] {
+        change(&pg, 3);
+        settle(&pg);
+        let done = archive.compact_all(&mut both[which]);
+        assert_eq!(done.epochs_decoded, decoded, "{done:?}");
+    }
+    let entries = deltas(&snapshot(&place));
+    let epoch = |entry: &WalEntry| entry.deltas.as_ref().unwrap().epoch.id;
+    assert!(entries.iter().all(|entry| epoch(entry) == epoch(&entries[0])), "one epoch");
+    archive.compare("shop", &pg, TimelineId(1), SegmentSize::new(16 << 20).unwrap());
     drop(receiving);
 }
 

@@ -48,6 +48,8 @@ pub struct Compacted {
     pub segments: u64,
     /// WAL in them.
     pub wal_bytes: u64,
+    /// Epochs of deltas that were decoded from the repository, to go on with them.
+    pub epochs_decoded: u64,
 }
 
 /// Compacts one cluster, pass after pass.
@@ -93,17 +95,13 @@ impl Compactor {
             if plan == Plan::default() {
                 return Ok(total);
             }
-            let done = self.run(snapshot, plan, stopped).await;
-            if done.is_err() {
-                // What was encoded is not what is stored.
-                self.epochs.forget();
-            }
-            match done {
+            match self.run(snapshot, plan, stopped).await {
                 Ok(done) => {
                     total.flushes += done.flushes;
                     total.merged += done.merged;
                     total.segments += done.segments;
                     total.wal_bytes += done.wal_bytes;
+                    total.epochs_decoded += done.epochs_decoded;
                     tries = 0;
                 }
                 Err(Unfinished::Stopped) => return Ok(total),
@@ -146,7 +144,7 @@ impl Compactor {
         plan: Plan,
         registration: &Registration,
     ) -> Result<Compacted, RepoError> {
-        let cluster = &self.cluster;
+        let (cluster, mut epochs) = (&self.cluster, self.epochs.for_pass());
         let mut reader = WalReader::new(cluster.clone(), snapshot.wal.clone());
         let mut written = Vec::with_capacity(plan.jobs.len());
         for job in plan.jobs {
@@ -155,7 +153,7 @@ impl Compactor {
                 _ if job.start == job.end => None,
                 Replaces::Segments { deltas, .. } => {
                     if let Some(deltas) = deltas {
-                        self.epochs.merged(&snapshot.index, &deltas.epoch, job.end);
+                        epochs.merged(&snapshot.index, &deltas.epoch, job.end);
                     }
                     Some(write::merge(cluster, &mut reader, &job).await?)
                 }
@@ -164,7 +162,7 @@ impl Compactor {
                     let encoder = if *plain_from == job.start {
                         None
                     } else {
-                        self.epochs.encoder(cluster, &snapshot, &mut reader, &job).await?
+                        epochs.encoder(cluster, &snapshot, &mut reader, &job).await?
                     };
                     Some(write::flushes(cluster, &mut reader, &job, *plain_from, encoder).await?)
                 }
@@ -176,7 +174,8 @@ impl Compactor {
             commit(&root, index, &written, &plan.finished).map(Some)
         };
         cluster.commit_indexed(committing).await?;
-        let mut done = Compacted::default();
+        let mut done = Compacted { epochs_decoded: epochs.decoded(), ..Compacted::default() };
+        self.epochs = epochs;
         for (job, entry) in &written {
             match &job.replaces {
                 Replaces::Flushes { from, to, .. } => done.flushes += to - from,
@@ -238,8 +237,8 @@ pub async fn follow(
         (compactor, ended) = own_thread::run("compact", priority, pass).await;
         match ended {
             Ok(compacted) => {
-                let Compacted { flushes, merged, segments, wal_bytes } = compacted;
-                tracing::info!(flushes, merged, segments, wal_bytes, "compacted");
+                let Compacted { flushes, merged, segments, wal_bytes, epochs_decoded } = compacted;
+                tracing::info!(flushes, merged, segments, wal_bytes, epochs_decoded, "compacted");
                 done = now;
                 oldest = None;
             }

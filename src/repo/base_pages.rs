@@ -1,7 +1,7 @@
 //! Pages of one backup, for images that are differences from them: which chunk holds a block's page, and a bounded store of chunks
 //! that were read. Chunks are read when their pages are wanted, so nothing that WAL does not touch is ever fetched.
 //!
-//! The store proves nothing: each page is given with the keyed hash that it had when its chunk was checked against its id.
+//! The store proves nothing: to an encoder each page is given with the keyed hash that it had when its chunk was checked against its id.
 
 use super::chunks::{ChunkIndex, ChunkReader};
 use super::error::RepoError;
@@ -31,10 +31,45 @@ const GLOBAL_TABLESPACE: u32 = 1664;
 
 /// A file of a relation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct FileId {
+pub struct RelationFile {
     relation: RelationRef,
     fork: u8,
     number: u32,
+}
+
+impl RelationFile {
+    /// The file that holds `block`, and where in it.
+    pub fn of(block: &BlockId) -> (RelationFile, u64) {
+        let BlockId { relation, fork, block } = *block;
+        let offset = u64::from(block % FILE_BLOCKS) * BLOCK_BYTES as u64;
+        (RelationFile { relation, fork, number: block / FILE_BLOCKS }, offset)
+    }
+
+    /// The tablespace whose folder has to be known to find it; `None` for those inside the data directory.
+    pub fn tablespace(&self) -> Option<u32> {
+        let tablespace = self.relation.tablespace;
+        (![DEFAULT_TABLESPACE, GLOBAL_TABLESPACE].contains(&tablespace)).then_some(tablespace)
+    }
+
+    /// Its path in the data directory. `folder` is that of the server's version in [`Self::tablespace`],
+    /// `pg_tblspc/<oid>/PG_<version>_<catalog version>`.
+    pub fn path(&self, folder: Option<&str>) -> Option<String> {
+        let RelationRef { tablespace, database, relation } = self.relation;
+        let folder = match tablespace {
+            GLOBAL_TABLESPACE => "global".to_owned(),
+            DEFAULT_TABLESPACE => format!("base/{database}"),
+            _ => format!("{}/{database}", folder?),
+        };
+        let fork = match self.fork {
+            0 => "",
+            1 => "_fsm",
+            2 => "_vm",
+            3 => "_init",
+            _ => return None,
+        };
+        let number = if self.number == 0 { String::new() } else { format!(".{}", self.number) };
+        Some(format!("{folder}/{relation}{fork}{number}"))
+    }
 }
 
 /// A chunk that was read.
@@ -49,7 +84,7 @@ pub struct BasePages {
     manifest: Manifest,
     chunks: ChunkReader,
     /// `None` is a file that the backup does not have.
-    files: HashMap<FileId, Option<FileRuns>>,
+    files: HashMap<RelationFile, Option<FileRuns>>,
     file_chunks: usize,
     /// By tablespace: the folder of this version in it, if the backup has one.
     folders: HashMap<u32, Option<String>>,
@@ -59,12 +94,12 @@ pub struct BasePages {
 
 impl BasePages {
     /// Pages of `backup`, with room for `chunks_max` chunks, or [`CHUNKS_MIN`] if that is more. `page_key` is that of the hashes
-    /// that pages are given with.
+    /// that pages are given with; a decoder needs none, since it holds what comes of them against the frame's own hash.
     pub async fn open(
         cluster: &Cluster,
         backup: &BackupId,
         chunks_max: usize,
-        page_key: [u8; 32],
+        page_key: Option<[u8; 32]>,
     ) -> Result<BasePages, RepoError> {
         let manifest = Manifest::open(cluster, backup).await?;
         let root = cluster.newest_root().await?;
@@ -105,7 +140,7 @@ impl BasePages {
         }
         let mut wanted: HashMap<ChunkId, usize> = HashMap::new();
         for block in blocks {
-            self.load_file(file_of(block)).await?;
+            self.load_file(RelationFile::of(block).0).await?;
             if let Some((chunk, _)) = self.place(block)
                 && !self.store.touch(&chunk)
             {
@@ -134,8 +169,8 @@ impl BasePages {
 
     /// The chunk that holds the page of `block`, and which of its pages it is. Its file was loaded.
     fn place(&self, block: &BlockId) -> Option<(ChunkId, usize)> {
-        let runs = self.files.get(&file_of(block))?.as_ref()?;
-        let offset = u64::from(block.block % FILE_BLOCKS) * BLOCK_BYTES as u64;
+        let (file, offset) = RelationFile::of(block);
+        let runs = self.files.get(&file)?.as_ref()?;
         let (start, run) = runs.get(runs.partition_point(|(start, _)| *start <= offset).checked_sub(1)?)?;
         let within = offset - start;
         // A page of zeros is near to nothing; one that is not whole was cut while the server wrote it.
@@ -146,7 +181,7 @@ impl BasePages {
         Some((*chunk, (within % CHUNK_BYTES as u64) as usize / BLOCK_BYTES))
     }
 
-    async fn load_file(&mut self, file: FileId) -> Result<(), RepoError> {
+    async fn load_file(&mut self, file: RelationFile) -> Result<(), RepoError> {
         if self.files.contains_key(&file) {
             return Ok(());
         }
@@ -188,25 +223,12 @@ impl BasePages {
     }
 
     /// Where the backup has `file`, if it has its tablespace.
-    async fn path_of(&mut self, file: &FileId) -> Result<Option<String>, RepoError> {
-        let RelationRef { tablespace, database, relation } = file.relation;
-        let folder = match tablespace {
-            GLOBAL_TABLESPACE => "global".to_owned(),
-            DEFAULT_TABLESPACE => format!("base/{database}"),
-            _ => match self.tablespace_folder(tablespace).await? {
-                Some(folder) => format!("{folder}/{database}"),
-                None => return Ok(None),
-            },
+    async fn path_of(&mut self, file: &RelationFile) -> Result<Option<String>, RepoError> {
+        let folder = match file.tablespace() {
+            Some(tablespace) => self.tablespace_folder(tablespace).await?,
+            None => None,
         };
-        let fork = match file.fork {
-            0 => "",
-            1 => "_fsm",
-            2 => "_vm",
-            3 => "_init",
-            _ => return Ok(None),
-        };
-        let number = if file.number == 0 { String::new() } else { format!(".{}", file.number) };
-        Ok(Some(format!("{folder}/{relation}{fork}{number}")))
+        Ok(file.path(folder.as_deref()))
     }
 
     /// `pg_tblspc/<oid>/PG_<version>_<catalog version>`, whatever the catalog version is.
@@ -225,16 +247,12 @@ impl BasePages {
     }
 }
 
-fn file_of(block: &BlockId) -> FileId {
-    FileId { relation: block.relation, fork: block.fork, number: block.block / FILE_BLOCKS }
-}
-
 impl PageSource for BasePages {
     fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
         let (chunk, number) = self.place(block)?;
-        let (found, hash) = self.store.lend(&chunk, number)?;
+        let (found, vouched) = self.store.lend(&chunk, number)?;
         *page = *found;
-        Some(Vouched::ByHash(hash))
+        Some(vouched)
     }
 
     fn lend_page<'a>(
@@ -244,15 +262,14 @@ impl PageSource for BasePages {
         _room: &'a mut Page,
     ) -> Option<(&'a Page, Vouched)> {
         let (chunk, number) = self.place(block)?;
-        let (page, hash) = self.store.lend(&chunk, number)?;
-        Some((page, Vouched::ByHash(hash)))
+        self.store.lend(&chunk, number)
     }
 }
 
 /// A bounded store of chunks: when it is full, the chunk that was not wanted for the longest goes.
 #[derive(Debug)]
 struct ChunkStore {
-    key: [u8; 32],
+    key: Option<[u8; 32]>,
     chunks_max: usize,
     memory: Box<dyn Memory>,
     places: HashMap<ChunkId, Place>,
@@ -270,7 +287,7 @@ struct Place {
 }
 
 impl ChunkStore {
-    fn new(cluster: &Cluster, chunks_max: usize, key: [u8; 32]) -> Result<Self, RepoError> {
+    fn new(cluster: &Cluster, chunks_max: usize, key: Option<[u8; 32]>) -> Result<Self, RepoError> {
         let env = cluster.repo().env();
         let bytes = chunks_max * CHUNK_BYTES;
         let no_room =
@@ -313,13 +330,15 @@ impl ChunkStore {
         if let Some(room) = self.memory.bytes_mut().get_mut(at..at + bytes.len().min(CHUNK_BYTES)) {
             room.copy_from_slice(&bytes[..room.len()]);
         }
-        let first = slot * PAGES_PER_CHUNK;
-        if self.hashes.len() < first + PAGES_PER_CHUNK {
-            self.hashes.resize(first + PAGES_PER_CHUNK, [0; 32]);
-        }
         let (pages, _) = bytes.as_chunks::<BLOCK_BYTES>();
-        for (hash, page) in self.hashes.iter_mut().skip(first).zip(pages) {
-            *hash = page_hash(&self.key, page);
+        if let Some(key) = &self.key {
+            let first = slot * PAGES_PER_CHUNK;
+            if self.hashes.len() < first + PAGES_PER_CHUNK {
+                self.hashes.resize(first + PAGES_PER_CHUNK, [0; 32]);
+            }
+            for (hash, page) in self.hashes.iter_mut().skip(first).zip(pages) {
+                *hash = page_hash(key, page);
+            }
         }
         self.turn += 1;
         let place = Place { slot, pages: pages.len().min(PAGES_PER_CHUNK), turn: self.turn };
@@ -328,12 +347,16 @@ impl ChunkStore {
         Ok(())
     }
 
-    /// Page `number` of `chunk`, and the hash that it had.
-    fn lend(&self, chunk: &ChunkId, number: usize) -> Option<(&Page, [u8; 32])> {
+    /// Page `number` of `chunk`, and the hash that it had if there is a key.
+    fn lend(&self, chunk: &ChunkId, number: usize) -> Option<(&Page, Vouched)> {
         let place = self.places.get(chunk).filter(|place| number < place.pages)?;
         let at = place.slot * CHUNK_BYTES + number * BLOCK_BYTES;
         let page = self.memory.bytes().get(at..)?.first_chunk()?;
-        Some((page, *self.hashes.get(place.slot * PAGES_PER_CHUNK + number)?))
+        let vouched = match self.key {
+            Some(_) => Vouched::ByHash(*self.hashes.get(place.slot * PAGES_PER_CHUNK + number)?),
+            None => Vouched::BySource,
+        };
+        Some((page, vouched))
     }
 
     /// Lets the chunk go that was not wanted for the longest; its place is free.

@@ -12,9 +12,6 @@ use crate::delta::{BlockId, DeltaError, FrameDecoder, ImageCache, Page, PageSour
 use crate::format::wal::{DeltaEpoch, WalDeltas};
 use futures_util::future::BoxFuture;
 
-/// What is decoded is held against the frame's own hash: those of pages are not looked at.
-const NO_KEY: [u8; 32] = [0; 32];
-
 /// Pages of a backup that are at hand somewhere else than in the repository.
 pub trait NearPages: Send + std::fmt::Debug {
     /// The backup.
@@ -151,7 +148,7 @@ impl EpochDecoder {
             return Err(RepoError::damage(key, reason));
         };
         if self.base.as_ref().is_none_or(|base| base.backup() != backup) {
-            let opened = BasePages::open(&self.cluster, backup, CHUNKS_MIN, NO_KEY).await;
+            let opened = BasePages::open(&self.cluster, backup, CHUNKS_MIN, None).await;
             self.base = Some(opened.map_err(|error| needs_backup(key, deltas, error))?);
         }
         if let Some(base) = &mut self.base {

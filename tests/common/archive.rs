@@ -12,6 +12,7 @@ use walden::base::{Anonymous, Env, Lsn, LsnRange, SegmentSize, TimelineId, WalFi
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, SystemClock};
 use walden::net::{ConnectOptions, Connection, ConnectionKind};
+use walden::receive::compact::{Compacted, Compactor, DeltaOptions, Extent};
 use walden::repo::walmap::Snapshot;
 use walden::repo::{Cluster, RepoError, Repository, WalReader, walmap};
 use walden::store::{self, StoreOptions};
@@ -66,6 +67,17 @@ impl Archive {
             Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(Anonymous) };
         let repo = runtime.block_on(Repository::open(store, &unlock, env)).unwrap();
         Archive { runtime, repo: Arc::new(repo) }
+    }
+
+    /// Compacts `cluster` as a receiver does, pass after pass.
+    pub fn compactor(&self, cluster: &str, deltas: DeltaOptions) -> Compactor {
+        let cluster = self.runtime.block_on(Cluster::open(self.repo.clone(), cluster.parse().unwrap()));
+        Compactor::new(cluster.unwrap(), Some(deltas))
+    }
+
+    /// All that was received.
+    pub fn compact_all(&self, compactor: &mut Compactor) -> Compacted {
+        self.runtime.block_on(compactor.compact(Extent::All)).unwrap()
     }
 
     /// What `cluster` holds now; none before anything was stored.

@@ -56,6 +56,10 @@ pub struct Epochs {
     /// The bound of the cache of a new epoch: less than the options say once there was no room for that.
     cache_pages: u32,
     current: Option<EpochEncoder>,
+    /// Epochs that this pass added to. What is stored of them is not all of them until it commits.
+    touched: Vec<ObjectId>,
+    /// Epochs that this pass decoded from the repository.
+    decoded: u64,
 }
 
 /// Encodes WAL of one epoch.
@@ -75,12 +79,20 @@ pub struct EpochEncoder {
 impl Epochs {
     /// No epoch yet; none ever without `options`.
     pub fn new(options: Option<DeltaOptions>) -> Epochs {
-        Epochs { options, cache_pages: options.map_or(0, DeltaOptions::cache_pages), current: None }
+        let cache_pages = options.map_or(0, DeltaOptions::cache_pages);
+        Epochs { options, cache_pages, current: None, touched: Vec::new(), decoded: 0 }
     }
 
-    /// What was encoded last was not committed: the next pass begins with what is stored.
-    pub fn forget(&mut self) {
-        self.current = None;
+    /// Takes the encoder out for a pass, which puts it back when it has committed: what was encoded and not committed, also by a
+    /// pass that was dropped, is nothing to go on with, and the next pass begins with what is stored.
+    pub fn for_pass(&mut self) -> Epochs {
+        let current = self.current.take();
+        Epochs { cache_pages: self.cache_pages, current, ..Epochs::new(self.options) }
+    }
+
+    /// Epochs that the pass decoded from the repository, to go on with them.
+    pub fn decoded(&self) -> u64 {
+        self.decoded
     }
 
     /// Segments were merged that hold delta frames of `epoch` and end at `end`: no frame is new, and the encoder may go on.
@@ -107,7 +119,9 @@ impl Epochs {
                 && goes_on(&known.epoch)
                 && known.is_newest(&snapshot.index)
         });
-        let mut stored = newest_epoch(&snapshot.index, job).filter(|epoch| goes_on(epoch));
+        let all_stored = |epoch: &DeltaEpoch| !self.touched.contains(&epoch.id);
+        let stored = newest_epoch(&snapshot.index, job);
+        let mut stored = stored.filter(|epoch| goes_on(epoch) && all_stored(epoch));
         if let Some(broken) = known.as_ref().filter(|known| known.encoder.is_broken()) {
             self.cache_pages = broken.epoch.cache_pages / 2;
             tracing::warn!(
@@ -120,7 +134,10 @@ impl Epochs {
         let mut encoder = match (known, stored) {
             (Some(known), _) => known,
             (None, Some(epoch)) => match resume(cluster, reader, job, epoch).await {
-                Ok(resumed) => resumed,
+                Ok(resumed) => {
+                    self.decoded += 1;
+                    resumed
+                }
                 // Damage of what is stored keeps nobody from storing more.
                 Err(error) if error.is_damage() || error.is_no_space() => {
                     tracing::warn!(%error, "the epoch of WAL deltas cannot be gone on with; a new one begins");
@@ -139,6 +156,7 @@ impl Epochs {
         encoder
             .set_base(cluster, base_of(snapshot, encoder_segment_size(cluster, job).await?), options)
             .await?;
+        self.touched.push(encoder.epoch.id);
         Ok(Some(self.current.insert(encoder)))
     }
 }
@@ -277,7 +295,7 @@ impl EpochEncoder {
         }
         self.base = None;
         let Some(backup) = backup else { return Ok(()) };
-        match BasePages::open(cluster, &backup, options.base_chunks(), self.encoder.page_key()).await {
+        match BasePages::open(cluster, &backup, options.base_chunks(), Some(self.encoder.page_key())).await {
             Ok(base) => self.base = Some(base),
             Err(error) if error.is_damage() || error.is_no_space() => {
                 tracing::warn!(%error, %backup, "WAL deltas do without pages of the backup");

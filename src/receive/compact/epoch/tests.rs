@@ -1,3 +1,5 @@
+//! What ends an epoch, which one is gone on with, and what is its base.
+
 use super::*;
 use crate::base::{ClusterName, StreamId, Timestamp};
 use crate::format::index::WalEntry;

@@ -1,3 +1,5 @@
+//! Which small segments are merged, and what their delta frames are made of then.
+
 use super::*;
 use crate::base::BackupId;
 use crate::format::wal::{DeltaEpoch, DeltaStats};
