@@ -20,21 +20,26 @@ const STEP_BYTES: usize = 16 << 20;
 /// Gives memory in files of a folder.
 #[derive(Debug, Clone)]
 pub struct ScratchDir {
-    dir: PathBuf,
+    dirs: Vec<PathBuf>,
 }
 
 impl ScratchDir {
-    /// In `dir`, which is made when memory is first asked for.
-    pub fn new(dir: PathBuf) -> Self {
-        ScratchDir { dir }
+    /// In the first of `dirs` that can be made and written to when memory is asked for.
+    pub fn first_of(dirs: Vec<PathBuf>) -> Self {
+        ScratchDir { dirs }
     }
 }
 
 impl Scratch for ScratchDir {
     fn memory(&self, len: usize) -> io::Result<Box<dyn Memory>> {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.dir.display()));
-        Ok(Box::new(MappedMemory::create(&self.dir, len).map_err(named)?))
+        let mut failed = io::Error::from(io::ErrorKind::NotFound);
+        for dir in &self.dirs {
+            match MappedMemory::create(dir, len) {
+                Ok(memory) => return Ok(Box::new(memory)),
+                Err(error) => failed = io::Error::new(error.kind(), format!("{}: {error}", dir.display())),
+            }
+        }
+        Err(failed)
     }
 }
 
@@ -114,7 +119,7 @@ mod tests {
     #[test]
     fn what_is_put_there_stays_and_has_no_name() {
         let dir = tempfile::tempdir().unwrap();
-        let scratch = ScratchDir::new(dir.path().join("cache"));
+        let scratch = ScratchDir::first_of(vec![dir.path().join("cache")]);
         let mut memory = scratch.memory(STEP_BYTES + 100).unwrap();
         assert!(memory.bytes().is_empty());
         memory.reach(1).unwrap();
@@ -127,11 +132,16 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_is_named() {
+    fn the_first_folder_that_can_be_is_taken_and_the_last_that_cannot_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
+        let [file, other] = ["file", "other"].map(|name| dir.path().join(name));
         std::fs::write(&file, "x").unwrap();
-        let error = ScratchDir::new(file.clone()).memory(1).unwrap_err();
-        assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
+        let error = ScratchDir::first_of(vec![file.join("a"), file.clone()]).memory(1).unwrap_err();
+        assert!(error.to_string().starts_with(file.to_str().unwrap()), "{error}");
+        assert!(!error.to_string().contains("/a"), "{error}");
+        let scratch = ScratchDir::first_of(vec![file, other.clone()]);
+        assert!(!other.exists(), "nothing is made before it is needed");
+        scratch.memory(1).unwrap().reach(1).unwrap();
+        assert!(other.exists());
     }
 }

@@ -94,7 +94,8 @@ pub struct Deltas {
     /// for WAL whose every segment stands alone [default: on]
     #[arg(long, value_name = "on|off")]
     wal_deltas: Option<Switch>,
-    /// Bytes of pages kept to make differences from, in a file under --cache-dir [default: 4GB]
+    /// Bytes of earlier pages kept to make differences from, and at most as many again of the backup's, in files under --cache-dir
+    /// [default: 4GB]
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     delta_cache: Option<u64>,
 }

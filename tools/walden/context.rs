@@ -38,17 +38,14 @@ pub fn threads() -> usize {
 }
 
 /// Where pages are kept: where somebody says, else where caches are, else where large temporary files are.
-fn cache_dir(given: Option<&Path>) -> PathBuf {
+fn cache_dirs(given: Option<&Path>) -> Vec<PathBuf> {
     if let Some(dir) = given {
-        return dir.to_owned();
+        return vec![dir.to_owned()];
     }
-    let writable = |dir: &Path| {
-        std::fs::create_dir_all(dir).is_ok() && rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
-    };
     let own = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let own = own.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    let candidates = [Some(PathBuf::from(CACHE_HOME)), own.map(|dir| dir.join("walden"))];
-    candidates.into_iter().flatten().find(|dir| writable(dir)).unwrap_or_else(|| PathBuf::from("/var/tmp"))
+    let own = own.map(|dir| dir.join("walden"));
+    [Some(PathBuf::from(CACHE_HOME)), own, Some(PathBuf::from("/var/tmp"))].into_iter().flatten().collect()
 }
 
 impl Context {
@@ -58,7 +55,7 @@ impl Context {
         let from_env = std::env::var_os("WALDEN_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
         let file = config::load(global.config.as_deref().or(from_env.as_deref()))?;
         let settings = Settings::resolve(&global.given(), &environment, &file)?;
-        let scratch = ScratchDir::new(cache_dir(settings.cluster().cache_dir.as_deref()));
+        let scratch = ScratchDir::first_of(cache_dirs(settings.cluster().cache_dir.as_deref()));
         let env =
             Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(scratch) };
         Ok(Context { settings, env, output: Output::new(global) })

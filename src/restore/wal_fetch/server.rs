@@ -57,7 +57,7 @@ pub async fn serve(recovery: &Path, env: Env) -> Result<Ended, RestoreError> {
     std::env::set_current_dir(&staging).map_err(|error| RestoreError::io(&staging, "enter", error))?;
     let Some(_lock) = lock(&staging)? else { return Ok(Ended::NotNeeded) };
     clean(&staging);
-    let env = Env { scratch: Arc::new(ScratchDir::new(staging.clone())), ..env };
+    let env = Env { scratch: Arc::new(ScratchDir::first_of(vec![staging.clone()])), ..env };
     let listener =
         UnixListener::bind(SOCKET).map_err(|error| RestoreError::io(&staging.join(SOCKET), "bind", error))?;
     tracing::info!(data_dir = %file.data_dir.display(), "serving WAL");
