@@ -33,6 +33,8 @@ const CONNECT_WAIT_MIN: Duration = Duration::from_millis(2);
 const CONNECT_WAIT_MAX: Duration = Duration::from_millis(100);
 /// Servers asked after one another when each dies before it answers.
 const SERVERS_MAX: u32 = 3;
+/// Times a staged file is moved that comes and goes meanwhile.
+const TAKES_MAX: u32 = 4;
 /// A log that grew beyond this is begun anew.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 
@@ -145,12 +147,25 @@ fn absolute(path: &Path) -> Result<PathBuf, String> {
 /// Moves the staged file to where PostgreSQL wants it. `false` when it is not staged.
 fn take(name: WalFileName, to: &Path) -> Result<bool, String> {
     let name = name.to_string();
-    match fs::rename(&name, to) {
+    take_with(|| fs::rename(&name, to), Path::new(&name), to)
+}
+
+/// The same with `rename`, which moves `staged` to `to`.
+fn take_with(mut rename: impl FnMut() -> io::Result<()>, staged: &Path, to: &Path) -> Result<bool, String> {
+    let mut renamed = rename();
+    for _ in 1..TAKES_MAX {
+        match &renamed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !staged.exists() => return Ok(false),
+            // It was staged since. If it is there and still not found, that is the place to move it to.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => renamed = rename(),
+            _ => break,
+        }
+    }
+    match renamed {
         Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !Path::new(&name).exists() => Ok(false),
         // By hand, somebody may want it on another file system.
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            let copied = fs::copy(&name, to).and_then(|_| fs::remove_file(&name));
+            let copied = fs::copy(staged, to).and_then(|_| fs::remove_file(staged));
             copied.map(|()| true).map_err(|error| format!("{}: {error}", to.display()))
         }
         Err(error) => Err(format!("{}: {error}", to.display())),
@@ -254,6 +269,28 @@ mod tests {
         for bad in [&["x", "y"][..], &["--recovery"], &["--recovery", "/r"], &["--recovery", "/r", "x"]] {
             assert!(parse(bad).unwrap_err().starts_with("usage"), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_staged_while_it_is_looked_for_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let [staged, to] = ["staged", "to"].map(|name| dir.path().join(name));
+        let move_it = |to: &Path| fs::rename(&staged, to);
+        assert_eq!(take_with(|| move_it(&to), &staged, &to), Ok(false), "nothing is staged");
+        // It is there right after it was not found.
+        let late = || {
+            let moved = move_it(&to);
+            if moved.is_err() {
+                fs::write(&staged, "wal").unwrap();
+            }
+            moved
+        };
+        assert_eq!(take_with(late, &staged, &to), Ok(true));
+        assert_eq!(fs::read(&to).unwrap(), b"wal");
+        fs::write(&staged, "wal").unwrap();
+        let nowhere = dir.path().join("no/where");
+        let error = take_with(|| move_it(&nowhere), &staged, &nowhere).unwrap_err();
+        assert!(error.contains("no/where") && staged.exists(), "{error}");
     }
 
     #[test]
