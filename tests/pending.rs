@@ -172,6 +172,55 @@ fn of_a_stalled_backup_and_the_collector_one_wins() {
     assert!(made > 5 && expired > 5, "{made} made, {expired} expired");
 }
 
+/// Whatever it was about to read may be gone when it goes on; it never says that the repository is damaged.
+#[test]
+fn a_backup_that_stalls_at_any_request_is_made_or_gives_way() {
+    let (mut made, mut gave_way) = (0, 0);
+    for requests in 1.. {
+        let stalled = simulate(async {
+            let mut world = calm(1).await;
+            let first = world.backup(3).await;
+            beside(&mut world, first).await.unwrap();
+            let store = world.store.client(2);
+            store.hold_after(requests);
+            let (backup, others) = (world.backup(2).await, world.backup(3).await);
+            let waking = async {
+                while !store.is_held() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                // Theirs merges the index, so that the object that was there is collected.
+                others.await.unwrap();
+                tokio::time::sleep(WORK_GRACE * 3).await;
+                store.hold(false);
+                std::future::pending::<()>().await;
+            };
+            let both = async {
+                tokio::select! { made = backup => made, () = waking => unreachable!() }
+            };
+            let began = Instant::now();
+            match beside(&mut world, both).await {
+                Ok(report) => {
+                    let index = walmap::load(&cluster(&mut world).await).await.unwrap().index;
+                    assert_eq!(
+                        index.backup(&report.entry.id).map(|entry| entry.state),
+                        Some(BackupState::Complete)
+                    );
+                    made += 1;
+                }
+                Err(BackupError::Expired) => gave_way += 1,
+                Err(error) if error.to_string().contains("nothing was committed") => gave_way += 1,
+                Err(error) => panic!("stalled after {requests} requests: {error}"),
+            }
+            began.elapsed() > WORK_GRACE * 3
+        });
+        if !stalled {
+            break;
+        }
+    }
+    println!("{made} made, {gave_way} gave way");
+    assert!(made > 5 && gave_way > 5, "{made} made, {gave_way} gave way");
+}
+
 #[test]
 fn of_a_stalled_compaction_and_the_collector_one_wins() {
     let (mut compacted, mut conflicts) = (0, 0);

@@ -18,7 +18,7 @@ use crate::format::root::{GenerationRecord, PendingKind};
 use crate::net::server::ServerSettings;
 use crate::net::{BaseBackupEvent, BaseBackupOptions, Checkpoint, ServerManifest};
 use crate::repo::chunks::{ChunkIndex, ChunkStats, ChunkWriter};
-use crate::repo::cluster::RootChange;
+use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{IndexEdit, empty_page};
 use crate::repo::manifest::Manifest;
 use crate::repo::{Cluster, Registration, RepoError, Repository, backups};
@@ -120,8 +120,14 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
         Ok(report) => report,
         Err(error) => {
             let abandoned = tokio::time::timeout(CLEAN_UP_LIMIT, registration.abandon()).await;
-            if !matches!(abandoned, Ok(Ok(()))) {
-                tracing::warn!("the backup's registration stays in the repository until it is collected");
+            match abandoned {
+                Ok(Ok(false)) if matches!(&error, BackupError::Repo(gone) if object_is_gone(gone)) => {
+                    return Err(BackupError::Expired);
+                }
+                Ok(Ok(_)) => {}
+                _ => {
+                    tracing::warn!("the backup's registration stays in the repository until it is collected")
+                }
             }
             return Err(error);
         }

@@ -175,7 +175,8 @@ impl Cluster {
                 let what = format!("cluster {}", self.name);
                 return Err(RepoError::NotFound { what, url: self.repo.store().url() }.into());
             };
-            let index = if with_index { self.index(&base).await? } else { Index::default() };
+            let index = if with_index { self.index(&base).await } else { Ok(Index::default()) };
+            let Some(index) = self.unless_moved(&base, index).await? else { continue };
             let Some(change) = edit(&base, &index)? else { return Ok(base) };
             if let Some(before) = *last_commit {
                 tokio::time::sleep_until(before + limits::ROOT_INTERVAL).await;
@@ -186,7 +187,9 @@ impl Cluster {
             root.made_at = self.repo.env().clock.now();
             root.floor = floor;
             // Index before root: a root never names what is not there.
-            root.index = index::write(self, base.index, change.index, root.number).await?;
+            let written = index::write(self, base.index, change.index, root.number).await;
+            let Some(written) = self.unless_moved(&base, written).await? else { continue };
+            root.index = written;
             match self.create_root(&root).await? {
                 NewRoot::Won => return Ok(root),
                 NewRoot::Taken => {}
@@ -201,6 +204,18 @@ impl Cluster {
         }
         let reason = format!("cluster {}: lost {COMMIT_TRIES_MAX} races for the next root", self.name);
         Err(RepoError::Conflict { reason }.into())
+    }
+
+    /// What was read of `root`; `None` when something that it refers to is gone because a newer root took its place: this process
+    /// stalled while others went on.
+    async fn unless_moved<T>(&self, root: &Root, read: Result<T, RepoError>) -> Result<Option<T>, RepoError> {
+        match read {
+            Err(error) if object_is_gone(&error) => match self.find_root().await? {
+                Some((newest, _)) if newest.number > root.number => Ok(None),
+                _ => Err(error),
+            },
+            read => read.map(Some),
+        }
     }
 
     /// Creates `root`, unless another has its number.

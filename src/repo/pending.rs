@@ -135,11 +135,18 @@ impl Registration {
         self.remove_objects(&self.ids()).await;
     }
 
-    /// Ends the registration of work that changes nothing, or was not done.
-    pub async fn abandon(&self) -> Result<(), RepoError> {
-        self.cluster.commit::<RepoError>(|root| Ok(self.leave(root).map(RootChange::of))).await?;
+    /// Ends the registration of work that changes nothing, or was not done. Whether it was still there: if not, what the work
+    /// relied on may be gone, and explains its errors.
+    pub async fn abandon(&self) -> Result<bool, RepoError> {
+        let mut there = false;
+        let leave = |root: &Root| {
+            let left = self.leave(root);
+            there = left.is_some();
+            Ok::<_, RepoError>(left.map(RootChange::of))
+        };
+        self.cluster.commit(leave).await?;
         self.left().await;
-        Ok(())
+        Ok(there)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<ObjectId>> {

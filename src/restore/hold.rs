@@ -50,7 +50,7 @@ impl Hold {
     /// Lets go. What cannot be taken out of the root now expires by itself.
     pub async fn release(self) {
         if let Some(registration) = self.0
-            && !matches!(tokio::time::timeout(REGISTER_LIMIT, registration.abandon()).await, Ok(Ok(())))
+            && !matches!(tokio::time::timeout(REGISTER_LIMIT, registration.abandon()).await, Ok(Ok(_)))
         {
             tracing::warn!("the restore's registration stays in the repository until it is collected");
         }

@@ -143,6 +143,8 @@ struct World {
     log: Vec<StoreOp>,
     cut: BTreeSet<u32>,
     held: BTreeSet<u32>,
+    /// The requests that a client still makes before it is held up.
+    stalls: BTreeMap<u32, u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -165,6 +167,7 @@ impl SimStore {
             log: Vec::new(),
             cut: BTreeSet::new(),
             held: BTreeSet::new(),
+            stalls: BTreeMap::new(),
         };
         SimStore { world: Arc::new(Mutex::new(world)), changed: Arc::new(Notify::new()), client: 0 }
     }
@@ -222,6 +225,16 @@ impl SimStore {
         };
         drop(world);
         self.changed.notify_waiters();
+    }
+
+    /// Holds this client up once it has made `requests` more: the answer to the last of them waits.
+    pub fn hold_after(&self, requests: u64) {
+        self.world().stalls.insert(self.client, requests);
+    }
+
+    /// Whether this client is held up.
+    pub fn is_held(&self) -> bool {
+        self.world().held.contains(&self.client)
     }
 
     /// Everything that was asked, in order.
@@ -286,6 +299,14 @@ impl SimStore {
 
     fn begin(&self, request: Request, verdict: Verdict) -> usize {
         let mut world = self.world();
+        let stalls = world.stalls.get_mut(&self.client).is_some_and(|left| {
+            *left = left.saturating_sub(1);
+            *left == 0
+        });
+        if stalls {
+            world.stalls.remove(&self.client);
+            world.held.insert(self.client);
+        }
         let asked_at = world.now();
         let op = StoreOp { client: self.client, asked_at, request, verdict, done: Vec::new(), told: None };
         world.log.push(op);
