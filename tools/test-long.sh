@@ -109,7 +109,7 @@ part() {
 }
 
 # The names of the tests of these binaries that are long because of their numbers, for nextest.
-LONG_TESTS='binary(crash) + binary(kill) + binary(duel) + test(/^journal_crashes::what/) + test(/^flips::/) + test(/^journal::a_receiver_notices/)'
+LONG_TESTS='binary(crash) + binary(kill) + binary(duel) + test(/^journal_crashes::what/) + test(/^flips::/) + test(/^journal::a_receiver_notices/) + test(/^servers::wal_comes_back_on/)'
 tests() {
     local name=$1 filter=$2
     shift 2
@@ -136,9 +136,12 @@ tests journal 'test(/^journal_crashes::what/)'
 for major in 14 15 16 17 18; do
     tests "kill-$major" "binary(kill) & test(/_on_$major\$/)"
 done
+for major in 14 15 16 17 18; do
+    tests "deltas-$major" "test(/^servers::wal_comes_back_on_$major\$/)"
+done
 tests duel 'binary(duel)'
 tests flips 'test(/^flips::/)'
-tests flips-journal 'test(/^journal::a_receiver_notices/)'
+tests flips-journal 'test(/^journal::a_receiver_notices/) + test(/^servers::wal_comes_back_on/)'
 
 # Instrumented, with the corpora of the tree as a start; what is found goes to a corpus of its own.
 fuzz() {

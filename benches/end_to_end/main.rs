@@ -4,26 +4,26 @@
 //!
 //! ```text
 //! cargo bench --bench end_to_end -- [--customers N] [--wal-mb N] [--rounds N] [--seconds N] [--only NAME[,NAME]] [--server DIR] [--peers]
+//!                                   [--pgbench] [--one-way]
 //! ```
 //!
 //! `--server DIR` keeps the server's data directory there for the next run. `--peers` measures pgBackRest on the same
-//! server in the same run (`tools/bench-peers` installs it). Names: catch_up, acknowledge, backup, restore, wal_fetch, wal_stored
-//! (a load of `--seconds`, 90 by default, after a backup). Everything shares the machine with the server, as it says.
+//! server in the same run (`tools/bench-peers` installs it). Names: catch_up, acknowledge, backup, restore, wal_fetch; and, on a server
+//! of their own with a load of `--seconds` (90 by default) after a backup: wal_stored (`--one-way`: archived in the default way only;
+//! `--pgbench`: pgbench's own transactions), recovery, random_reads. Everything shares the machine with the server, as it says.
 
+mod common;
 mod meter;
 mod peers;
-#[path = "../../tests/common/pg.rs"]
-#[allow(dead_code)]
-mod pg;
+mod random_reads;
+mod recovery;
 mod server;
 mod stored;
 mod wal_fetch;
-#[path = "../../tests/common/walden.rs"]
-#[allow(dead_code)]
-mod walden_place;
 
+use common::pg::{self, Process};
+use common::walden::Place;
 use meter::{Meter, Taken, Whom, assert_ended_well, figure, median, quantile, rounded, timed};
-use pg::Process;
 use serde_json::{Value, json};
 use server::{Server, Size};
 use std::collections::VecDeque;
@@ -32,36 +32,54 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use walden::base::Lsn;
 use walden::net::{ConnectOptions, Connection, ConnectionKind};
-use walden_place::Place;
 
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// What is asked for.
 #[derive(Debug, Clone)]
 struct Options {
-    size: Size,
+    customers: Option<u64>,
+    wal_bytes: u64,
     rounds: usize,
     seconds: u64,
     only: Vec<String>,
     server: Option<PathBuf>,
     peers: bool,
+    tpcb: bool,
+    one_way: bool,
 }
 
+/// Customers in the server that most is measured on: 3 GB of data.
+const CUSTOMERS: u64 = 4_700_000;
+/// Places where WAL is read at random.
+const RANDOM_READS: usize = 15;
+
 fn options() -> Options {
-    let size = Size { customers: 4_700_000, wal_bytes: 2_200_000_000 };
-    let mut options = Options { size, rounds: 3, seconds: 90, only: Vec::new(), server: None, peers: false };
+    let mut options = Options {
+        customers: None,
+        wal_bytes: 2_200_000_000,
+        rounds: 3,
+        seconds: 90,
+        only: Vec::new(),
+        server: None,
+        peers: false,
+        tpcb: false,
+        one_way: false,
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} takes a value"));
         let number = |text: String| text.parse::<u64>().unwrap_or_else(|_| panic!("{text} is not a number"));
         match argument.as_str() {
-            "--customers" => options.size.customers = number(value()),
-            "--wal-mb" => options.size.wal_bytes = number(value()) * 1_000_000,
+            "--customers" => options.customers = Some(number(value())),
+            "--wal-mb" => options.wal_bytes = number(value()) * 1_000_000,
             "--rounds" => options.rounds = number(value()).max(1) as usize,
             "--seconds" => options.seconds = number(value()).max(1),
             "--only" => options.only = value().split(',').map(str::to_owned).collect(),
             "--server" => options.server = Some(PathBuf::from(value())),
             "--peers" => options.peers = true,
+            "--pgbench" => options.tpcb = true,
+            "--one-way" => options.one_way = true,
             // What cargo bench says to every benchmark.
             "--bench" => {}
             other => panic!("unknown option {other}; the header of benches/end_to_end/main.rs lists them"),
@@ -76,10 +94,22 @@ fn main() {
     if wanted("wal_fetch") {
         wal_fetch::wal_fetch();
     }
-    if !["catch_up", "acknowledge", "backup", "restore", "wal_stored"].into_iter().any(wanted) {
+    if ["wal_stored", "recovery", "random_reads"].into_iter().any(wanted) {
+        stored::wal_stored(&stored::Wanted {
+            seconds: options.seconds,
+            tpcb: options.tpcb,
+            customers: options.customers,
+            peers: options.peers,
+            variants: wanted("wal_stored") && !options.one_way,
+            recoveries: if wanted("recovery") { options.rounds } else { 0 },
+            random_reads: if wanted("random_reads") { RANDOM_READS } else { 0 },
+        });
+    }
+    if !["catch_up", "acknowledge", "backup", "restore"].into_iter().any(wanted) {
         return;
     }
-    let server = Server::start(&options.size, options.server.as_deref());
+    let size = Size { customers: options.customers.unwrap_or(CUSTOMERS), wal_bytes: options.wal_bytes };
+    let server = Server::start(&size, options.server.as_deref());
     let peers = options.peers.then(|| peers::PgBackRest::configure(&server));
     let context = [
         ("server", json!(format!("PostgreSQL {}", server.pg.sql("SHOW server_version")))),
@@ -103,9 +133,6 @@ fn main() {
     }
     if wanted("backup") || wanted("restore") {
         backup_and_restore(&server, options.rounds, peers.as_ref());
-    }
-    if wanted("wal_stored") {
-        stored::wal_stored(&server, options.seconds, peers.as_ref());
     }
     server.stop();
 }

@@ -1,9 +1,11 @@
 //! pgBackRest on the same server: asynchronous archiving, a full backup and a restore, with zstd, AES and a process a core.
 //! Debian's package; a missing one is an error, not a figure left out.
 
+use crate::common::pg::{give_to_postgres, postgres_command, temp_dir};
 use crate::meter::{Meter, Taken, Whom, timed};
-use crate::pg::{give_to_postgres, postgres_command, temp_dir};
 use crate::server::Server;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
@@ -89,31 +91,31 @@ impl PgBackRest {
         taken
     }
 
-    /// Has the server archive from now on, into an empty repository.
-    pub fn begin_archive(&self, server: &Server) {
+    /// Takes a backup into an empty repository, and has the server archive from now on.
+    pub fn begin(&self, server: &Server) {
         self.empty();
-        server.archive_with(&self.archive_command());
+        server.archive_all_with(&self.archive_command());
+        timed(&mut self.command(&["--type=full", "backup"]));
     }
 
-    /// Ends that; bytes that the WAL files from `start` to `end` take.
-    pub fn end_archive(&self, server: &Server, start: u64, end: u64) -> u64 {
+    /// Ends that; bytes that each WAL file takes, by its name.
+    pub fn end_archive(&self, server: &Server) -> impl Fn(&str) -> u64 + use<> {
         server.archive_all_with(&self.archive_command());
         server.archive_with("");
-        let (first, last) = (segment_name(start), segment_name(end));
         let mut dirs = vec![self.dir.path().join("repo/archive")];
-        let mut bytes = 0;
+        let mut bytes = HashMap::new();
         while let Some(dir) = dirs.pop() {
             for entry in std::fs::read_dir(dir).expect("its archive").flatten() {
                 let name = entry.file_name().into_string().expect("a name");
                 let meta = entry.metadata().expect("its length");
                 if meta.is_dir() {
                     dirs.push(entry.path());
-                } else if name.get(..24).is_some_and(|name| (first.as_str()..last.as_str()).contains(&name)) {
-                    bytes += meta.len();
+                } else if let Some(segment) = name.get(..24) {
+                    bytes.insert(segment.to_owned(), meta.len());
                 }
             }
         }
-        bytes
+        move |name| *bytes.get(name).unwrap_or_else(|| panic!("{name} is not in its archive"))
     }
 
     /// A full backup into an empty repository.
@@ -129,12 +131,22 @@ impl PgBackRest {
     /// Restores the newest backup into a new directory, and removes it.
     pub fn restore(&self) -> Taken {
         let target = self.dir.path().join("restored");
-        std::fs::create_dir(&target).expect("a directory");
-        give_to_postgres(&target);
-        let pg_path = format!("--pg1-path={}", target.display());
-        let (taken, _) = timed(&mut self.command(&[&pg_path, "--type=immediate", "restore"]));
+        let taken = self.restore_into(&target, "immediate");
         std::fs::remove_dir_all(&target).expect("the restored directory goes");
         taken
+    }
+
+    /// Restores the newest backup into `target`, with `kind` of a recovery target.
+    pub fn restore_into(&self, target: &Path, kind: &str) -> Taken {
+        std::fs::create_dir(target).expect("a directory");
+        give_to_postgres(target);
+        let (pg_path, kind) = (format!("--pg1-path={}", target.display()), format!("--type={kind}"));
+        timed(&mut self.command(&[&pg_path, &kind, "--archive-mode=off", "restore"])).0
+    }
+
+    /// A path beside its repository.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 }
 

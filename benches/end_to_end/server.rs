@@ -1,6 +1,6 @@
 //! The server that is measured: PostgreSQL 15 with the loyalty workload, and enough WAL of it held back by a slot.
 
-use crate::pg::{Pg, Stop, give_to_postgres, wait_until};
+use crate::common::pg::{Pg, Stop, give_to_postgres, wait_until};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +34,20 @@ fn workload(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/workload").join(name)
 }
 
+fn set_options(pg: &mut Pg) {
+    for (name, value) in [
+        ("fsync", "on"),
+        ("shared_buffers", "512MB"),
+        ("max_wal_size", "8GB"),
+        ("checkpoint_timeout", "5min"),
+        ("archive_mode", "on"),
+        ("max_wal_senders", "10"),
+        ("max_replication_slots", "10"),
+    ] {
+        pg.set_option(name, value);
+    }
+}
+
 impl Server {
     /// A server made now, in a folder that goes away; with `kept`, one that an earlier run left there, or will find.
     pub fn start(size: &Size, kept: Option<&Path>) -> Server {
@@ -42,27 +56,19 @@ impl Server {
             Some(dir) => {
                 let made = Pg::builder(15).create();
                 std::fs::create_dir_all(dir.parent().expect("a directory's parent")).expect("its parent");
-                crate::pg::run(std::process::Command::new("cp").arg("-a").arg(made.data_dir()).arg(dir));
+                crate::common::pg::run(
+                    std::process::Command::new("cp").arg("-a").arg(made.data_dir()).arg(dir),
+                );
                 give_to_postgres(dir);
                 Pg::adopt(15, dir)
             }
             None => Pg::builder(15).create(),
         };
-        for (name, value) in [
-            ("fsync", "on"),
-            ("shared_buffers", "512MB"),
-            ("max_wal_size", "8GB"),
-            ("checkpoint_timeout", "5min"),
-            ("archive_mode", "on"),
-            ("max_wal_senders", "10"),
-            ("max_replication_slots", "10"),
-        ] {
-            pg.set_option(name, value);
-        }
+        set_options(&mut pg);
         pg.start_again();
         let mut server = Server { pg, customers: size.customers, wal_start: 0, wal_end: 0 };
         if server.pg.sql("SELECT to_regclass('purchase') IS NULL") == "t" {
-            server.fill(size);
+            server.fill(size.customers);
         }
         if server.pg.sql("SELECT to_regclass('bench') IS NULL") == "t" {
             server.write_wal(size);
@@ -76,13 +82,31 @@ impl Server {
         server
     }
 
-    fn fill(&self, size: &Size) {
+    /// A server with `customers`, in a folder that goes away, that keeps the WAL written from now on.
+    pub fn filled(customers: u64) -> Server {
+        let mut pg = Pg::builder(15).create();
+        set_options(&mut pg);
+        // Checkpoints as PostgreSQL makes them by default, and every file is still there afterwards.
+        pg.set_option("max_wal_size", "1GB");
+        pg.set_option("max_replication_slots", "20");
+        pg.set_option("max_wal_senders", "20");
+        pg.start_again();
+        let server = Server { pg, customers, wal_start: 0, wal_end: 0 };
+        server.fill(customers);
+        server.archive_all_with("/bin/true");
+        server.archive_with("");
+        server.pg.sql("ALTER SYSTEM SET wal_keep_size = '256GB'");
+        server.pg.sql("SELECT pg_reload_conf()");
+        server
+    }
+
+    fn fill(&self, customers: u64) {
         let pg = &self.pg;
         // Filling is not measured, and its WAL is nobody's.
-        eprintln!("filling a server with {} customers", size.customers);
+        eprintln!("filling a server with {customers} customers");
         self.archive_with("/bin/true");
         let psql_file = std::fs::read_to_string(workload("schema.sql")).expect("the workload's schema");
-        pg.sql(&format!("\\set customers {}\n{psql_file}\nVACUUM;\nCHECKPOINT;", size.customers));
+        pg.sql(&format!("\\set customers {customers}\n{psql_file}\nVACUUM;\nCHECKPOINT;"));
     }
 
     fn write_wal(&self, size: &Size) {
@@ -109,7 +133,7 @@ impl Server {
     }
 
     /// pgbench with the loyalty workload.
-    pub fn load(&self, customers: u64, seconds: &str, clients: u32) -> crate::pg::Process {
+    pub fn load(&self, customers: u64, seconds: &str, clients: u32) -> crate::common::pg::Process {
         let customers = format!("customers={customers}");
         let file = workload("purchase.pgbench");
         // The server's user may not be allowed into the checkout.
@@ -118,6 +142,20 @@ impl Server {
         let clients = clients.to_string();
         let copy = copy.display().to_string();
         self.pg.spawn("pgbench", &["-n", "-f", &copy, "-D", &customers, "-c", &clients, "-T", seconds])
+    }
+
+    /// pgbench's own tables, made.
+    pub fn fill_tpcb(&self, scale: u64) {
+        eprintln!("filling pgbench's tables at scale {scale}");
+        let scale = scale.to_string();
+        let mut made = self.pg.spawn("pgbench", &["-i", "-q", "-s", &scale]);
+        let ended = made.wait(Duration::from_secs(1800));
+        assert!(ended.is_some_and(|status| status.success()), "pgbench -i: {ended:?}");
+    }
+
+    /// pgbench with the transactions it is made for.
+    pub fn load_tpcb(&self, seconds: &str, clients: u32) -> crate::common::pg::Process {
+        self.pg.spawn("pgbench", &["-n", "-c", &clients.to_string(), "-T", seconds])
     }
 
     /// Sets what the server's archiver runs; empty: segments wait.

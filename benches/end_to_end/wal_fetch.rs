@@ -1,9 +1,9 @@
 //! A staged WAL segment handed to PostgreSQL, again and again: the whole call, from its start to its end, as a restore pays it
 //! for each segment. Beside it a program that does nothing: what starting one costs here. No large server is needed.
 
+use crate::common::pg::Pg;
+use crate::common::walden::{Place, WALDEN};
 use crate::meter::{figure, quantile, rounded, timed};
-use crate::pg::Pg;
-use crate::walden_place::{Place, WALDEN};
 use serde_json::json;
 use std::process::Command;
 use std::time::Instant;

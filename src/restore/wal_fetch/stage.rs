@@ -19,7 +19,7 @@ use tokio::time::Instant;
 /// Segments staged ahead.
 pub const AHEAD_SEGMENTS_MAX: usize = 16;
 /// Their bytes, but for a single larger one.
-pub const AHEAD_BYTES_MAX: u64 = 512 << 20;
+pub const AHEAD_BYTES_MAX: u64 = 256 << 20;
 /// Segments being fetched ahead at once.
 const AHEAD_FETCHES_MAX: usize = 3;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
