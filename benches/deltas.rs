@@ -1,4 +1,5 @@
-//! What WAL deltas make of real WAL: stored over raw and where the bytes go, and how fast, beside zstd on the same bytes.
+//! What WAL deltas make of real WAL: stored over raw and where the bytes go, beside the entropy of what stands together, and how
+//! fast; and zstd on the same bytes, and on the records alone.
 //!
 //! ```sh
 //! cargo bench --bench deltas -- WAL_DIR BASE_DIR        # segments of one timeline; a data directory as the backup copied it
@@ -15,8 +16,10 @@ use std::time::Duration;
 use walden::base::{Lsn, SegmentSize, WalFileName};
 use walden::delta::{
     Encoder, EncoderOptions, Frame, FrameBody, FrameDecoder, FrameStats, ImageCache, Surprise, Verify,
+    sections,
 };
 use walden::format::delta::SectionKind;
+use walden::wal::{DecodeFrom, Decoder, Record};
 
 /// Time that this thread was on a core: what others do on the machine is not measured.
 #[derive(Clone, Copy)]
@@ -161,10 +164,27 @@ fn main() {
         images as f64 / sum.images_raw.max(1) as f64
     );
     println!("  records {} ({:.1} bytes each)", of_raw(records), records as f64 / sum.records.max(1) as f64);
+    println!("    section       of raw   stored bytes    plain bytes  entropy of its bytes");
+    let (plain_bytes, entropy) = contents(&frames);
     for kind in SectionKind::ALL {
-        println!("    {kind:?} {}", of_raw(sum.sections[*kind as usize]));
+        let at = *kind as usize;
+        let name = format!("{kind:?}");
+        println!(
+            "    {name:<12} {}  {:>13}  {:>13}  {:>13.0}",
+            of_raw(sum.sections[at]),
+            sum.sections[at],
+            plain_bytes[at],
+            entropy[at]
+        );
     }
-    println!("    heads {}", of_raw(sum.stored - sum.sections.iter().sum::<u64>()));
+    println!("    heads        {}", of_raw(sum.stored - sum.sections.iter().sum::<u64>()));
+    let alone = records_alone(&wal);
+    let (packed, _) = zstd_by(&alone, 16 << 20, 3);
+    println!(
+        "records alone: {} bytes; zstd -3 per 16 MiB makes {packed} of them, deltas {records}: {:.3} of that",
+        alone.len(),
+        records as f64 / packed as f64
+    );
     println!(
         "encode {}, verified {}, decode {warm}, the first time {cold}",
         rate(raw, quick),
@@ -173,6 +193,78 @@ fn main() {
     for (name, chunk, level) in [("zstd -3 per 16 MiB", 16 << 20, 3), ("zstd -1 per 1 MiB", 1 << 20, 1)] {
         let (size, time) = zstd_by(&wal.2, chunk, level);
         println!("{name}: {} {}", of_raw(size as u64), rate(raw, time));
+    }
+}
+
+/// Bytes of each section before compression, and their entropy byte by byte, frame by frame, in bytes.
+fn contents(frames: &[Frame]) -> (Vec<u64>, Vec<f64>) {
+    let mut plain = vec![0; SectionKind::ALL.len()];
+    let mut entropy = vec![0.0; SectionKind::ALL.len()];
+    for frame in frames {
+        let FrameBody::Delta(bytes, _) = &frame.body else { continue };
+        for (kind, section) in sections(bytes).expect("a frame") {
+            let mut counts = [0u32; 256];
+            section.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+            let all = section.len() as f64;
+            let bits: f64 = counts
+                .iter()
+                .filter(|count| **count > 0)
+                .map(|count| f64::from(*count) * (all / f64::from(*count)).log2())
+                .sum();
+            plain[kind as usize] += section.len() as u64;
+            entropy[kind as usize] += bits / 8.0;
+        }
+    }
+    (plain, entropy)
+}
+
+/// Bytes of page headers before the first record of the page at `at`.
+fn page_header_bytes(size: SegmentSize, at: Lsn) -> u64 {
+    if at.get().is_multiple_of(size.bytes()) { 40 } else { 24 }
+}
+
+/// The records without their images, page headers and padding.
+fn records_alone((size, start, wal): &(SegmentSize, Lsn, Vec<u8>)) -> Vec<u8> {
+    let mut alone = Vec::new();
+    let mut decoder = Decoder::new(*size, *start, DecodeFrom::Anywhere);
+    let mut record = Vec::new();
+    for (number, piece) in wal.chunks(PIECE).enumerate() {
+        decoder.feed(start.saturating_add((number * PIECE) as u64), piece);
+        while let Some(found) = decoder.next().expect("WAL of a server") {
+            gather(*size, *start, wal, &found, &mut record);
+            // Images and data of blocks follow their headers, in the same order; main data is last.
+            let images =
+                found.blocks.iter().filter_map(|block| block.image).map(|image| usize::from(image.len));
+            let data: usize = found.blocks.iter().map(|block| usize::from(block.data_len)).sum();
+            let bodies = images.sum::<usize>() + data + found.main_data().len as usize;
+            let mut at = record.len() - bodies;
+            alone.extend_from_slice(&record[..at]);
+            for block in &found.blocks {
+                at += block.image.map_or(0, |image| usize::from(image.len));
+                alone.extend_from_slice(&record[at..at + usize::from(block.data_len)]);
+                at += usize::from(block.data_len);
+            }
+            alone.extend_from_slice(&record[at..]);
+        }
+    }
+    alone
+}
+
+/// The bytes of `found` without the page headers amid them.
+fn gather(size: SegmentSize, start: Lsn, wal: &[u8], found: &Record, record: &mut Vec<u8>) {
+    record.clear();
+    let (mut at, mut left) = (found.start, u64::from(found.header.total_len));
+    while left > 0 {
+        let within = at.get() % 8192;
+        if within == 0 {
+            at = at.saturating_add(page_header_bytes(size, at));
+            continue;
+        }
+        let part = left.min(8192 - within);
+        let from = at.bytes_since(start) as usize;
+        record.extend_from_slice(&wal[from..from + part as usize]);
+        at = at.saturating_add(part);
+        left -= part;
     }
 }
 

@@ -5,7 +5,7 @@
 use crate::common::archive::Archive;
 use crate::common::pg::Process;
 use crate::common::walden::Place;
-use crate::meter::{Taken, figure, rounded, timed};
+use crate::meter::{Meter, Taken, Whom, figure, rounded, timed};
 use crate::peers::{PgBackRest, segment_name};
 use crate::random_reads::random_reads;
 use crate::recovery::recovery;
@@ -51,8 +51,10 @@ pub struct Variant {
     pub place: Place,
     slot: String,
     options: Vec<String>,
-    /// Its receiver runs during the load; the others catch up afterwards.
-    live: Option<Process>,
+    /// Its receiver, and what that takes; it runs during the load, or catches up afterwards.
+    live: Option<(Process, Meter)>,
+    /// The most anonymous memory that its receivers took.
+    anon_bytes: u64,
 }
 
 impl Variant {
@@ -61,7 +63,7 @@ impl Variant {
         let place = Place::init();
         let slot = format!("walden_{}", name.replace([' ', '%'], "_"));
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut variant = Variant { name, place, slot, options, live: None };
+        let mut variant = Variant { name, place, slot, options, live: None, anon_bytes: 0 };
         variant.receive(server);
         if backup {
             variant.backup(server);
@@ -78,11 +80,13 @@ impl Variant {
         let receive = crate::start_receive(server, &self.place, &more);
         let active = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{}'", self.slot);
         server.pg.wait_for(&active, "t", SOON);
-        self.live = Some(receive);
+        let meter = Meter::start(Whom::Family(receive.pid()));
+        self.live = Some((receive, meter));
     }
 
     fn stop(&mut self) {
-        if let Some(receive) = self.live.take() {
+        if let Some((receive, meter)) = self.live.take() {
+            self.anon_bytes = self.anon_bytes.max(meter.stop().anon_bytes);
             crate::stop_receive(receive);
         }
     }
@@ -175,7 +179,9 @@ pub fn wal_stored(wanted: &Wanted) {
         let taken = variant.finish(&server, end);
         let wal = &variant.place.json(&["info"])["clusters"][0]["wal"];
         let stored = variant.stored_by_gib(start, end);
-        tell(variant.name, &stored, (start, end), &zstd, &delta_context(wal, &taken));
+        let mut context = delta_context(wal, &taken);
+        context.push(("receive_anon_mib_max", json!(variant.anon_bytes >> 20)));
+        tell(variant.name, &stored, (start, end), &zstd, &context);
     }
     if wanted.random_reads > 0 {
         random_reads(&variants[0].place, start, end, wanted.random_reads);

@@ -40,4 +40,5 @@ pub use encode::FrameStats;
 pub use encoder::{Encoder, EncoderOptions, Frame, FrameBody, Verify};
 pub use error::{DeltaError, MissingPage};
 pub use outline::{Origin, Reference};
+pub use section::sections;
 pub use walk::Surprise;

@@ -161,3 +161,14 @@ impl SectionReader {
         self.plain.get(kind as usize).map_or(&[], Vec::as_slice)
     }
 }
+
+/// What the sections of `frame` hold, in stored order: for people who ask where the bytes go.
+///
+/// # Errors
+/// What no delta frame is.
+pub fn sections(frame: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, FormatError> {
+    let (head, stored) = read_head(frame)?;
+    let mut reader = SectionReader::default();
+    reader.read(&head, stored, &[])?;
+    Ok(SectionKind::ALL.iter().copied().zip(reader.plain).collect())
+}
