@@ -1,12 +1,20 @@
-//! Bugs planted on purpose are found by the crash rounds within 200 seeds: the rounds look where it matters.
+//! Bugs planted on purpose are found by the crash rounds within 200 seeds: the rounds look where it matters; and what walden looks
+//! after itself, by walden.
 #![cfg(feature = "planted")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
+use common::archive::Archive;
 use common::crash::{Mode, Planted, diverging_round, duel, round, seal_one, simulate};
+use common::pg::Pg;
+use common::walden::Place;
+use std::time::Duration;
 use walden::base::planted::{Bug, plant};
+use walden::base::{SegmentSize, TimelineId};
 use walden::codec::audit;
+use walden::format::index::WalEntry;
+use walden::receive::compact::DeltaOptions;
 
 const SEEDS: u64 = 200;
 
@@ -93,5 +101,39 @@ fn without_a_bug_nothing_is_found() {
             simulate(round(seed, mode, Planted::default())).unwrap();
             assert!(!audit::take_reused(), "seed {seed}");
         }
+    }
+}
+
+#[test]
+fn deltas_that_the_repository_alone_does_not_decode_replace_nothing() {
+    let limit = Duration::from_secs(60);
+    for bug in [None, Some(Bug::EpochOutlived)] {
+        let pg = Pg::builder(15).option("wal_keep_size", "1GB").start();
+        let place = Place::init();
+        let receiver = place.start(place.command_for(&pg, &["receive", "--wal-deltas", "off"]), "receive");
+        let sender = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop'";
+        pg.wait_for(sender, "1", limit);
+        pg.sql("CREATE TABLE t AS SELECT i, md5(i::text) AS b FROM generate_series(1, 20000) AS i");
+        let archive = Archive::open(&place);
+        let mut compactor = archive.compactor("shop", DeltaOptions { cache_bytes: 64 << 20 });
+        let mut images_after_change = |bug: Option<Bug>| {
+            pg.sql("CHECKPOINT; UPDATE t SET b = b || 'x' WHERE i % 3 = 0; SELECT pg_switch_wal()");
+            pg.wait_for(
+                "SELECT flush_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication",
+                "t",
+                limit,
+            );
+            plant(bug);
+            archive.compact_all(&mut compactor);
+            plant(None);
+            let stored = archive.snapshot("shop").unwrap().index.wal;
+            let of = |entry: &WalEntry| entry.deltas.as_ref().map_or(0, |deltas| deltas.stats.images_image);
+            stored.iter().map(of).sum::<u64>()
+        };
+        let before = images_after_change(None);
+        let after = images_after_change(bug);
+        assert_eq!(after > before, bug.is_none(), "{bug:?}: {before}, then {after} images refer to others");
+        drop(receiver);
+        archive.compare("shop", &pg, TimelineId(1), SegmentSize::new(16 << 20).unwrap());
     }
 }

@@ -21,6 +21,8 @@ pub enum Bug {
     NonceReused = 7,
     /// Acknowledges what was appended to the journal before it was synced.
     AcknowledgeBeforeSync = 8,
+    /// Begins an epoch of WAL deltas with the pages of the one before.
+    EpochOutlived = 9,
 }
 
 /// Whether `bug` is planted in this process.

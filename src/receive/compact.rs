@@ -164,7 +164,17 @@ impl Compactor {
                     } else {
                         epochs.encoder(cluster, &snapshot, &mut reader, &job).await?
                     };
-                    Some(write::flushes(cluster, &mut reader, &job, *plain_from, encoder).await?)
+                    let entry = write::flushes(cluster, &mut reader, &job, *plain_from, encoder).await?;
+                    match write::decode_first(cluster, &entry).await {
+                        Ok(()) => Some(entry),
+                        // Nothing is lost but room, as long as the flush objects are there.
+                        Err(error) if error.is_damage() => {
+                            tracing::error!(%error, "WAL deltas are not what was to be stored; it is stored without them");
+                            epochs.give_up();
+                            Some(write::flushes(cluster, &mut reader, &job, job.start, None).await?)
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
             };
             written.push((job, entry));

@@ -12,7 +12,7 @@ use crate::format::header::ObjectKind;
 use crate::format::index::{WalEntry, without_relations};
 use crate::format::record::Record;
 use crate::format::wal::{WalDeltas, WalMeta};
-use crate::repo::{Cluster, RepoError, WalReader, layout, walread};
+use crate::repo::{Cluster, Index, RepoError, WalMap, WalReader, layout, walread};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -48,6 +48,23 @@ pub async fn flushes(
     };
     segment.plain(reader, LsnRange::new(plain_from, job.end)).await?;
     segment.finish(deltas).await
+}
+
+/// Decodes a segment whose epoch begins with it, from the repository alone, as readers will: what its encoder had in memory proves
+/// nothing about that. Of the segments after it their decoders say more: whoever goes on with an epoch decodes all of it.
+pub async fn decode_first(cluster: &Cluster, entry: &WalEntry) -> Result<(), RepoError> {
+    let first = entry.deltas.as_ref().is_some_and(|deltas| deltas.epoch.start == entry.start);
+    if !first {
+        return Ok(());
+    }
+    let alone = Index { wal: vec![entry.clone()], ..Index::default() };
+    let mut reader = WalReader::new(cluster.clone(), WalMap::new(entry.generation, &alone, Vec::new()));
+    let mut at = entry.start;
+    while at < entry.end {
+        let some = reader.read_some(entry.timeline, LsnRange::new(at, entry.end)).await?;
+        at = at.saturating_add(some.len() as u64);
+    }
+    Ok(())
 }
 
 /// The segment of small ones: delta frames as they are, since others may refer to what they leave; plain ones cut anew.
