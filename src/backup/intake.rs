@@ -8,7 +8,7 @@ use super::label::{BACKUP_LABEL, LABEL_BYTES_MAX};
 use super::source::BlockRead;
 use super::tar::TarEntry;
 use super::upstream::Source;
-use crate::base::Lsn;
+use crate::base::{Lsn, crc32c};
 use crate::base::limits::BLOCK_BYTES;
 use crate::format::manifest::{CHUNK_BYTES, DamagedBlock, FileEntry, FileKind, Tablespace};
 use crate::repo::chunks::ChunkWriter;

@@ -2,6 +2,7 @@
 //! No IO, no clock, no chance: time and randomness come in through the traits of [`clock`].
 
 pub mod clock;
+pub mod crc32c;
 pub mod ids;
 pub mod key;
 pub mod limits;

@@ -1,11 +1,12 @@
 //! CRC-32C of files put together from those of their chunks, in whatever order these were computed. No IO.
 
+use crate::base::crc32c;
 use crate::format::manifest::CHUNK_BYTES;
 use std::sync::LazyLock;
 
 /// What each bit of a checksum becomes when a whole chunk follows: moving a checksum is linear.
 static OVER_A_CHUNK: LazyLock<[u32; 32]> =
-    LazyLock::new(|| std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, CHUNK_BYTES)));
+    LazyLock::new(|| std::array::from_fn(|bit| crc32c::crc32c_combine(1 << bit, 0, CHUNK_BYTES as u64)));
 
 /// The checksum of two parts, from theirs and the length of the second in bytes.
 pub fn combine(first: u32, second: u32, second_len: u64) -> u32 {
@@ -13,7 +14,7 @@ pub fn combine(first: u32, second: u32, second_len: u64) -> u32 {
         return second;
     }
     if second_len != CHUNK_BYTES as u64 {
-        return crc32c::crc32c_combine(first, second, second_len as usize);
+        return crc32c::crc32c_combine(first, second, second_len);
     }
     // Nearly every part is a whole chunk, and the general way takes as long as checksumming it anew.
     let moved = OVER_A_CHUNK.iter().enumerate().filter(|(bit, _)| first >> bit & 1 == 1);
@@ -55,7 +56,7 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(1);
         for _ in 0..100 {
             let (first, second) = (rng.u32(..), rng.u32(..));
-            let expected = crc32c::crc32c_combine(first, second, CHUNK_BYTES);
+            let expected = crc32c::crc32c_combine(first, second, CHUNK_BYTES as u64);
             assert_eq!(combine(first, second, CHUNK_BYTES as u64), expected);
         }
     }

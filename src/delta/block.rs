@@ -1,5 +1,6 @@
 //! Blocks, their pages, and who gives them: what images refer to.
 
+use crate::base::crc32c;
 use crate::base::limits::BLOCK_BYTES;
 use crate::format::wal::RelationRef;
 

@@ -16,7 +16,7 @@ use super::section::{SectionReader, read_head};
 use super::varint::Cursor;
 use super::walk::edge_stretches;
 use crate::base::limits::BLOCK_BYTES;
-use crate::base::{Lsn, LsnRange};
+use crate::base::{Lsn, LsnRange, crc32c};
 use crate::format::FormatError;
 use crate::format::delta::{ImageSource, SectionKind};
 use crate::wal::record::{RECORD_HEADER_BYTES, RecordHeader};

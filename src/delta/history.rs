@@ -3,7 +3,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use crate::base::{Lsn, Memory};
+use crate::base::{Lsn, Memory, crc32c};
 use crate::wal::WalVersion;
 use std::io;
 

@@ -13,7 +13,7 @@ use super::chunks::{ChunkReader, ChunkWriter};
 use super::error::RepoError;
 use super::repository::Created;
 use super::{Cluster, layout};
-use crate::base::{BackupId, ChunkId};
+use crate::base::{BackupId, ChunkId, crc32c};
 use crate::codec::KeySource;
 use crate::codec::object::Finished;
 use crate::format::Reader;

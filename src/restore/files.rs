@@ -12,7 +12,7 @@ pub use sync::Durability;
 use super::backup_manifest::BackupManifestWriter;
 use super::error::RestoreError;
 use super::place::Places;
-use crate::base::ChunkId;
+use crate::base::{ChunkId, crc32c};
 use crate::base::progress::Progress;
 use crate::format::manifest::{CHUNK_BYTES, ContentRun, FileEntry, FileKind, RunKind};
 use crate::repo::chunks::ChunkReader;

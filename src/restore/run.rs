@@ -19,7 +19,7 @@ use super::scan::{Meaning, Seen, SourceLimits, WalScan};
 use super::settings::{self, Harmful, SettingsInput};
 use super::target::{Request, Target, TargetAction};
 use crate::base::progress::Progress;
-use crate::base::{Generation, LsnRange};
+use crate::base::{Generation, LsnRange, crc32c};
 use crate::disk::SecretSource;
 use crate::format::manifest::ManifestMeta;
 use crate::format::wal::EventKind;

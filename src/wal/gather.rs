@@ -6,7 +6,7 @@
 
 use super::WalVersion;
 use super::record::{FRAGMENTS_BYTES_MAX, Fragment, Fragments, MainData, RECORD_HEADER_BYTES, finish_crc};
-use crate::base::Lsn;
+use crate::base::{Lsn, crc32c};
 
 /// Records up to here are kept whole.
 const HEAD_BYTES_MAX: usize = 64 << 10;

@@ -4,7 +4,7 @@ use super::make::Made;
 use super::tables::{Pages, Value, hex};
 use super::vectors::{Refusal, Vector};
 use std::collections::{BTreeMap, BTreeSet};
-use walden::base::{Lsn, SegmentSize, SystemId, TimelineId, Timestamp};
+use walden::base::{Lsn, SegmentSize, SystemId, TimelineId, Timestamp, crc32c};
 use walden::delta::{
     BlockId, DeltaError, Encoder, EncoderOptions, FrameBody, FrameDecoder, ImageCache, Page, PageSource,
     Verify, Vouched,
