@@ -8,7 +8,7 @@ use crate::format::wal::RelationRef;
 pub type Page = [u8; BLOCK_BYTES];
 
 /// A block of a relation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockId {
     /// The relation's file.
     pub relation: RelationRef,
@@ -16,6 +16,15 @@ pub struct BlockId {
     pub fork: u8,
     /// The block.
     pub block: u32,
+}
+
+impl std::hash::Hash for BlockId {
+    /// In two words: a table of blocks is asked for every record.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let RelationRef { tablespace, database, relation } = self.relation;
+        state.write_u64(u64::from(tablespace ^ u32::from(self.fork) << 24) << 32 | u64::from(database));
+        state.write_u64(u64::from(relation) << 32 | u64::from(self.block));
+    }
 }
 
 impl std::fmt::Display for BlockId {

@@ -7,24 +7,29 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::block::{BlockId, Page, page_check};
-use super::history::{self, Change, ChangePlace, History};
+use super::history::{self, Change, ChangePlace, Check, History};
 use super::records::QuickHasher;
 use super::replay;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Anonymous, Lsn, Memory, Scratch};
 use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasherDefault;
+use std::hash::{BuildHasher, BuildHasherDefault};
 use std::io;
 
+/// Changes that are brought near together: as many as a core waits for at once, and more.
+const CHANGES_TOUCHED: usize = 64;
 /// Bytes of changes kept for each page that may be.
 const HISTORY_BYTES_PER_PAGE: usize = BLOCK_BYTES / 8;
 
-/// An image that the cache holds.
+/// How many slots of blocks are remembered that changed lately, a power of two.
+const RECENT_SLOTS: usize = 1024;
+
+/// An image that the cache holds, in the slot of its number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    lsn: Lsn,
-    slot: usize,
+    block: BlockId,
     check: u32,
+    lsn: Lsn,
     /// Counts images; tells a block's entry in the queue from those of images it replaced.
     turn: u64,
     /// Where the changes of the block since then are, in order.
@@ -64,12 +69,18 @@ impl<'a> Cached<'a> {
         if page_check(self.page) != self.check {
             return Err(Rotten);
         }
-        self.unchecked_page(room)
+        self.changed_page(room, Check::Compare)
     }
 
-    /// The same where the image itself is not held against its check: for a decoder, which holds what comes of it against the frame's
-    /// BLAKE3.
+    /// The same where nothing is held against its check: for a decoder, which holds what comes of it against the frame's BLAKE3.
     pub fn unchecked_page<'b>(&self, room: &'b mut Page) -> Result<&'b Page, Rotten>
+    where
+        'a: 'b,
+    {
+        self.changed_page(room, Check::Skip)
+    }
+
+    fn changed_page<'b>(&self, room: &'b mut Page, check: Check) -> Result<&'b Page, Rotten>
     where
         'a: 'b,
     {
@@ -80,9 +91,12 @@ impl<'a> Cached<'a> {
             return Ok(self.page);
         }
         *room = *self.page;
-        for place in changes {
-            let change = self.history.get(*place).map_err(|history::Rotten| Rotten)?;
-            replay::apply(&change, self.block, room);
+        for some in changes.chunks(CHANGES_TOUCHED) {
+            self.history.touch(some);
+            for place in some {
+                let change = self.history.get(*place, check).map_err(|history::Rotten| Rotten)?;
+                replay::apply(&change, self.block, room);
+            }
         }
         Ok(room)
     }
@@ -92,8 +106,13 @@ impl<'a> Cached<'a> {
 #[derive(Debug)]
 pub struct ImageCache {
     pages_max: usize,
-    entries: HashMap<BlockId, Entry, BuildHasherDefault<QuickHasher>>,
-    queue: VecDeque<(BlockId, u64)>,
+    /// By slot: a page's place among all.
+    entries: Vec<Entry>,
+    slots: HashMap<BlockId, u32, BuildHasherDefault<QuickHasher>>,
+    /// Slots of blocks that changed lately, by their hash: the next record changes the same ones more often than not.
+    recent: Box<[u32; RECENT_SLOTS]>,
+    /// Slots, in the order of images.
+    queue: VecDeque<(u32, u64)>,
     pages: Box<dyn Memory>,
     turn: u64,
     history: History,
@@ -115,7 +134,9 @@ impl ImageCache {
         let history_bytes = pages_max * HISTORY_BYTES_PER_PAGE;
         Ok(ImageCache {
             pages_max,
-            entries: HashMap::default(),
+            entries: Vec::new(),
+            slots: HashMap::default(),
+            recent: Box::new([0; RECENT_SLOTS]),
             queue: VecDeque::new(),
             pages: scratch.memory(pages_max * BLOCK_BYTES)?,
             turn: 0,
@@ -131,26 +152,27 @@ impl ImageCache {
 
     /// The pages it holds.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.slots.len()
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.slots.is_empty()
     }
 
     /// Forgets everything: a new epoch begins.
     pub fn clear(&mut self) {
         self.entries.clear();
+        self.slots.clear();
         self.queue.clear();
         self.history.clear();
     }
 
     /// The last image of `block`.
     pub fn get(&self, block: &BlockId) -> Option<Cached<'_>> {
-        let entry = self.entries.get(block)?;
-        let at = entry.slot * BLOCK_BYTES;
-        let page = self.pages.bytes().get(at..)?.first_chunk()?;
+        let slot = *self.slots.get(block)? as usize;
+        let entry = self.entries.get(slot)?;
+        let page = self.pages.bytes().get(slot * BLOCK_BYTES..)?.first_chunk()?;
         let Entry { lsn, check, ref changes, .. } = *entry;
         Some(Cached { lsn, block: block.block, page, check, changes, history: &self.history })
     }
@@ -160,7 +182,8 @@ impl ImageCache {
     /// # Errors
     /// No room: the cache is not what others have who put the same into theirs, and has to be cleared.
     pub fn change(&mut self, block: &BlockId, change: &Change<'_>) -> io::Result<()> {
-        if let Some(entry) = self.entries.get_mut(block)
+        if let Some(slot) = self.slot_of(block)
+            && let Some(entry) = self.entries.get_mut(slot as usize)
             && let Some(place) = self.history.put(change)?
         {
             if entry.changes.len() == entry.changes.capacity() {
@@ -172,12 +195,24 @@ impl ImageCache {
         // Blocks that do not change any more would hold their places for ever.
         if self.changes_since_sweep > self.history.changes_max() {
             self.changes_since_sweep = 0;
-            for entry in self.entries.values_mut() {
+            for entry in &mut self.entries {
                 entry.forget(&self.history);
                 entry.changes.shrink_to_fit();
             }
         }
         Ok(())
+    }
+
+    /// The slot of `block`, which is looked for where it was the last time.
+    fn slot_of(&mut self, block: &BlockId) -> Option<u32> {
+        let hash = self.slots.hasher().hash_one(block) as usize;
+        let recent = self.recent.get_mut(hash % RECENT_SLOTS)?;
+        if self.entries.get(*recent as usize).is_some_and(|entry| entry.block == *block) {
+            return Some(*recent);
+        }
+        let slot = *self.slots.get(block)?;
+        *recent = slot;
+        Some(slot)
     }
 
     /// The block's page is an empty one from the record at `lsn` on.
@@ -197,34 +232,49 @@ impl ImageCache {
             return Ok(());
         }
         self.turn += 1;
-        let known =
-            self.entries.get_mut(&block).map(|entry| (entry.slot, std::mem::take(&mut entry.changes)));
-        let (slot, mut changes) = match known {
-            Some(known) => known,
-            None if self.entries.len() == self.pages_max => (self.evict(), Vec::new()),
-            None => (self.entries.len(), Vec::new()),
+        let slot = match self.slots.get(&block) {
+            Some(slot) => *slot,
+            None => self.free_slot(block),
         };
-        changes.clear();
-        let at = slot * BLOCK_BYTES;
+        let at = slot as usize * BLOCK_BYTES;
         self.pages.reach(at + BLOCK_BYTES)?;
         let room = self.pages.bytes_mut().get_mut(at..).and_then(|pages| pages.first_chunk_mut());
         let page: &mut Page = room.ok_or(io::ErrorKind::OutOfMemory)?;
         fill(page);
-        let check = page_check(page);
-        self.entries.insert(block, Entry { lsn, slot, check, turn: self.turn, changes });
-        self.queue.push_back((block, self.turn));
+        if let Some(entry) = self.entries.get_mut(slot as usize) {
+            (entry.lsn, entry.check, entry.turn) = (lsn, page_check(page), self.turn);
+            entry.changes.clear();
+        }
+        self.queue.push_back((slot, self.turn));
         if self.queue.len() > 2 * self.pages_max.max(64) {
             let entries = &self.entries;
-            self.queue.retain(|(block, turn)| entries.get(block).is_some_and(|entry| entry.turn == *turn));
+            self.queue.retain(|(slot, turn)| is_last(entries, *slot, *turn));
         }
         Ok(())
     }
 
+    /// A slot for `block`, which has none: that of the block whose last image is the oldest when there is no other.
+    fn free_slot(&mut self, block: BlockId) -> u32 {
+        let slot = if self.slots.len() < self.pages_max {
+            let (check, lsn, turn, changes) = (0, Lsn::ZERO, 0, Vec::new());
+            self.entries.push(Entry { block, check, lsn, turn, changes });
+            (self.entries.len() - 1) as u32
+        } else {
+            self.evict()
+        };
+        if let Some(entry) = self.entries.get_mut(slot as usize) {
+            entry.block = block;
+        }
+        self.slots.insert(block, slot);
+        slot
+    }
+
     /// Removes the block whose last image is the oldest; its slot is free.
-    fn evict(&mut self) -> usize {
-        while let Some((block, turn)) = self.queue.pop_front() {
-            if self.entries.get(&block).is_some_and(|entry| entry.turn == turn) {
-                return self.entries.remove(&block).map_or(0, |entry| entry.slot);
+    fn evict(&mut self) -> u32 {
+        while let Some((slot, turn)) = self.queue.pop_front() {
+            if let Some(entry) = self.entries.get(slot as usize).filter(|entry| entry.turn == turn) {
+                self.slots.remove(&entry.block);
+                return slot;
             }
         }
         unreachable!("a full cache has every block in its queue")
@@ -233,8 +283,8 @@ impl ImageCache {
     /// Flips a bit of a cached page, for tests of what happens then.
     #[doc(hidden)]
     pub fn rot(&mut self, block: &BlockId, at: usize) {
-        if let Some(entry) = self.entries.get(block)
-            && let Some(byte) = self.pages.bytes_mut().get_mut(entry.slot * BLOCK_BYTES + at % BLOCK_BYTES)
+        if let Some(slot) = self.slots.get(block)
+            && let Some(byte) = self.pages.bytes_mut().get_mut(*slot as usize * BLOCK_BYTES + at % BLOCK_BYTES)
         {
             *byte ^= 1;
         }
@@ -249,8 +299,13 @@ impl ImageCache {
     /// The blocks it holds, for tests.
     #[doc(hidden)]
     pub fn blocks(&self) -> impl Iterator<Item = &BlockId> {
-        self.entries.keys()
+        self.slots.keys()
     }
+}
+
+/// Whether the image of this turn is still the last one in `slot`.
+fn is_last(entries: &[Entry], slot: u32, turn: u64) -> bool {
+    entries.get(slot as usize).is_some_and(|entry| entry.turn == turn)
 }
 
 #[cfg(test)]
@@ -332,7 +387,7 @@ mod tests {
         let most = 64 * HISTORY_BYTES_PER_PAGE / 36;
         for at in 0..64 {
             (0..most).for_each(|_| cache.change(&block(at), &change).unwrap());
-            let places: usize = cache.entries.values().map(|entry| entry.changes.capacity()).sum();
+            let places: usize = cache.entries.iter().map(|entry| entry.changes.capacity()).sum();
             assert!(places <= 4 * most, "{places} places, {most} changes");
         }
     }

@@ -12,6 +12,9 @@ const TUPLE_HEADER_BYTES: usize = 23;
 /// Bytes of `xl_heap_header`: two masks and the length of the header.
 const SHORT_HEADER_BYTES: usize = 5;
 
+/// Tuples of no more bytes are copied without taking memory.
+const SHORT_TUPLE_BYTES: usize = 256;
+
 /// Operations of HEAP.
 mod op {
     pub const MASK: u8 = 0x70;
@@ -190,15 +193,21 @@ fn update(slots: &mut Slots<'_>, change: &Change<'_>, block: u32, old: usize, ne
     let Some((header, data)) = data.split_first_chunk::<SHORT_HEADER_BYTES>() else { return };
     let header_len = usize::from(header[4]);
     let (bitmap, data) = halves(data, header_len.saturating_sub(TUPLE_HEADER_BYTES));
-    let mut older = [0; 8192];
-    let older_len = match slots.tuple(old).filter(|_| prefix_len + suffix_len > 0) {
-        Some(tuple) if tuple.len() <= older.len() => {
-            put(&mut older, 0, tuple);
-            tuple.len()
-        }
-        _ => 0,
+    // Adding may write over the old tuple where a page makes no sense. Most are short.
+    let (mut short, mut long) = ([0; SHORT_TUPLE_BYTES], Vec::new());
+    let older: &[u8] = match slots.tuple(old).filter(|_| prefix_len + suffix_len > 0) {
+        Some(tuple) => match short.get_mut(..tuple.len()) {
+            Some(room) => {
+                room.copy_from_slice(tuple);
+                room
+            }
+            None => {
+                long.extend_from_slice(tuple);
+                &long
+            }
+        },
+        None => &[],
     };
-    let older = older.get(..older_len).unwrap_or(&[]);
     let older_header = usize::from(older.get(at::HOFF).copied().unwrap_or(0));
     let prefix = older.get(older_header..older_header + prefix_len).unwrap_or(&[]);
     let suffix = older.len().checked_sub(suffix_len).and_then(|from| older.get(from..)).unwrap_or(&[]);

@@ -238,17 +238,26 @@ impl<'a> Slots<'a> {
 
     /// Moves the tuples together at the page's end, the first line pointer's last.
     pub fn compact(&mut self) {
-        let older = *self.0;
-        let mut upper = self.special();
-        let mut unused = false;
+        // What moves is taken from the page as it was. A tuple that stays is left alone, unless it lies where line pointers do.
+        let mut older = None;
+        let (count, mut upper, mut unused) = (self.count(), self.special(), false);
+        let lower = HEADER_BYTES + LINE_BYTES * count;
         for number in 1..=self.count() {
-            let (Line::Normal { offset, len } | Line::DeadTuple { offset, len }) = self.line(number) else {
-                unused |= self.line(number) == Line::Unused;
+            let line = self.line(number);
+            let (Line::Normal { offset, len } | Line::DeadTuple { offset, len }) = line else {
+                unused |= line == Line::Unused;
                 continue;
             };
             let Some(place) = upper.checked_sub(len.next_multiple_of(ALIGNMENT)) else { break };
-            let Some(tuple) = older.get(offset..).and_then(|rest| rest.get(..len)) else { continue };
-            put(self.0, place, tuple);
+            if offset.checked_add(len).is_none_or(|end| end > BLOCK_BYTES) {
+                continue;
+            }
+            upper = place;
+            if place == offset && place >= lower {
+                continue;
+            }
+            let older: &Page = older.get_or_insert_with(|| *self.0);
+            put(self.0, place, older.get(offset..).and_then(|rest| rest.get(..len)).unwrap_or(&[]));
             self.set_line(
                 number,
                 match self.line(number) {
@@ -256,10 +265,75 @@ impl<'a> Slots<'a> {
                     _ => Line::Normal { offset: place, len },
                 },
             );
-            upper = place;
         }
         self.put16(at::UPPER, upper as u16);
         let set = if unused { page_flag::HAS_FREE_LINES } else { 0 };
         self.flags(page_flag::HAS_FREE_LINES, set);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// As deltas.md says it: all tuples, out of the page as it was.
+    fn compact_plainly(page: &mut Page) {
+        let older = *page;
+        let mut slots = Slots::new(page);
+        let (mut upper, mut unused) = (slots.special(), false);
+        for number in 1..=slots.count() {
+            let line = slots.line(number);
+            let (Line::Normal { offset, len } | Line::DeadTuple { offset, len }) = line else {
+                unused |= line == Line::Unused;
+                continue;
+            };
+            let Some(place) = upper.checked_sub(len.next_multiple_of(ALIGNMENT)) else { break };
+            let Some(tuple) = older.get(offset..).and_then(|rest| rest.get(..len)) else { continue };
+            put(slots.0, place, tuple);
+            let dead = matches!(slots.line(number), Line::DeadTuple { .. });
+            let (dead_tuple, normal) = (Line::DeadTuple { offset: place, len }, Line::Normal { offset: place, len });
+            slots.set_line(number, if dead { dead_tuple } else { normal });
+            upper = place;
+        }
+        slots.put16(at::UPPER, upper as u16);
+        slots.flags(page_flag::HAS_FREE_LINES, if unused { page_flag::HAS_FREE_LINES } else { 0 });
+    }
+
+    proptest! {
+        #[test]
+        fn tuples_that_stay_are_left_alone(
+            lens in prop::collection::vec((0usize..600, 0u8..8), 0..60), special in 8000u16..8192,
+            chaos in prop::option::of((any::<u16>(), any::<u16>(), prop::collection::vec(any::<u32>(), 0..30))), seed: u8,
+        ) {
+            let mut page: Page = std::array::from_fn(|at| (at * at / 7) as u8 ^ seed);
+            let mut slots = Slots::new(&mut page);
+            slots.init(usize::from(8192 - special / 8 * 8));
+            for (number, (len, _)) in lens.iter().enumerate() {
+                if let Some(tuple) = slots.add(number + 1, *len, false) {
+                    tuple.fill(number as u8 ^ seed);
+                }
+            }
+            for (number, (_, fate)) in lens.iter().enumerate() {
+                match (fate, slots.line(number + 1)) {
+                    (0, _) => slots.set_line(number + 1, Line::Unused),
+                    (1, Line::Normal { offset, len }) => slots.set_line(number + 1, Line::DeadTuple { offset, len }),
+                    _ => {}
+                }
+            }
+            // Pages that no server makes.
+            if let Some((lower, special, lines)) = chaos {
+                for (number, word) in lines.iter().enumerate() {
+                    put(&mut page, HEADER_BYTES + LINE_BYTES * number, &word.to_le_bytes());
+                }
+                put(&mut page, at::LOWER, &lower.to_le_bytes());
+                put(&mut page, at::SPECIAL, &special.to_le_bytes());
+            }
+            let mut plainly = page;
+            compact_plainly(&mut plainly);
+            Slots::new(&mut page).compact();
+            prop_assert!(page == plainly);
+        }
     }
 }
