@@ -13,16 +13,13 @@ use super::replay;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Anonymous, Lsn, Memory, Scratch};
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, BuildHasherDefault};
+use std::hash::BuildHasherDefault;
 use std::io;
 
 /// Changes that are brought near together: as many as a core waits for at once, and more.
 const CHANGES_TOUCHED: usize = 64;
 /// Bytes of changes kept for each page that may be.
 const HISTORY_BYTES_PER_PAGE: usize = BLOCK_BYTES / 8;
-
-/// How many slots of blocks are remembered that changed lately, a power of two.
-const RECENT_SLOTS: usize = 1024;
 
 /// An image that the cache holds, in the slot of its number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +38,16 @@ impl Entry {
     fn forget(&mut self, history: &History) {
         let forgotten = self.changes.partition_point(|place| !history.has(*place));
         self.changes.drain(..forgotten);
+    }
+}
+
+/// Where a block was in the cache, if anywhere: looked at first when it is asked for next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Near(u32);
+
+impl Default for Near {
+    fn default() -> Self {
+        Near(u32::MAX)
     }
 }
 
@@ -109,8 +116,6 @@ pub struct ImageCache {
     /// By slot: a page's place among all.
     entries: Vec<Entry>,
     slots: HashMap<BlockId, u32, BuildHasherDefault<QuickHasher>>,
-    /// Slots of blocks that changed lately, by their hash: the next record changes the same ones more often than not.
-    recent: Box<[u32; RECENT_SLOTS]>,
     /// Slots, in the order of images.
     queue: VecDeque<(u32, u64)>,
     pages: Box<dyn Memory>,
@@ -136,7 +141,6 @@ impl ImageCache {
             pages_max,
             entries: Vec::new(),
             slots: HashMap::default(),
-            recent: Box::new([0; RECENT_SLOTS]),
             queue: VecDeque::new(),
             pages: scratch.memory(pages_max * BLOCK_BYTES)?,
             turn: 0,
@@ -177,12 +181,12 @@ impl ImageCache {
         Some(Cached { lsn, block: block.block, page, check, changes, history: &self.history })
     }
 
-    /// Keeps what a record did to `block`, if its page is here.
+    /// Keeps what a record did to `block`, which was at `near`, if its page is here.
     ///
     /// # Errors
     /// No room: the cache is not what others have who put the same into theirs, and has to be cleared.
-    pub fn change(&mut self, block: &BlockId, change: &Change<'_>) -> io::Result<()> {
-        if let Some(slot) = self.slot_of(block)
+    pub fn change(&mut self, block: &BlockId, near: Near, change: &Change<'_>) -> io::Result<()> {
+        if let Some(slot) = self.slot_of(block, near)
             && let Some(entry) = self.entries.get_mut(slot as usize)
             && let Some(place) = self.history.put(change)?
         {
@@ -203,16 +207,22 @@ impl ImageCache {
         Ok(())
     }
 
-    /// The slot of `block`, which is looked for where it was the last time.
-    fn slot_of(&mut self, block: &BlockId) -> Option<u32> {
-        let hash = self.slots.hasher().hash_one(block) as usize;
-        let recent = self.recent.get_mut(hash % RECENT_SLOTS)?;
-        if self.entries.get(*recent as usize).is_some_and(|entry| entry.block == *block) {
-            return Some(*recent);
+    /// Where `block` is now, which may be `guess`, with what a change of it will touch brought near.
+    pub fn near(&self, block: &BlockId, guess: Near) -> Near {
+        let Some(slot) = self.slot_of(block, guess) else { return Near::default() };
+        if guess != Near(slot) {
+            let entry = self.entries.get(slot as usize);
+            std::hint::black_box(entry.and_then(|entry| entry.changes.last().copied()));
         }
-        let slot = *self.slots.get(block)?;
-        *recent = slot;
-        Some(slot)
+        Near(slot)
+    }
+
+    /// The slot of `block`, which was at `near` before other blocks came and went.
+    fn slot_of(&self, block: &BlockId, Near(slot): Near) -> Option<u32> {
+        match self.entries.get(slot as usize) {
+            Some(entry) if entry.block == *block => Some(slot),
+            _ => self.slots.get(block).copied(),
+        }
     }
 
     /// The block's page is an empty one from the record at `lsn` on.
@@ -386,7 +396,7 @@ mod tests {
         }
         let most = 64 * HISTORY_BYTES_PER_PAGE / 36;
         for at in 0..64 {
-            (0..most).for_each(|_| cache.change(&block(at), &change).unwrap());
+            (0..most).for_each(|_| cache.change(&block(at), Near::default(), &change).unwrap());
             let places: usize = cache.entries.iter().map(|entry| entry.changes.capacity()).sum();
             assert!(places <= 4 * most, "{places} places, {most} changes");
         }

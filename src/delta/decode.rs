@@ -34,8 +34,8 @@ pub struct FrameDecoder {
     /// Where contents begin in `contents`, by the field that has their length.
     places: Vec<u32>,
     groups: Groups,
-    /// The record that is being put together.
-    record: Vec<u8>,
+    /// A record that page headers are put into.
+    room: Vec<u8>,
     /// The last image of each block in the frame so far.
     latest: HashMap<BlockId, usize, BuildHasherDefault<QuickHasher>>,
     /// What was made of the last frame that was checked.
@@ -81,6 +81,8 @@ impl FrameDecoder {
             stretches: &outline.records,
             lsns: &outline.lsns,
             images: &outline.images,
+            contents: &self.contents,
+            places: &self.places,
         };
         let range = range_of(&outline.head);
         let body = Dressed::new(to, outline.place, &outline.marks);
@@ -182,7 +184,7 @@ impl FrameDecoder {
         pages: &mut dyn PageSource,
         to: &mut Vec<u8>,
     ) -> Result<(), DeltaError> {
-        let FrameDecoder { sections, contents, places, record, latest, .. } = self;
+        let FrameDecoder { sections, contents, places, room: among, latest, .. } = self;
         let cursor = |what, kind| Cursor::new(what, sections.section(kind));
         let mut differences = DifferenceReader {
             literal_lens: cursor("delta frame literal lengths", SectionKind::LiteralLens),
@@ -208,7 +210,7 @@ impl FrameDecoder {
         for (number, stretch) in outline.records.iter().enumerate() {
             let Some((kind, plan)) = structure.kind_of(number) else { break };
             let fields = structure.numbers(number, plan);
-            let mut header = RecordHeader {
+            let header = RecordHeader {
                 total_len: (stretch.end - stretch.start) as u32,
                 xid: structure.xids.get(number).copied().unwrap_or(0),
                 prev,
@@ -222,12 +224,15 @@ impl FrameDecoder {
                 Some(none) => none.insert(KindHeaders::of(kind, plan, &structure.tables.relations)?),
                 None => break,
             };
-            headers.put(&header, fields, record)?;
+            dresser.pad(stretch.start);
+            let made = dresser.open();
+            let from = made.len();
+            headers.put(&header, fields, made)?;
             let places = structure.starts.get(number).and_then(|start| places.get(*start..)).unwrap_or(&[]);
-            let content = |field: usize, record: &mut Vec<u8>| {
+            let content = |field: usize, made: &mut Vec<u8>| {
                 let len = fields.get(field).copied().unwrap_or(0) as usize;
                 let start = places.get(field).copied().unwrap_or(0) as usize;
-                record.extend_from_slice(contents.get(start..start + len).unwrap_or(&[]));
+                made.extend_from_slice(contents.get(start..start + len).unwrap_or(&[]));
             };
             for block in &plan.blocks {
                 if block.image.is_some() {
@@ -236,11 +241,11 @@ impl FrameDecoder {
                     let source = outline.sources[next_image];
                     let hole = image.shape.hole;
                     match (source, reference.origin) {
-                        (ImageSource::Stored, _) => record.extend_from_slice(stored.take(image.shape.len)?),
+                        (ImageSource::Stored, _) => dresser.open().extend_from_slice(stored.take(image.shape.len)?),
                         (ImageSource::Base, origin) => {
                             match pages.lend_page(&reference.block, check_of(origin), &mut room) {
                                 // Who vouches for it does not matter here: what comes of it has to have the frame's BLAKE3.
-                                Some((older, _)) => differences.image(hole, older, record)?,
+                                Some((older, _)) => differences.image(hole, older, dresser.open())?,
                                 None => return Err(DeltaError::MissingPages(vec![missing_page(&reference)])),
                             }
                         }
@@ -249,8 +254,8 @@ impl FrameDecoder {
                                 None => cached_image(&reference, earlier_lsn, cache, &mut room)?,
                                 Some(earlier) if outline.lsns.get(earlier.record) == Some(&earlier_lsn) => {
                                     let bytes = if earlier.record == number {
-                                        let start = earlier.start - stretch.start;
-                                        record.get(start..start + earlier.shape.len).unwrap_or(&[])
+                                        let start = from + earlier.start - stretch.start;
+                                        dresser.open().get(start..start + earlier.shape.len).unwrap_or(&[])
                                     } else {
                                         let end = earlier.start + earlier.shape.len;
                                         dresser.dressed().bytes(earlier.start, end, &mut gathered)
@@ -263,10 +268,10 @@ impl FrameDecoder {
                                     return Err(DeltaError::MissingImage { block, image: earlier_lsn, lsn });
                                 }
                             };
-                            differences.image(hole, older, record)?;
+                            differences.image(hole, older, dresser.open())?;
                         }
                         (ImageSource::Nothing | ImageSource::Image, _) => {
-                            record.extend_from_slice(differences.literals.take(image.shape.len)?)
+                            dresser.open().extend_from_slice(differences.literals.take(image.shape.len)?)
                         }
                     }
                     if source != ImageSource::Stored {
@@ -275,21 +280,21 @@ impl FrameDecoder {
                     next_image += 1;
                 }
                 if let Some(data) = block.data {
-                    content(data, record);
+                    content(data, dresser.open());
                 }
             }
             if let Some(main) = plan.main {
-                content(main, record);
+                content(main, dresser.open());
             }
             // The checksum covers the header last: with a copy of it behind, it is made in one go.
-            record.extend_from_within(..RECORD_CRC_AT);
-            header.crc = crc32c::crc32c(record.get(RECORD_HEADER_BYTES..).unwrap_or(&[]));
-            record.truncate(record.len() - RECORD_CRC_AT);
-            if let Some(crc) = record.get_mut(RECORD_CRC_AT..).and_then(|rest| rest.first_chunk_mut()) {
-                *crc = header.crc.to_le_bytes();
+            let made = dresser.open();
+            made.extend_from_within(from..from + RECORD_CRC_AT);
+            let crc = crc32c::crc32c(made.get(from + RECORD_HEADER_BYTES..).unwrap_or(&[]));
+            made.truncate(made.len() - RECORD_CRC_AT);
+            if let Some(to) = made.get_mut(from + RECORD_CRC_AT..).and_then(|rest| rest.first_chunk_mut()) {
+                *to = crc.to_le_bytes();
             }
-            dresser.pad(stretch.start);
-            dresser.put(*stretch, record)?;
+            dresser.close(*stretch, from, among)?;
             switched = header.is_switch();
         }
         dresser.pad(outline.body_len - tail_len);

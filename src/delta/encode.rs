@@ -330,6 +330,8 @@ impl FrameEncoder {
             stretches: &parts.records,
             lsns: &lsns,
             images: &self.splitter.images,
+            contents: body,
+            places: &self.splitter.contents,
         };
         keep(&records, Dressed::bare(body, parts.place), parts.place, marks, cache)
     }

@@ -282,6 +282,24 @@ impl<'a> Dresser<'a> {
         Ok(())
     }
 
+    /// Where the next bytes of the body may be put together, behind what is there; [`Self::close`] takes them.
+    pub fn open(&mut self) -> &mut Vec<u8> {
+        self.raw
+    }
+
+    /// Takes the bytes from `from` on as [`Self::put`] does: where they are, unless a page begins among them. `room` is of any content.
+    pub fn close(&mut self, stretch: Stretch, from: usize, room: &mut Vec<u8>) -> Result<(), FormatError> {
+        let len = self.raw.len().saturating_sub(from);
+        if self.marks.get(self.pages).is_none_or(|next| next.body >= self.body + len && next.body > self.body) {
+            self.body += len;
+            return Ok(());
+        }
+        room.clear();
+        room.extend_from_slice(self.raw.get(from..).unwrap_or(&[]));
+        self.raw.truncate(from);
+        self.put(stretch, room)
+    }
+
     /// Appends padding, which no page begins inside of, up to byte `at` of the body.
     pub fn pad(&mut self, at: usize) {
         let missing = at.saturating_sub(self.body);

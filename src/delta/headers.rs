@@ -1,5 +1,6 @@
 //! The bytes of a record before its contents: its header and its fragment headers. Those of one kind differ in few places, so they
-//! are made once for the kind and filled in for each record. Refuses numbers that have no room there. Spec: formats/deltas.md.
+//! are made once for the kind, and filled in for each record, or compared with it and its numbers read. Refuses numbers that have no
+//! room there. Spec: formats/deltas.md.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -17,6 +18,25 @@ enum Width {
     Four,
 }
 
+impl Width {
+    fn bytes(self) -> usize {
+        match self {
+            Width::One => 1,
+            Width::Two => 2,
+            Width::Four => 4,
+        }
+    }
+
+    /// Its bits of the four bytes that begin with it.
+    fn mask(self) -> u32 {
+        match self {
+            Width::One => 0xFF,
+            Width::Two => 0xFFFF,
+            Width::Four => u32::MAX,
+        }
+    }
+}
+
 /// Where a number of the record goes.
 #[derive(Debug, Clone, Copy)]
 struct Blank {
@@ -30,6 +50,50 @@ struct Blank {
 pub struct KindHeaders {
     bytes: Vec<u8>,
     blanks: Vec<Blank>,
+}
+
+/// What tells whether a record has the fragment headers of a kind: words of them, and which of their bits are no blanks.
+#[derive(Debug)]
+pub struct HeaderMask {
+    words: Vec<[u64; 2]>,
+    blanks: Vec<Blank>,
+}
+
+impl HeaderMask {
+    /// That of `headers`.
+    pub fn of(headers: KindHeaders) -> Self {
+        let mut fixed = vec![0xFF; headers.bytes.len()];
+        for blank in &headers.blanks {
+            fixed.iter_mut().skip(blank.at).take(blank.width.bytes()).for_each(|byte| *byte = 0);
+        }
+        let words = |bytes: &[u8]| -> Vec<u64> {
+            let fragments = bytes.get(RECORD_HEADER_BYTES..).unwrap_or(&[]).chunks(8);
+            fragments.map(|part| part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect()
+        };
+        let words = words(&headers.bytes).into_iter().zip(words(&fixed)).map(|(word, mask)| [word, mask]).collect();
+        HeaderMask { words, blanks: headers.blanks }
+    }
+
+    /// Puts the numbers of a record into `fields`, which has as many as it has, if it has these fragment headers. `from` are its bytes
+    /// and any that follow: without enough of these nothing is compared.
+    pub fn read(&self, from: &[u8], fields: &mut [u32]) -> bool {
+        let fragments = from.get(RECORD_HEADER_BYTES..).unwrap_or(&[]);
+        // A number is read as four bytes, whatever its width.
+        if fragments.len() < 8 * self.words.len() + 4 {
+            return false;
+        }
+        let differs = |(found, [word, mask]): (&[u8; 8], &[u64; 2])| (u64::from_le_bytes(*found) ^ word) & mask != 0;
+        if fragments.as_chunks::<8>().0.iter().zip(&self.words).any(differs) {
+            return false;
+        }
+        for Blank { at, field, width } in &self.blanks {
+            let bytes = from.get(*at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
+            if let Some(to) = fields.get_mut(*field) {
+                *to = u32::from_le_bytes(bytes) & width.mask();
+            }
+        }
+        true
+    }
 }
 
 impl KindHeaders {
@@ -83,25 +147,21 @@ impl KindHeaders {
     fn blank(&mut self, field: usize, width: Width) {
         let at = self.bytes.len();
         self.blanks.push(Blank { at, field, width });
-        let bytes = match width {
-            Width::One => 1,
-            Width::Two => 2,
-            Width::Four => 4,
-        };
-        self.bytes.resize(at + bytes, 0);
+        self.bytes.resize(at + width.bytes(), 0);
     }
 
-    /// Puts those of the record with `header` and the numbers `fields` into `to`, in place of what is there.
+    /// Appends those of the record with `header` and the numbers `fields` to `to`.
     pub fn put(&self, header: &RecordHeader, fields: &[u32], to: &mut Vec<u8>) -> Result<(), FormatError> {
-        to.clear();
+        let start = to.len();
         to.extend_from_slice(&self.bytes);
-        if let Some(first) = to.first_chunk_mut() {
+        let made = to.get_mut(start..).unwrap_or(&mut []);
+        if let Some(first) = made.first_chunk_mut() {
             *first = header.encode();
         }
         for Blank { at, field, width } in &self.blanks {
             let value = fields.get(*field).copied().unwrap_or(0);
             let refuse = |expected| Err(FormatError::new("delta frame numbers", *field, value, expected));
-            let Some(room) = to.get_mut(*at..) else { continue };
+            let Some(room) = made.get_mut(*at..) else { continue };
             match width {
                 Width::One => match (u8::try_from(value), room.first_mut()) {
                     (Ok(value), Some(byte)) => *byte = value,
@@ -142,6 +202,7 @@ mod tests {
         let header = RecordHeader { total_len: 9, xid: 8, prev: Lsn::new(7), info: 6, rmgr: 5, crc: 4 };
         let mut bytes = vec![0xEE; 5];
         headers.put(&header, fields, &mut bytes)?;
+        assert_eq!(bytes.drain(..5).as_slice(), [0xEE; 5]);
         assert_eq!((bytes.len(), &bytes[..24]), (plan.header_bytes, &header.encode()[..]));
         Ok(bytes.split_off(24))
     }
@@ -156,6 +217,27 @@ mod tests {
         assert_eq!(long, [&block[..], &rest, &[254, 9, 1, 0, 0]].concat());
         let same = put(&kind(MainForm::None, 0x80, 9), &[0x105, 0x1_0006]).unwrap();
         assert_eq!(same, [&[1, 0x80, 0, 0, 5, 1, 0, 0][..], &rest].concat());
+    }
+
+    #[test]
+    fn numbers_are_read_out_of_headers_of_the_kind_alone() {
+        let relation = RelationRef { tablespace: 1, database: 2, relation: 3 };
+        for (main, last) in [(MainForm::Short, 0x99), (MainForm::Long, 0x1099)] {
+            let kind = kind(main, 0x20, 0);
+            let plan = FieldPlan::of(&kind, WalVersion::V17);
+            let mask = HeaderMask::of(KindHeaders::of(&kind, &plan, &[relation]).unwrap());
+            let expected = [0x105, 0xABCD, 0xFFFF_0006, last];
+            let mut record = [&[0xEE; 24][..], &put(&kind, &expected).unwrap(), &[0xEE; 11]].concat();
+            let mut fields = [0; 4];
+            assert!(mask.read(&record, &mut fields) && fields == expected);
+            // Too few bytes to compare, then other ones where there is no blank: a relation, an origin.
+            assert!(!mask.read(&record[..plan.header_bytes], &mut fields));
+            for at in [24, 28, 36, 44, 47] {
+                record[at] ^= 0x40;
+                assert!(!mask.read(&record, &mut fields), "{at}");
+                record[at] ^= 0x40;
+            }
+        }
     }
 
     #[test]

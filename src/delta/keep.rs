@@ -4,7 +4,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::block::BlockId;
-use super::cache::ImageCache;
+use super::cache::{ImageCache, Near};
 use super::diff::page_of;
 use super::framing::{Dressed, Mark, Place, Positions, Stretch};
 use super::history::{Change, NO_BLOCK};
@@ -12,6 +12,7 @@ use super::records::ImageAt;
 use super::replay;
 use super::structure::{Structure, flag};
 use crate::base::Lsn;
+use crate::format::delta::KindBlock;
 use crate::wal::WalVersion;
 use std::io;
 
@@ -28,9 +29,29 @@ pub struct KeptRecords<'a> {
     pub lsns: &'a [Lsn],
     /// Their images.
     pub images: &'a [ImageAt],
+    /// Where their contents are.
+    pub contents: &'a [u8],
+    /// Where each begins there, by the field that has its length.
+    pub places: &'a [u32],
 }
 
-/// Keeps what `records` have of images, and what they do to pages. Images that are compressed are passed over. The records lie in
+impl<'a> KeptRecords<'a> {
+    /// The content whose length is field `field` of record `record`, if that has one.
+    fn content(&self, record: usize, field: Option<usize>) -> &'a [u8] {
+        let Some(field) = field else { return &[] };
+        let at = self.structure.starts.get(record).copied().unwrap_or(0) + field;
+        let [start, len] = [self.places, &self.structure.fields].map(|of| of.get(at).copied().unwrap_or(0) as usize);
+        self.contents.get(start..start + len).unwrap_or(&[])
+    }
+
+    /// The block of a block reference.
+    fn block(&self, block: &KindBlock, number: u32) -> Option<BlockId> {
+        let relation = *self.structure.tables.relations.get(usize::from(block.relation))?;
+        Some(BlockId { relation, fork: block.flags & flag::FORK_MASK, block: number })
+    }
+}
+
+/// Keeps what `records` have of images, and what they do to pages. Images that are compressed are passed over. The images lie in
 /// `body`, in a range with page headers at `marks`.
 ///
 /// # Errors
@@ -56,23 +77,19 @@ fn try_keep(
     marks: &[Mark],
     cache: &mut ImageCache,
 ) -> io::Result<()> {
+    let structure = records.structure;
+    let mut near = near_blocks(records, cache).into_iter();
     let mut positions = Positions::new(place, marks);
     let mut room = Vec::new();
     let mut images = records.images.iter();
     for (number, (stretch, lsn)) in records.stretches.iter().zip(records.lsns).enumerate() {
-        let structure = records.structure;
         let Some((kind, plan)) = structure.kind_of(number) else { break };
-        if kind.blocks.is_empty() {
+        let known = replay::knows(kind.rmgr);
+        if kind.blocks.is_empty() || !known && plan.images.is_empty() {
             continue;
         }
         let fields = structure.numbers(number, plan);
         let of = |field: usize| fields.get(field).copied().unwrap_or(0);
-        let known = replay::knows(kind.rmgr);
-        if !known && plan.images.is_empty() {
-            continue;
-        }
-        let main_len = plan.main.map_or(0, of) as usize;
-        let record = body.bytes(stretch.start, stretch.end, &mut room);
         let mut change = Change {
             version: records.version,
             end: Lsn::ZERO,
@@ -83,7 +100,7 @@ fn try_keep(
             init: false,
             blocks: [NO_BLOCK; 3],
             data: &[],
-            main: record.get(record.len().saturating_sub(main_len)..).unwrap_or(&[]),
+            main: records.content(number, plan.main),
         };
         if known {
             change.end = positions.lsn_behind(stretch.end + place.padding(stretch.end));
@@ -93,36 +110,54 @@ fn try_keep(
                 }
             }
         }
-        let mut at = plan.header_bytes;
-        for (block, plan) in kind.blocks.iter().zip(&plan.blocks) {
-            let image = plan.image.and_then(|_| images.next());
-            let image_len = image.map_or(0, |image| image.shape.len);
-            let image_bytes = record.get(at..at + image_len).unwrap_or(&[]);
-            at += image_len;
-            let data_len = plan.data.map_or(0, of) as usize;
-            change.data = record.get(at..at + data_len).unwrap_or(&[]);
-            at += data_len;
-            match image {
+        for (block, at) in kind.blocks.iter().zip(&plan.blocks) {
+            match at.image.and_then(|_| images.next()) {
                 Some(image) if image.shape.compressed => {}
-                Some(image) => cache.insert(image.shape.block, *lsn, |page| {
-                    page_of(image_bytes, image.shape.hole, page);
-                })?,
+                Some(image) => {
+                    let bytes = body.bytes(image.start, image.start + image.shape.len, &mut room);
+                    cache.insert(image.shape.block, *lsn, |page| page_of(bytes, image.shape.hole, page))?;
+                }
                 None if known => {
-                    let Some(relation) = structure.tables.relations.get(usize::from(block.relation)) else {
-                        continue;
-                    };
-                    let fork = block.flags & flag::FORK_MASK;
-                    let id = BlockId { relation: *relation, fork, block: of(plan.block) };
+                    let Some(near) = near.next() else { continue };
+                    let Some(id) = records.block(block, of(at.block)) else { continue };
                     change.role = block.id;
                     change.init = block.flags & flag::WILL_INIT != 0;
+                    change.data = records.content(number, at.data);
                     if change.init {
                         cache.init(id, *lsn)?;
                     }
-                    cache.change(&id, &change)?;
+                    cache.change(&id, near, &change)?;
                 }
                 None => {}
             }
         }
     }
     Ok(())
+}
+
+/// Where the cache has the blocks that records change and have no image of, in order. All are looked for before any is changed: so
+/// that none waits for the memory of another.
+fn near_blocks(records: &KeptRecords<'_>, cache: &ImageCache) -> Vec<Near> {
+    let structure = records.structure;
+    let mut near = Vec::with_capacity(2 * records.stretches.len());
+    // Records of a kind have the same block more often than not.
+    let mut last = vec![Near::default(); structure.plans.len()];
+    for number in 0..records.stretches.len() {
+        let Some((kind, plan)) = structure.kind_of(number) else { break };
+        if !replay::knows(kind.rmgr) {
+            continue;
+        }
+        let fields = structure.numbers(number, plan);
+        let mut last = structure.kinds.get(number).and_then(|kind| last.get_mut(usize::from(*kind)));
+        for (block, at) in kind.blocks.iter().zip(&plan.blocks).filter(|(_, at)| at.image.is_none()) {
+            let id = records.block(block, fields.get(at.block).copied().unwrap_or(0));
+            let of_kind = last.as_deref().copied().unwrap_or_default();
+            let found = id.map_or(of_kind, |id| cache.near(&id, of_kind));
+            near.push(found);
+            if let Some(last) = &mut last {
+                **last = found;
+            }
+        }
+    }
+    near
 }

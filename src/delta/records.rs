@@ -4,6 +4,7 @@ use super::block::BlockId;
 use super::columns::{ColumnWriter, Columns};
 use super::diff::Hole;
 use super::framing::Stretch;
+use super::headers::{HeaderMask, KindHeaders};
 use super::limits::{FRAME_IMAGES_MAX, FRAME_KINDS_MAX};
 use super::structure::{ByKind, FieldPlan, ImageShape, Structure, flag, is_compressed};
 use super::walk::Surprise;
@@ -69,6 +70,34 @@ impl Hasher for QuickHasher {
     }
 }
 
+/// How many kinds are remembered that were met last, a power of two.
+const RECENT_KINDS: usize = 256;
+
+/// Kinds met last.
+#[derive(Debug)]
+struct RecentKinds([u16; RECENT_KINDS]);
+
+impl Default for RecentKinds {
+    fn default() -> Self {
+        RecentKinds([u16::MAX; RECENT_KINDS])
+    }
+}
+
+impl RecentKinds {
+    /// The kind of the last record like `record`: of the same operation, and, if it has a block reference without an image, with one
+    /// of the same flags and relation.
+    fn of(&mut self, header: &RecordHeader, record: &[u8]) -> &mut u16 {
+        let mut hasher = QuickHasher::default();
+        let mut word = u64::from(header.rmgr) << 8 | u64::from(header.info);
+        if let Some([id @ 0..=32, flags, rest @ ..]) = record.get(RECORD_HEADER_BYTES..).and_then(|rest| rest.first_chunk::<16>()) {
+            let relation = rest.last_chunk().copied().map_or(0, u32::from_le_bytes);
+            word |= u64::from(*id) << 24 | u64::from(*flags) << 16 | u64::from(relation) << 32;
+        }
+        hasher.write_u64(word);
+        &mut self.0[hasher.finish() as usize % RECENT_KINDS]
+    }
+}
+
 /// The records of a body, taken apart.
 #[derive(Debug, Default)]
 pub struct RecordSplitter {
@@ -76,14 +105,18 @@ pub struct RecordSplitter {
     pub structure: Structure,
     /// The images, in order.
     pub images: Vec<ImageAt>,
-    /// Where contents begin, by the field that has their length.
-    contents: Vec<u32>,
+    /// Where contents begin in the body, by the field that has their length.
+    pub contents: Vec<u32>,
     /// What is made for one kind, image or group after the other.
     blocks: Vec<KindBlock>,
     shapes: Vec<Option<ImageShape>>,
     groups: Groups,
     rows: Vec<u8>,
     kinds: HashMap<RecordKind, u16, BuildHasherDefault<QuickHasher>>,
+    /// By kind: what tells that a record is of it, unless it has images.
+    masks: Vec<Option<HeaderMask>>,
+    /// Kinds met last, by what tells most of them apart.
+    recent: RecentKinds,
     relations: HashMap<RelationRef, u16, BuildHasherDefault<QuickHasher>>,
 }
 
@@ -94,8 +127,13 @@ impl RecordSplitter {
         self.images.clear();
         self.contents.clear();
         self.kinds.clear();
+        self.masks.clear();
+        self.recent.0.fill(u16::MAX);
         self.relations.clear();
         for (number, stretch) in stretches.iter().enumerate() {
+            if self.known(body, *stretch).is_some() {
+                continue;
+            }
             let record = body.get(stretch.start..stretch.end).ok_or(Surprise::Record)?;
             self.record(version, number, stretch.start, record)?;
             if self.images.len() > FRAME_IMAGES_MAX || self.kinds.len() >= FRAME_KINDS_MAX {
@@ -103,6 +141,43 @@ impl RecordSplitter {
             }
         }
         Ok(())
+    }
+
+    /// Takes a record apart that is of a kind met lately and has no image: all that is asked of a record that is parsed holds then
+    /// when its lengths sum up. Otherwise nothing is done.
+    fn known(&mut self, body: &[u8], stretch: Stretch) -> Option<()> {
+        let record = body.get(stretch.start..)?;
+        let header = RecordHeader::decode(record.first_chunk()?);
+        let number = *self.recent.of(&header, record);
+        let mask = self.masks.get(usize::from(number))?.as_ref()?;
+        let (kind, plan) = (self.structure.tables.kinds.get(usize::from(number))?, self.structure.plans.get(usize::from(number))?);
+        if (kind.rmgr, kind.info) != (header.rmgr, header.info) {
+            return None;
+        }
+        let all = &mut self.structure.fields;
+        let start = all.len();
+        all.resize(start + plan.count, 0);
+        let fields = all.get_mut(start..)?;
+        // Data of no bytes would have no flag.
+        let whole = mask.read(record, fields)
+            && plan.record_len(fields) == u64::from(header.total_len)
+            && plan.blocks.iter().all(|block| block.data.is_none_or(|data| fields.get(data).is_some_and(|len| *len > 0)));
+        if !whole {
+            all.truncate(start);
+            return None;
+        }
+        self.structure.starts.push(start);
+        self.structure.kinds.push(number);
+        self.structure.xids.push(header.xid);
+        self.contents.resize(start + plan.count, 0);
+        let mut place = stretch.start + plan.header_bytes;
+        for slot in &plan.slots {
+            if let (Some(content), Some(len)) = (self.contents.get_mut(start + slot), self.structure.fields.get(start + slot)) {
+                *content = place as u32;
+                place += *len as usize;
+            }
+        }
+        Some(())
     }
 
     fn record(
@@ -193,7 +268,8 @@ impl RecordSplitter {
                 _ => return Err(Surprise::Record),
             },
         };
-        let known = self.kind(kind, version);
+        let known = self.kind(kind, version)?;
+        *self.recent.of(&header, record) = known;
         self.structure.starts.push(fields_from);
         self.structure.kinds.push(known);
         self.structure.xids.push(header.xid);
@@ -231,16 +307,19 @@ impl RecordSplitter {
         Ok(number)
     }
 
-    fn kind(&mut self, kind: RecordKind, version: WalVersion) -> u16 {
+    fn kind(&mut self, kind: RecordKind, version: WalVersion) -> Result<u16, Surprise> {
         if let Some(known) = self.kinds.get(&kind) {
             self.blocks = kind.blocks;
-            return *known;
+            return Ok(*known);
         }
         let number = self.kinds.len() as u16;
-        self.structure.plans.push(FieldPlan::of(&kind, version));
+        let plan = FieldPlan::of(&kind, version);
+        let headers = KindHeaders::of(&kind, &plan, &self.structure.tables.relations).map_err(|_| Surprise::Record)?;
+        self.masks.push(plan.images.is_empty().then(|| HeaderMask::of(headers)));
+        self.structure.plans.push(plan);
         self.structure.tables.kinds.push(kind.clone());
         self.kinds.insert(kind, number);
-        number
+        Ok(number)
     }
 
     /// Appends the contents of the records of `body`: kind by kind, what has the same place in them and the same length together.

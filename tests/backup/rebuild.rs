@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
-use walden::base::{ChunkId, SegmentSize, WalFileName};
+use walden::base::{ChunkId, SegmentSize, WalFileName, crc32c};
 use walden::format::index::BackupEntry;
 use walden::format::manifest::{CHUNK_BYTES, FileEntry, FileKind, RunKind};
 use walden::repo::{RepoError, WalReader, backups, walmap};

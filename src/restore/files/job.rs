@@ -2,6 +2,7 @@
 
 use super::sync::Durability;
 use super::{Owner, WriteOptions};
+use crate::base::crc32c;
 use crate::codec::crc;
 use crate::format::manifest::{CHUNK_BYTES, ContentRun, FileEntry};
 use crate::restore::error::RestoreError;
