@@ -25,6 +25,9 @@ pub trait Scratch: Send + Sync + fmt::Debug {
     fn memory(&self, len: usize) -> io::Result<Box<dyn Memory>>;
 }
 
+/// Anonymous memory grows by so many bytes at least.
+const STEP_BYTES_MIN: usize = 1 << 20;
+
 /// Anonymous memory, which grows as room is taken.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Anonymous;
@@ -55,8 +58,8 @@ impl Memory for AnonymousMemory {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
         if len > self.bytes.len() {
-            // Twice as much, but no more than was asked for: few copies.
-            let room = (2 * self.bytes.len()).max(len).min(self.len);
+            // An eighth more, but no more than was asked for: much is moved without a copy, and what is never used costs as much.
+            let room = len.saturating_add(STEP_BYTES_MIN.max(len / 8)).min(self.len);
             self.bytes.try_reserve_exact(room - self.bytes.len())?;
             self.bytes.resize(room, 0);
         }
