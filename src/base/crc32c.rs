@@ -29,7 +29,8 @@ mod tests {
     /// Bit by bit, by the reversed polynomial.
     fn by_bits(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0u32, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0x82F6_3B78 } else { 0 })
+            (0..8)
+                .fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0x82F6_3B78 } else { 0 })
         })
     }
 
@@ -49,7 +50,11 @@ mod tests {
         for at in [0, 1, 20, 255, 1500, 2999, 3000] {
             let (first, second) = whole.split_at(at);
             assert_eq!(crc32c_append(crc32c(first), second), by_bits(&whole), "{at}");
-            assert_eq!(crc32c_combine(crc32c(first), crc32c(second), second.len() as u64), by_bits(&whole), "{at}");
+            assert_eq!(
+                crc32c_combine(crc32c(first), crc32c(second), second.len() as u64),
+                by_bits(&whole),
+                "{at}"
+            );
         }
     }
 }

@@ -294,7 +294,8 @@ impl ImageCache {
     #[doc(hidden)]
     pub fn rot(&mut self, block: &BlockId, at: usize) {
         if let Some(slot) = self.slots.get(block)
-            && let Some(byte) = self.pages.bytes_mut().get_mut(*slot as usize * BLOCK_BYTES + at % BLOCK_BYTES)
+            && let Some(byte) =
+                self.pages.bytes_mut().get_mut(*slot as usize * BLOCK_BYTES + at % BLOCK_BYTES)
         {
             *byte ^= 1;
         }

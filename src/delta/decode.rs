@@ -241,7 +241,9 @@ impl FrameDecoder {
                     let source = outline.sources[next_image];
                     let hole = image.shape.hole;
                     match (source, reference.origin) {
-                        (ImageSource::Stored, _) => dresser.open().extend_from_slice(stored.take(image.shape.len)?),
+                        (ImageSource::Stored, _) => {
+                            dresser.open().extend_from_slice(stored.take(image.shape.len)?)
+                        }
                         (ImageSource::Base, origin) => {
                             match pages.lend_page(&reference.block, check_of(origin), &mut room) {
                                 // Who vouches for it does not matter here: what comes of it has to have the frame's BLAKE3.

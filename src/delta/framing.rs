@@ -290,7 +290,8 @@ impl<'a> Dresser<'a> {
     /// Takes the bytes from `from` on as [`Self::put`] does: where they are, unless a page begins among them. `room` is of any content.
     pub fn close(&mut self, stretch: Stretch, from: usize, room: &mut Vec<u8>) -> Result<(), FormatError> {
         let len = self.raw.len().saturating_sub(from);
-        if self.marks.get(self.pages).is_none_or(|next| next.body >= self.body + len && next.body > self.body) {
+        if self.marks.get(self.pages).is_none_or(|next| next.body >= self.body + len && next.body > self.body)
+        {
             self.body += len;
             return Ok(());
         }

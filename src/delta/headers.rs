@@ -68,9 +68,12 @@ impl HeaderMask {
         }
         let words = |bytes: &[u8]| -> Vec<u64> {
             let fragments = bytes.get(RECORD_HEADER_BYTES..).unwrap_or(&[]).chunks(8);
-            fragments.map(|part| part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect()
+            fragments
+                .map(|part| part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+                .collect()
         };
-        let words = words(&headers.bytes).into_iter().zip(words(&fixed)).map(|(word, mask)| [word, mask]).collect();
+        let words =
+            words(&headers.bytes).into_iter().zip(words(&fixed)).map(|(word, mask)| [word, mask]).collect();
         HeaderMask { words, blanks: headers.blanks }
     }
 
@@ -82,7 +85,8 @@ impl HeaderMask {
         if fragments.len() < 8 * self.words.len() + 4 {
             return false;
         }
-        let differs = |(found, [word, mask]): (&[u8; 8], &[u64; 2])| (u64::from_le_bytes(*found) ^ word) & mask != 0;
+        let differs =
+            |(found, [word, mask]): (&[u8; 8], &[u64; 2])| (u64::from_le_bytes(*found) ^ word) & mask != 0;
         if fragments.as_chunks::<8>().0.iter().zip(&self.words).any(differs) {
             return false;
         }

@@ -40,7 +40,8 @@ impl<'a> KeptRecords<'a> {
     fn content(&self, record: usize, field: Option<usize>) -> &'a [u8] {
         let Some(field) = field else { return &[] };
         let at = self.structure.starts.get(record).copied().unwrap_or(0) + field;
-        let [start, len] = [self.places, &self.structure.fields].map(|of| of.get(at).copied().unwrap_or(0) as usize);
+        let [start, len] =
+            [self.places, &self.structure.fields].map(|of| of.get(at).copied().unwrap_or(0) as usize);
         self.contents.get(start..start + len).unwrap_or(&[])
     }
 

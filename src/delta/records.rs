@@ -89,7 +89,9 @@ impl RecentKinds {
     fn of(&mut self, header: &RecordHeader, record: &[u8]) -> &mut u16 {
         let mut hasher = QuickHasher::default();
         let mut word = u64::from(header.rmgr) << 8 | u64::from(header.info);
-        if let Some([id @ 0..=32, flags, rest @ ..]) = record.get(RECORD_HEADER_BYTES..).and_then(|rest| rest.first_chunk::<16>()) {
+        if let Some([id @ 0..=32, flags, rest @ ..]) =
+            record.get(RECORD_HEADER_BYTES..).and_then(|rest| rest.first_chunk::<16>())
+        {
             let relation = rest.last_chunk().copied().map_or(0, u32::from_le_bytes);
             word |= u64::from(*id) << 24 | u64::from(*flags) << 16 | u64::from(relation) << 32;
         }
@@ -150,7 +152,10 @@ impl RecordSplitter {
         let header = RecordHeader::decode(record.first_chunk()?);
         let number = *self.recent.of(&header, record);
         let mask = self.masks.get(usize::from(number))?.as_ref()?;
-        let (kind, plan) = (self.structure.tables.kinds.get(usize::from(number))?, self.structure.plans.get(usize::from(number))?);
+        let (kind, plan) = (
+            self.structure.tables.kinds.get(usize::from(number))?,
+            self.structure.plans.get(usize::from(number))?,
+        );
         if (kind.rmgr, kind.info) != (header.rmgr, header.info) {
             return None;
         }
@@ -161,7 +166,10 @@ impl RecordSplitter {
         // Data of no bytes would have no flag.
         let whole = mask.read(record, fields)
             && plan.record_len(fields) == u64::from(header.total_len)
-            && plan.blocks.iter().all(|block| block.data.is_none_or(|data| fields.get(data).is_some_and(|len| *len > 0)));
+            && plan
+                .blocks
+                .iter()
+                .all(|block| block.data.is_none_or(|data| fields.get(data).is_some_and(|len| *len > 0)));
         if !whole {
             all.truncate(start);
             return None;
@@ -172,7 +180,9 @@ impl RecordSplitter {
         self.contents.resize(start + plan.count, 0);
         let mut place = stretch.start + plan.header_bytes;
         for slot in &plan.slots {
-            if let (Some(content), Some(len)) = (self.contents.get_mut(start + slot), self.structure.fields.get(start + slot)) {
+            if let (Some(content), Some(len)) =
+                (self.contents.get_mut(start + slot), self.structure.fields.get(start + slot))
+            {
                 *content = place as u32;
                 place += *len as usize;
             }
@@ -314,7 +324,8 @@ impl RecordSplitter {
         }
         let number = self.kinds.len() as u16;
         let plan = FieldPlan::of(&kind, version);
-        let headers = KindHeaders::of(&kind, &plan, &self.structure.tables.relations).map_err(|_| Surprise::Record)?;
+        let headers =
+            KindHeaders::of(&kind, &plan, &self.structure.tables.relations).map_err(|_| Surprise::Record)?;
         self.masks.push(plan.images.is_empty().then(|| HeaderMask::of(headers)));
         self.structure.plans.push(plan);
         self.structure.tables.kinds.push(kind.clone());

@@ -278,7 +278,8 @@ impl<'a> Slots<'a> {
         for word in head.get(HEADER_BYTES..)?.as_chunks::<LINE_BYTES>().0 {
             match Line::of(u32::from_le_bytes(*word)) {
                 Line::Normal { offset, len } | Line::DeadTuple { offset, len } => {
-                    upper = upper.checked_sub(len.next_multiple_of(ALIGNMENT)).filter(|place| *place >= lower)?;
+                    upper =
+                        upper.checked_sub(len.next_multiple_of(ALIGNMENT)).filter(|place| *place >= lower)?;
                     (offset + len <= BLOCK_BYTES).then_some(())?;
                     moves |= upper != offset;
                 }
@@ -293,7 +294,9 @@ impl<'a> Slots<'a> {
         let mut place = special;
         for word in head.get_mut(HEADER_BYTES..)?.as_chunks_mut::<LINE_BYTES>().0 {
             let bits = u32::from_le_bytes(*word);
-            let (Line::Normal { offset, len } | Line::DeadTuple { offset, len }) = Line::of(bits) else { continue };
+            let (Line::Normal { offset, len } | Line::DeadTuple { offset, len }) = Line::of(bits) else {
+                continue;
+            };
             place -= len.next_multiple_of(ALIGNMENT);
             if place != offset {
                 put(tuples, place - lower, older.get(offset..offset + len)?);
