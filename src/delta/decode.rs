@@ -12,6 +12,7 @@ use super::headers::KindHeaders;
 use super::keep::{KeptRecords, keep};
 use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
 use super::records::{Groups, QuickHasher};
+use super::repack::{Known, PlainImages, Repacker};
 use super::section::{SectionReader, read_head};
 use super::varint::Cursor;
 use super::walk::edge_stretches;
@@ -38,6 +39,9 @@ pub struct FrameDecoder {
     room: Vec<u8>,
     /// The last image of each block in the frame so far.
     latest: HashMap<BlockId, usize, BuildHasherDefault<QuickHasher>>,
+    /// The images of the frame that PostgreSQL compressed and that are not stored so.
+    plain: PlainImages,
+    repacker: Repacker,
     /// What was made of the last frame that was checked.
     made: Vec<u8>,
 }
@@ -64,7 +68,7 @@ impl FrameDecoder {
         pages: &mut dyn PageSource,
         to: &mut Vec<u8>,
     ) -> Result<LsnRange, DeltaError> {
-        let done = self.restore(frame, Some(cache), pages, to).and_then(|outline| {
+        let done = self.restore(frame, Some(cache), pages, None, to).and_then(|outline| {
             let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
             if same { Ok(outline) } else { Err(blame(&outline, cache, pages)) }
         });
@@ -83,6 +87,7 @@ impl FrameDecoder {
             images: &outline.images,
             contents: &self.contents,
             places: &self.places,
+            plain: &self.plain,
         };
         let range = range_of(&outline.head);
         let body = Dressed::new(to, outline.place, &outline.marks);
@@ -93,11 +98,12 @@ impl FrameDecoder {
         Ok(range)
     }
 
-    /// Puts the WAL of `frame` into `to` with zeros in the place of what images take from other pages, and returns where it lies. The
-    /// records are as they were but for those images and for `xl_crc`, which fits what is there: enough to read records, at any
-    /// place, without a cache and a base. That it is right is for the seal of the frame to say; its BLAKE3 cannot be compared.
+    /// Puts the WAL of `frame` into `to` with zeros in the place of what images take from other pages, and of images that are to be
+    /// compressed again; returns where it lies. The records are as they were but for those images and for `xl_crc`, which fits what is
+    /// there: enough to read records, at any place, without a cache and a base. That it is right is for the seal of the frame to say;
+    /// its BLAKE3 cannot be compared.
     pub fn decode_records(&mut self, frame: &[u8], to: &mut Vec<u8>) -> Result<LsnRange, DeltaError> {
-        let outline = self.restore(frame, None, &mut ZeroPages, to).inspect_err(|_| to.clear())?;
+        let outline = self.restore(frame, None, &mut ZeroPages, None, to).inspect_err(|_| to.clear())?;
         Ok(range_of(&outline.head))
     }
 
@@ -107,10 +113,11 @@ impl FrameDecoder {
         frame: &[u8],
         cache: &ImageCache,
         pages: &mut dyn PageSource,
+        known: Known<'_>,
         raw: &[u8],
     ) -> bool {
         let mut made = std::mem::take(&mut self.made);
-        let same = self.restore(frame, Some(cache), pages, &mut made).is_ok() && made == raw;
+        let same = self.restore(frame, Some(cache), pages, Some(known), &mut made).is_ok() && made == raw;
         self.made = made;
         same
     }
@@ -122,6 +129,7 @@ impl FrameDecoder {
         frame: &[u8],
         cache: Option<&ImageCache>,
         pages: &mut dyn PageSource,
+        known: Option<Known<'_>>,
         to: &mut Vec<u8>,
     ) -> Result<Outline, DeltaError> {
         to.clear();
@@ -129,7 +137,7 @@ impl FrameDecoder {
         self.sections.read(&head, stored, &[])?;
         let outline = outline(head, &self.sections)?;
         self.contents(&outline)?;
-        match self.records(&outline, cache, pages, to) {
+        match self.records(&outline, cache, pages, known, to) {
             Ok(()) => Ok(outline),
             Err(error) => Err(all_missing(&outline, pages).map_or(error, DeltaError::MissingPages)),
         }
@@ -182,9 +190,10 @@ impl FrameDecoder {
         outline: &Outline,
         cache: Option<&ImageCache>,
         pages: &mut dyn PageSource,
+        known: Option<Known<'_>>,
         to: &mut Vec<u8>,
     ) -> Result<(), DeltaError> {
-        let FrameDecoder { sections, contents, places, room: among, latest, .. } = self;
+        let FrameDecoder { sections, contents, places, room: among, latest, plain, repacker, .. } = self;
         let cursor = |what, kind| Cursor::new(what, sections.section(kind));
         let mut differences = DifferenceReader {
             literal_lens: cursor("delta frame literal lengths", SectionKind::LiteralLens),
@@ -203,6 +212,7 @@ impl FrameDecoder {
         let [begun, unfinished] = edge_stretches(head_len, tail_len, head.rest_len, outline.body_len);
         dresser.put(begun, edges.take(head_len)?)?;
         latest.clear();
+        plain.clear();
         let (mut prev, mut next_image) = (head.prev, 0);
         let (mut room, mut gathered) = ([0; BLOCK_BYTES], Vec::new());
         let mut switched = false;
@@ -240,22 +250,24 @@ impl FrameDecoder {
                     let reference = outline.references[next_image];
                     let source = outline.sources[next_image];
                     let hole = image.shape.hole;
-                    match (source, reference.origin) {
-                        (ImageSource::Stored, _) => {
-                            dresser.open().extend_from_slice(stored.take(image.shape.len)?)
-                        }
+                    let older = match (source, reference.origin) {
                         (ImageSource::Base, origin) => {
+                            // Who vouches for it does not matter here: what comes of it has to have the frame's BLAKE3.
                             match pages.lend_page(&reference.block, check_of(origin), &mut room) {
-                                // Who vouches for it does not matter here: what comes of it has to have the frame's BLAKE3.
-                                Some((older, _)) => differences.image(hole, older, dresser.open())?,
+                                Some((older, _)) => Some(older),
                                 None => return Err(DeltaError::MissingPages(vec![missing_page(&reference)])),
                             }
                         }
                         (ImageSource::Image, Origin::Image { lsn: earlier_lsn }) => {
-                            let older = match latest.get(&reference.block).map(|at| outline.images[*at]) {
+                            let earlier = latest.get(&reference.block).map(|at| (*at, outline.images[*at]));
+                            Some(match earlier {
                                 None => cached_image(&reference, earlier_lsn, cache, &mut room)?,
-                                Some(earlier) if outline.lsns.get(earlier.record) == Some(&earlier_lsn) => {
-                                    let bytes = if earlier.record == number {
+                                Some((at, earlier))
+                                    if outline.lsns.get(earlier.record) == Some(&earlier_lsn) =>
+                                {
+                                    let bytes = if let Some(plain) = plain.get(at) {
+                                        plain
+                                    } else if earlier.record == number {
                                         let start = from + earlier.start - stretch.start;
                                         dresser.open().get(start..start + earlier.shape.len).unwrap_or(&[])
                                     } else {
@@ -269,11 +281,32 @@ impl FrameDecoder {
                                     let (block, lsn) = (reference.block, reference.lsn);
                                     return Err(DeltaError::MissingImage { block, image: earlier_lsn, lsn });
                                 }
-                            };
-                            differences.image(hole, older, dresser.open())?;
+                            })
                         }
-                        (ImageSource::Nothing | ImageSource::Image, _) => {
-                            dresser.open().extend_from_slice(differences.literals.take(image.shape.len)?)
+                        (ImageSource::Stored | ImageSource::Nothing | ImageSource::Image, _) => None,
+                    };
+                    let packing = outline.packings[next_image];
+                    let image_to = match packing {
+                        None => dresser.open(),
+                        Some(packing) => plain.begin(next_image, packing),
+                    };
+                    match older {
+                        Some(older) => differences.image(hole, older, image_to)?,
+                        None if source == ImageSource::Stored => {
+                            image_to.extend_from_slice(stored.take(image.shape.len)?);
+                        }
+                        None => image_to.extend_from_slice(differences.literals.take(hole.image_bytes())?),
+                    }
+                    if packing.is_some() {
+                        // What was made of zeros is not the image: there is no use in packing it.
+                        match cache {
+                            None => {
+                                let len = dresser.open().len() + image.shape.len;
+                                dresser.open().resize(len, 0);
+                            }
+                            Some(_) => {
+                                repacker.put(next_image, image.shape.len, plain, known, dresser.open());
+                            }
                         }
                     }
                     if source != ImageSource::Stored {

@@ -8,6 +8,7 @@ use super::framing::{Dressed, Expected, Mark, Positions};
 use super::keep::{KeptRecords, keep};
 use super::limits::{SECTIONS, SECTIONS_BYTES_MAX};
 use super::records::{ImageAt, RecordSplitter};
+use super::repack::{Known, PlainImages, Repacker};
 use super::section::SectionWriter;
 use super::varint;
 use super::walk::{Parts, Surprise};
@@ -16,7 +17,7 @@ use crate::base::{Lsn, LsnRange, SystemId, TimelineId};
 use crate::format::delta::{DELTA_MAGIC, DeltaHead, ImageSource};
 use crate::format::record::Record;
 use crate::wal::PageHeader;
-use crate::wal::record::RecordHeader;
+use crate::wal::record::{ImageCompression, RecordHeader};
 use std::collections::HashMap;
 use std::io;
 
@@ -33,6 +34,10 @@ pub struct FrameStats {
     pub images_base: u64,
     /// Of these, as differences from an earlier image.
     pub images_image: u64,
+    /// Of all, those that PostgreSQL compressed.
+    pub images_compressed: u64,
+    /// Of these, those that stay as they came.
+    pub images_stored: u64,
     /// Pages that the source gave and that did not match what vouches for them.
     pub pages_rotten: u64,
     /// Records.
@@ -51,6 +56,8 @@ impl FrameStats {
         self.images += other.images;
         self.images_base += other.images_base;
         self.images_image += other.images_image;
+        self.images_compressed += other.images_compressed;
+        self.images_stored += other.images_stored;
         self.pages_rotten += other.pages_rotten;
         self.records += other.records;
         self.sections.iter_mut().zip(other.sections).for_each(|(sum, len)| *sum += len);
@@ -123,6 +130,9 @@ pub struct FrameEncoder {
     pub used: UsedPages,
     columns: Columns,
     column_writer: ColumnWriter,
+    repacker: Repacker,
+    /// The images of the last frame that PostgreSQL compressed and that are stored as others are.
+    plain: PlainImages,
     differ: Differ,
     differences: Differences,
     sections: SectionWriter,
@@ -145,6 +155,8 @@ impl FrameEncoder {
             used: UsedPages::default(),
             columns: Columns::default(),
             column_writer: ColumnWriter::default(),
+            repacker: Repacker::default(),
+            plain: PlainImages::default(),
             differ: Differ::default(),
             differences: Differences::default(),
             sections: SectionWriter::new(),
@@ -181,6 +193,7 @@ impl FrameEncoder {
         self.splitter.put_contents(body, &by_kind, &mut self.column_writer, &mut self.columns);
         self.differences.clear();
         self.used.places.clear();
+        self.plain.clear();
         let lsns = record_lsns(parts, marks);
         let (mut sources, mut references, mut stored) = (Vec::new(), Vec::new(), Vec::new());
         let mut latest: HashMap<BlockId, usize> = HashMap::new();
@@ -197,7 +210,7 @@ impl FrameEncoder {
                 &mut stored,
                 &mut stats,
             )?;
-            sources.push(source as u8);
+            sources.push(source as u8 | self.plain.flags(number));
             if source != ImageSource::Stored {
                 latest.insert(image.shape.block, number);
             }
@@ -279,19 +292,28 @@ impl FrameEncoder {
         stats: &mut FrameStats,
     ) -> Result<ImageSource, Surprise> {
         let image = self.splitter.images[number];
-        let bytes = image.bytes(body);
+        let mut bytes = image.bytes(body);
         stats.images += 1;
         stats.images_raw += bytes.len() as u64;
-        if image.shape.compressed {
-            stored.extend_from_slice(bytes);
-            return Ok(ImageSource::Stored);
+        if image.shape.compression != ImageCompression::None {
+            stats.images_compressed += 1;
+            self.repacker.unpack(number, &image.shape, bytes, &mut self.plain);
+            match self.plain.get(number) {
+                Some(plain) => bytes = plain,
+                None => {
+                    stats.images_stored += 1;
+                    stored.extend_from_slice(bytes);
+                    return Ok(ImageSource::Stored);
+                }
+            }
         }
         let (block, hole) = (image.shape.block, image.shape.hole);
         let lsn = lsns.get(image.record).copied().unwrap_or(Lsn::ZERO);
         if let Some(earlier) = latest.get(&block) {
+            let plain = self.plain.get(*earlier);
             let earlier = self.splitter.images[*earlier];
             let mut page = [0; BLOCK_BYTES];
-            page_of(earlier.bytes(body), earlier.shape.hole, &mut page);
+            page_of(plain.unwrap_or(earlier.bytes(body)), earlier.shape.hole, &mut page);
             put_distance(lsn, lsns.get(earlier.record).copied().unwrap_or(Lsn::ZERO), references);
             self.differ.put(bytes, hole, &page, &mut self.differences);
             stats.images_image += 1;
@@ -318,6 +340,11 @@ impl FrameEncoder {
         Ok(ImageSource::Nothing)
     }
 
+    /// What a verifier need not find out again about the frame that was made last, whose body is `body`.
+    pub fn known<'a>(&'a self, body: &'a [u8]) -> Known<'a> {
+        Known { plain: &self.plain, images: &self.splitter.images, body }
+    }
+
     /// Keeps in `cache` what the frame that was made last has of images, and what its records did to their pages.
     ///
     /// # Errors
@@ -332,6 +359,7 @@ impl FrameEncoder {
             images: &self.splitter.images,
             contents: body,
             places: &self.splitter.contents,
+            plain: &self.plain,
         };
         keep(&records, Dressed::bare(body, parts.place), parts.place, marks, cache)
     }

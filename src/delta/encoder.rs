@@ -10,6 +10,7 @@ use super::encode::{Context, FrameEncoder, FrameStats};
 use super::walk::{More, Next, Surprise, Walker};
 use crate::base::limits::WAL_FRAME_BYTES;
 use crate::base::{Lsn, LsnRange, SegmentSize};
+use crate::wal::record::ImageCompression;
 
 /// Whether frames are decoded again before they are handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +123,12 @@ impl Encoder {
         if self.frames.splitter.split(parts.version, &self.walker.body, &parts.records).is_err() {
             return Vec::new();
         }
-        let images = self.frames.splitter.images.iter().filter(|image| !image.shape.compressed);
+        let images = self
+            .frames
+            .splitter
+            .images
+            .iter()
+            .filter(|image| image.shape.compression != ImageCompression::Zstd);
         let mut blocks: Vec<BlockId> = images.map(|image| image.shape.block).collect();
         blocks.sort_unstable();
         blocks.dedup();
@@ -179,7 +185,13 @@ impl Encoder {
             let (frame, stats) =
                 self.frames.encode(raw, &parts, body, marks, &mut self.context, &self.cache, pages)?;
             if self.options.verify == Verify::Decode
-                && !self.decoder.gives(&frame, &self.cache, &mut &self.frames.used, raw)
+                && !self.decoder.gives(
+                    &frame,
+                    &self.cache,
+                    &mut &self.frames.used,
+                    self.frames.known(body),
+                    raw,
+                )
             {
                 return Err(Surprise::Differs);
             }

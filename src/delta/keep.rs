@@ -9,11 +9,13 @@ use super::diff::page_of;
 use super::framing::{Dressed, Mark, Place, Positions, Stretch};
 use super::history::{Change, NO_BLOCK};
 use super::records::ImageAt;
+use super::repack::PlainImages;
 use super::replay;
 use super::structure::{Structure, flag};
 use crate::base::Lsn;
 use crate::format::delta::KindBlock;
 use crate::wal::WalVersion;
+use crate::wal::record::ImageCompression;
 use std::io;
 
 /// The records of a frame.
@@ -33,6 +35,8 @@ pub struct KeptRecords<'a> {
     pub contents: &'a [u8],
     /// Where each begins there, by the field that has its length.
     pub places: &'a [u32],
+    /// Those of them that PostgreSQL compressed and that are not stored so.
+    pub plain: &'a PlainImages,
 }
 
 impl<'a> KeptRecords<'a> {
@@ -52,7 +56,7 @@ impl<'a> KeptRecords<'a> {
     }
 }
 
-/// Keeps what `records` have of images, and what they do to pages. Images that are compressed are passed over. The images lie in
+/// Keeps what `records` have of images, and what they do to pages. Images that are stored compressed are passed over. The images lie in
 /// `body`, in a range with page headers at `marks`.
 ///
 /// # Errors
@@ -82,7 +86,7 @@ fn try_keep(
     let mut near = near_blocks(records, cache).into_iter();
     let mut positions = Positions::new(place, marks);
     let mut room = Vec::new();
-    let mut images = records.images.iter();
+    let mut images = records.images.iter().enumerate();
     for (number, (stretch, lsn)) in records.stretches.iter().zip(records.lsns).enumerate() {
         let Some((kind, plan)) = structure.kind_of(number) else { break };
         let known = replay::knows(kind.rmgr);
@@ -113,10 +117,15 @@ fn try_keep(
         }
         for (block, at) in kind.blocks.iter().zip(&plan.blocks) {
             match at.image.and_then(|_| images.next()) {
-                Some(image) if image.shape.compressed => {}
-                Some(image) => {
-                    let bytes = body.bytes(image.start, image.start + image.shape.len, &mut room);
-                    cache.insert(image.shape.block, *lsn, |page| page_of(bytes, image.shape.hole, page))?;
+                Some((image_number, image)) => {
+                    let (end, hole) = (image.start + image.shape.len, image.shape.hole);
+                    let bytes = match image.shape.compression {
+                        ImageCompression::None => Some(body.bytes(image.start, end, &mut room)),
+                        _ => records.plain.get(image_number),
+                    };
+                    if let Some(bytes) = bytes {
+                        cache.insert(image.shape.block, *lsn, |page| page_of(bytes, hole, page))?;
+                    }
                 }
                 None if known => {
                     let Some(near) = near.next() else { continue };

@@ -4,7 +4,9 @@ use crate::base::limits::WAL_FRAME_BYTES;
 use crate::format::delta::SectionKind;
 
 /// The most that the sections of a frame may be when decompressed.
-pub const SECTIONS_BYTES_MAX: usize = 4 << 20;
+pub const SECTIONS_BYTES_MAX: usize = 12 << 20;
+/// The most bytes of images that PostgreSQL compressed and that are not stored so, as they were before.
+pub const FRAME_PLAIN_BYTES_MAX: usize = 8 << 20;
 /// Sections of a frame.
 pub const SECTIONS: usize = 18;
 /// The most images in a frame.
@@ -12,5 +14,5 @@ pub const FRAME_IMAGES_MAX: usize = 4096;
 /// The most kinds of records in a frame, and the most relations.
 pub const FRAME_KINDS_MAX: usize = 1 << 16;
 
-const _: () = assert!(SECTIONS_BYTES_MAX >= 2 * WAL_FRAME_BYTES);
+const _: () = assert!(SECTIONS_BYTES_MAX >= 2 * WAL_FRAME_BYTES + FRAME_PLAIN_BYTES_MAX);
 const _: () = assert!(SECTIONS == SectionKind::ALL.len());

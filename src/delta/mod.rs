@@ -3,7 +3,8 @@
 //!
 //! [`Encoder`] is fed with raw WAL in LSN order and hands out [`Frame`]s; [`FrameDecoder`] undoes them, in the same order, with the
 //! pages that a [`PageSource`] gives. The way of a frame: `walk` cuts the range and finds records, `framing` takes page headers
-//! off, `records`, `structure` and `headers` take records apart, `columns` stores their contents, `diff` the images, `section` compresses;
+//! off, `records`, `structure` and `headers` take records apart, `columns` stores their contents, `diff` the images, after `repack` unpacked
+//! those that `pglz` or `lz4` packed (`overlap` is what these share), `section` compresses;
 //! `encode` and `decode` put these together. What a frame leaves for later ones `keep` puts into `cache` (images) and `history` (what
 //! records did to their pages since), from which `replay`, with `heap` and `slots`, makes the page that a later image is near to.
 //!
@@ -24,8 +25,12 @@ mod heap;
 mod history;
 mod keep;
 pub mod limits;
+mod lz4;
 mod outline;
+mod overlap;
+mod pglz;
 mod records;
+mod repack;
 mod replay;
 mod section;
 mod slots;

@@ -3,8 +3,9 @@
 
 use super::block::BlockId;
 use super::framing::{Expected, Mark, Place, Positions, Stretch};
-use super::limits::FRAME_IMAGES_MAX;
+use super::limits::{FRAME_IMAGES_MAX, FRAME_PLAIN_BYTES_MAX};
 use super::records::ImageAt;
+use super::repack::{Packing, UNSIGNED};
 use super::section::SectionReader;
 use super::structure::{ByKind, Structure};
 use super::varint::Cursor;
@@ -13,7 +14,7 @@ use crate::format::FormatError;
 use crate::format::delta::{DeltaHead, DeltaTables, ImageSource, SectionKind};
 use crate::format::record::Record;
 use crate::wal::WalVersion;
-use crate::wal::record::RECORD_BYTES_MAX;
+use crate::wal::record::{ImageCompression, RECORD_BYTES_MAX};
 
 /// What an image is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub struct Outline {
     pub references: Vec<Reference>,
     /// What each is made of.
     pub sources: Vec<ImageSource>,
+    /// What packs each that PostgreSQL compressed and that is not stored so.
+    pub packings: Vec<Option<Packing>>,
 }
 
 /// The sections that tell what a frame refers to.
@@ -136,6 +139,7 @@ pub fn outline(head: DeltaHead, sections: &SectionReader) -> Result<Outline, For
         images: Vec::new(),
         references: Vec::new(),
         sources: Vec::new(),
+        packings: Vec::new(),
     };
     outline.read_images(sections)?;
     Ok(outline)
@@ -157,6 +161,7 @@ impl Outline {
     fn read_images(&mut self, sections: &SectionReader) -> Result<(), FormatError> {
         let mut sources = Cursor::new("delta frame sources", sections.section(SectionKind::Sources));
         let mut from = Cursor::new("delta frame references", sections.section(SectionKind::References));
+        let mut plain_bytes = 0;
         for record in 0..self.records.len() {
             let Some((kind, plan)) = self.structure.kind_of(record) else { break };
             if plan.images.is_empty() {
@@ -167,13 +172,26 @@ impl Outline {
             let mut start = self.records.get(record).map_or(0, |record| record.start) + plan.header_bytes;
             for (block, at) in kind.blocks.iter().zip(&plan.blocks) {
                 if let Some(shape) = self.structure.image(self.version, block, at, fields)? {
-                    let code = sources.byte()?;
+                    let byte = sources.byte()?;
+                    let (flags, code) = (byte & UNSIGNED, byte & !UNSIGNED);
                     let source = ImageSource::ALL.get(usize::from(code)).copied();
                     let source = source.ok_or_else(|| sources.error(code, "a code of ImageSource"))?;
-                    if shape.compressed != (source == ImageSource::Stored) {
-                        return Err(
-                            sources.error(format!("{source:?}"), "one that fits the image's compression")
-                        );
+                    let packing = match (shape.compression, source) {
+                        (ImageCompression::None, _) | (_, ImageSource::Stored) => None,
+                        (compression, _) => Packing::of(compression, flags),
+                    };
+                    let compressed = shape.compression != ImageCompression::None;
+                    let stored = source == ImageSource::Stored;
+                    if compressed != (stored || packing.is_some()) || (packing.is_none() && flags != 0) {
+                        let found = format!("{source:?} with flags {flags:#04x}");
+                        return Err(sources.error(found, "one that fits the image's compression"));
+                    }
+                    if packing.is_some() {
+                        plain_bytes += shape.hole.image_bytes();
+                    }
+                    if plain_bytes > FRAME_PLAIN_BYTES_MAX {
+                        let found = format!("compressed images of {plain_bytes} bytes");
+                        return Err(sources.error(found, format!("{FRAME_PLAIN_BYTES_MAX} at most")));
                     }
                     let origin = match source {
                         ImageSource::Nothing | ImageSource::Stored => Origin::Alone,
@@ -189,6 +207,7 @@ impl Outline {
                     self.images.push(ImageAt { shape, record, start });
                     self.references.push(Reference { block: shape.block, lsn, origin });
                     self.sources.push(source);
+                    self.packings.push(packing);
                     if self.images.len() > FRAME_IMAGES_MAX {
                         return Err(
                             sources.error(self.images.len(), format!("{FRAME_IMAGES_MAX} images at most"))

@@ -247,7 +247,7 @@ impl RecordSplitter {
                             offset: usize::from(image.hole_offset),
                             len: usize::from(image.hole_len),
                         },
-                        compressed: is_compressed(version, image_info),
+                        compression: image.compression,
                     }));
                 }
                 Fragment::Origin(origin) => {

@@ -9,7 +9,7 @@ use crate::base::limits::{BLOCK_BYTES, WAL_FRAME_BYTES};
 use crate::format::FormatError;
 use crate::format::delta::{DeltaTables, KindBlock, MainForm, RecordKind};
 use crate::wal::WalVersion;
-use crate::wal::record::RECORD_HEADER_BYTES;
+use crate::wal::record::{ImageCompression, RECORD_HEADER_BYTES};
 
 /// Flags of a block reference.
 pub mod flag {
@@ -22,9 +22,20 @@ pub mod flag {
     pub const IMAGE_HAS_HOLE: u8 = 0x01;
 }
 
+/// How the image is compressed by what `image_info` says; by the first of several, which no server writes.
+pub fn compression(version: WalVersion, image_info: u8) -> ImageCompression {
+    let (pglz, lz4, zstd) = if version == WalVersion::V14 { (2, 0, 0) } else { (4, 8, 16) };
+    match image_info {
+        info if info & pglz != 0 => ImageCompression::Pglz,
+        info if info & lz4 != 0 => ImageCompression::Lz4,
+        info if info & zstd != 0 => ImageCompression::Zstd,
+        _ => ImageCompression::None,
+    }
+}
+
 /// Whether `image_info` says that the image is compressed.
 pub fn is_compressed(version: WalVersion, image_info: u8) -> bool {
-    image_info & if version == WalVersion::V14 { 2 } else { 4 | 8 | 16 } != 0
+    compression(version, image_info) != ImageCompression::None
 }
 
 /// Where the numbers of one block reference stand among the fields of its record.
@@ -115,10 +126,10 @@ pub struct ImageShape {
     pub block: BlockId,
     /// Bytes in the record.
     pub len: usize,
-    /// The hole, where the image is not compressed.
+    /// The hole.
     pub hole: Hole,
-    /// Whether it is compressed.
-    pub compressed: bool,
+    /// How it is compressed.
+    pub compression: ImageCompression,
 }
 
 /// The records of each kind, one kind behind the other.
@@ -207,13 +218,13 @@ impl Structure {
         let Some(at) = plan.image else { return Ok(None) };
         let of = |at: usize| fields.get(at).copied().unwrap_or(0) as usize;
         let (len, offset) = (of(at), of(at + 1));
-        let compressed = is_compressed(version, block.image_info);
+        let compression = compression(version, block.image_info);
         let hole_len = match (block.image_info & flag::IMAGE_HAS_HOLE != 0, plan.hole) {
             (false, _) => 0,
             (true, Some(hole)) => of(hole),
             (true, None) => BLOCK_BYTES.saturating_sub(len),
         };
-        let fits = compressed || len + hole_len == BLOCK_BYTES;
+        let fits = compression != ImageCompression::None || len + hole_len == BLOCK_BYTES;
         if !fits || offset + hole_len > BLOCK_BYTES || len > BLOCK_BYTES {
             let found = format!("{len} bytes with a hole of {hole_len} at {offset}");
             return Err(FormatError::new("delta frame image", 0, found, "an image of 8192 bytes"));
@@ -231,7 +242,7 @@ impl Structure {
             fork: block.flags & flag::FORK_MASK,
             block: fields.get(plan.block).copied().unwrap_or(0),
         };
-        Ok(Some(ImageShape { block: id, len, hole: Hole { offset, len: hole_len }, compressed }))
+        Ok(Some(ImageShape { block: id, len, hole: Hole { offset, len: hole_len }, compression }))
     }
 
     /// Appends the kinds, low bytes first, then high bytes.

@@ -180,7 +180,8 @@ pub fn record_crc(body: &[u8], header: &[u8; RECORD_HEADER_BYTES]) -> u32 {
     {
         to.copy_from_slice(body);
         *to_header = *header;
-        return crc32c::crc32c(both.get(..body.len() + RECORD_HEADER_BYTES - 4).unwrap_or(&[]));
+        let covered = body.len().saturating_add(RECORD_HEADER_BYTES - 4);
+        return crc32c::crc32c(both.get(..covered).unwrap_or(&[]));
     }
     finish_crc(crc32c::crc32c(body), header)
 }

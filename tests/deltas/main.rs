@@ -8,7 +8,12 @@ mod common {
     pub mod pg;
 }
 
+/// The compressors as the formats page describes them.
+#[path = "../formats/packing.rs"]
+mod packing;
+
 mod bed;
 mod faults;
 mod generated;
+mod packed;
 mod servers;

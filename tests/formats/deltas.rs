@@ -1,6 +1,7 @@
 //! The vectors of deltas.md: delta frames, made into WAL again by the tables and the rules of that page alone, and frames to refuse.
 
 use super::make::Made;
+use super::packing;
 use super::tables::{Pages, Value, hex};
 use super::vectors::{Refusal, Vector};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,14 +46,14 @@ fn page(block: usize) -> Vec<u8> {
     (0..8192).map(|at| base_byte(block, at)).collect()
 }
 
-/// A record with an image of `block`; `info` as 15 and later have it.
+/// A record with an image of `block`; `info` as 15 and later have it, or with 14's bits for an image that is applied.
 fn image_body(block: u32, image: &[u8], hole: Option<(u16, u16)>, info: u8, data: &[u8]) -> Vec<u8> {
     let mut body = vec![0, if data.is_empty() { 0x10 } else { 0x30 }];
     body.extend((data.len() as u16).to_le_bytes());
     body.extend((image.len() as u16).to_le_bytes());
     body.extend(hole.map_or(0, |hole| hole.0).to_le_bytes());
     body.push(info | u8::from(hole.is_some()));
-    if let (true, Some(hole)) = (info & 4 != 0, hole) {
+    if let (true, Some(hole)) = (info & 28 != 0, hole) {
         body.extend(hole.1.to_le_bytes());
     }
     [1663u32, 5, 16384, block].iter().for_each(|number| body.extend(number.to_le_bytes()));
@@ -110,6 +111,61 @@ fn everything() -> Vec<u8> {
     // A page header that says otherwise.
     wal[8192 * 2 + 2] ^= 4;
     wal
+}
+
+/// WAL with images compressed in every way.
+fn packed() -> Vec<u8> {
+    const APPLY: u8 = 2;
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let mut synth = Synth::new(WalVersion::V17, size, SystemId(77), TimelineId(3), START);
+    let mut image = |block: u32, image: &[u8], hole: Option<(u16, u16)>, method: u8| {
+        synth.record(0, 0xB0, 0, &image_body(block, image, hole, APPLY | method, b""));
+    };
+    // Of the base, by pglz; of that, with a hole, by LZ4; of that by pglz.
+    let mut changed = page(3);
+    changed[100..130].fill(9);
+    image(3, &packing::pglz(&changed, false), None, 4);
+    let holed = [&changed[..200], &changed[4200..]].concat();
+    image(3, &packing::lz4(&holed), Some((200, 4000)), 8);
+    image(3, &packing::pglz(&holed, false), Some((200, 4000)), 4);
+    // Of bytes whose sign matters.
+    let signs = [&[0x9A; 9][..], &[8; 24], &[0xA8], &[8; 3]].concat();
+    assert_ne!(packing::pglz(&signs, false), packing::pglz(&signs, true));
+    image(7, &packing::pglz(&signs, true), Some((30, 8192 - 37)), 4);
+    // Not in the base: places far apart, for lengths and distances of every size.
+    let words: Vec<u8> = (0..1024u32)
+        .flat_map(|n| blake3::hash(&(n * n % 37).to_le_bytes()).as_bytes()[..8].to_vec())
+        .collect();
+    image(500, &packing::lz4(&words), None, 8);
+    image(501, &packing::pglz(&words, false), None, 4);
+    let runs: Vec<u8> = (0..8192).map(|at| (at / 1500) as u8).collect();
+    image(502, &packing::lz4(&runs), None, 8);
+    image(503, &packing::pglz(&runs, false), None, 4);
+    // By zstd; and by something that the server is not: all literals.
+    image(8, &[0xAB; 300], None, 16);
+    let literals: Vec<u8> = [7; 90].chunks(8).flat_map(|bytes| [&[0], bytes].concat()).collect();
+    image(9, &literals, Some((90, 8102)), 4);
+    synth.take()
+}
+
+/// An image by pglz with the bits of 14.
+fn packed_by_14() -> Vec<u8> {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let mut synth = Synth::new(WalVersion::V14, size, SystemId(77), TimelineId(3), START);
+    let holed = [&page(4)[..200], &page(4)[700..]].concat();
+    synth.record(0, 0xB0, 0, &image_body(4, &packing::pglz(&holed, false), Some((200, 500)), 2 | 4, b""));
+    synth.take()
+}
+
+/// A frame with more compressed images than may be packed.
+fn too_much() -> Vec<u8> {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let mut synth = Synth::new(WalVersion::V17, size, SystemId(77), TimelineId(3), START);
+    let zeros = packing::lz4(&[0; 8192]);
+    (0..1025).for_each(|block| {
+        synth.record(0, 0xB0, 0, &image_body(1000 + block, &zeros, None, 2 | 8, b""));
+    });
+    encode(START, &synth.take(), &mut { BASE })
 }
 
 fn encode(start: Lsn, wal: &[u8], base: &mut dyn PageSource) -> Vec<u8> {
@@ -202,6 +258,7 @@ fn plain_of(codec: &str, stored: &[u8]) -> Vec<u8> {
 
 pub fn all() -> Vec<Made> {
     let good = good();
+    let packing = encode(START, &packed(), &mut { BASE });
     let refused = |name: &str, bytes, error, says, reason| {
         made(&format!("refused/delta-{name}.bin"), bytes, Some((error, says)), reason)
     };
@@ -233,6 +290,41 @@ pub fn all() -> Vec<Made> {
     vec![
         made("deltas/everything.bin", good.clone(), None, "a frame with every kind of everything"),
         made("deltas/switch.bin", switched(), None, "a commit, a switch, and zeros"),
+        made("deltas/packed.bin", packing.clone(), None, "images that PostgreSQL compressed, in every way"),
+        made(
+            "deltas/packed-14.bin",
+            encode(START, &packed_by_14(), &mut { BASE }),
+            None,
+            "an image that PostgreSQL 14 compressed",
+        ),
+        refused(
+            "packed-zstd",
+            with_section(&packing, SectionKind::Sources, |plain| plain[8] = 0),
+            "format",
+            "compression",
+            "an image by zstd that is to be packed",
+        ),
+        refused(
+            "packed-sign",
+            with_section(&packing, SectionKind::Sources, |plain| plain[4] |= 0x80),
+            "format",
+            "compression",
+            "an image by LZ4 with a sign",
+        ),
+        refused(
+            "packed-other-sign",
+            with_section(&packing, SectionKind::Sources, |plain| plain[3] &= 0x7F),
+            "differs",
+            "BLAKE3",
+            "an image packed with the other sign",
+        ),
+        refused(
+            "packed-bomb",
+            with_section(&too_much(), SectionKind::Sources, |plain| *plain.last_mut().unwrap() = 0),
+            "format",
+            "compressed images of 8396800 bytes",
+            "images to be packed of more than 8 MiB",
+        ),
         refused(
             "magic",
             with_head(&good, |head| head.magic ^= 1 << 24),
@@ -256,10 +348,10 @@ pub fn all() -> Vec<Made> {
         ),
         refused(
             "bomb",
-            with_head(&good, |head| head.sections[9].plain_len = 5 << 20),
+            with_head(&good, |head| head.sections[9].plain_len = 13 << 20),
             "format",
             "sections of",
-            "a section that would be 5 MiB",
+            "a section that would be 13 MiB",
         ),
         refused("cut", good[..good.len() - 1].to_vec(), "format", "of sections", "the last byte is gone"),
         refused(
@@ -447,6 +539,15 @@ pub fn tell(pages: &Pages, _vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<S
     told.push_str(&format!("WAL: {} bytes\n", raw.len()));
 }
 
+/// How an image is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    None,
+    Pglz,
+    Lz4,
+    Zstd,
+}
+
 struct Rebuild<'a> {
     pages: &'a Pages,
     seen: &'a mut BTreeSet<String>,
@@ -502,8 +603,20 @@ impl Rebuild<'_> {
         plan
     }
 
+    /// By what an image is compressed: nothing, pglz, LZ4, zstd.
+    fn method(&self, info: u64) -> Method {
+        match number(self.head, "page_magic") {
+            0xD10D if info & 2 != 0 => Method::Pglz,
+            0xD10D => Method::None,
+            _ if info & 4 != 0 => Method::Pglz,
+            _ if info & 8 != 0 => Method::Lz4,
+            _ if info & 16 != 0 => Method::Zstd,
+            _ => Method::None,
+        }
+    }
+
     fn compressed(&self, info: u64) -> bool {
-        info & if number(self.head, "page_magic") == 0xD10D { 2 } else { 28 } != 0
+        self.method(info) != Method::None
     }
 
     fn records(&mut self) -> Vec<Rebuilt> {
@@ -732,7 +845,7 @@ impl Rebuild<'_> {
                     }
                 };
                 let id = (number(block, "relation"), u64::from(block_number));
-                payload.extend(self.image(id, len, offset, hole, at, earlier));
+                payload.extend(self.image(id, len, offset, hole, info, at, earlier));
             }
             if flags & 0x80 == 0 {
                 let relation = &list(self.tables, "relations")[number(block, "relation") as usize];
@@ -775,18 +888,22 @@ impl Rebuild<'_> {
         bytes
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn image(
         &mut self,
         id: (u64, u64),
         len: usize,
         offset: usize,
         hole: usize,
+        info: u64,
         at: u64,
         earlier: &mut BTreeMap<(u64, u64), (u64, Vec<u8>)>,
     ) -> Vec<u8> {
         let source = self.section("Sources").take(1)[0];
-        let older = match self.code("ImageSource", source).as_str() {
-            "Stored" => return self.section("Stored").take(len),
+        // Of an image that is packed, what is packed.
+        let (packed_len, len) = (len, 8192 - hole);
+        let older = match self.code("ImageSource", source & 0x7F).as_str() {
+            "Stored" => return self.section("Stored").take(packed_len),
             "Nothing" => None,
             "Base" => {
                 let page = page(id.1 as usize);
@@ -825,6 +942,13 @@ impl Rebuild<'_> {
             &image[if hole > 0 { offset } else { len }..],
         ];
         earlier.insert(id, (at, page.concat()));
-        image
+        let packed = match (self.method(info), source & 0x80 != 0) {
+            (Method::Pglz, unsigned) => packing::pglz(&image, unsigned),
+            (Method::Lz4, false) => packing::lz4(&image),
+            (Method::None, false) => image,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(packed.len(), packed_len);
+        packed
     }
 }

@@ -5,6 +5,7 @@ mod deltas;
 mod expected;
 mod journal;
 mod make;
+mod packing;
 mod refusals;
 mod registry;
 mod samples;
