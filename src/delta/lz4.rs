@@ -217,7 +217,7 @@ mod tests {
         // One literal, a copy of all but the last five bytes, these.
         assert_eq!(packed(&[9; 1 + 4 + 15 + 5]), [0x1F, 9, 1, 0, 0, 0x50, 9, 9, 9, 9, 9]);
         assert_eq!(packed(&[9; 1 + 4 + 15 + 255 + 5]), [0x1F, 9, 1, 0, 255, 0, 0x50, 9, 9, 9, 9, 9]);
-        let noise: Vec<u8> = (0..300u32).map(|at| (at * at * 37 >> 3) as u8).collect();
+        let noise: Vec<u8> = (0..300u32).map(|at| ((at * at * 37) >> 3) as u8).collect();
         assert!(packed(&noise).starts_with(&[0xF0]) || packed(&noise).len() < 300);
     }
 

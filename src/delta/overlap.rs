@@ -66,9 +66,8 @@ pub mod tests {
                 for (kind, byte, count, distance) in pieces {
                     match kind {
                         0 => made.extend(std::iter::repeat_n(byte & mask, count)),
-                        1 => {
-                            made.extend((0..count).map(|at| (at * at * usize::from(byte) >> 3) as u8 & mask))
-                        }
+                        1 => made
+                            .extend((0..count).map(|at| ((at * at * usize::from(byte)) >> 3) as u8 & mask)),
                         _ => (0..count).for_each(|_| {
                             made.push(made.len().checked_sub(distance).map_or(byte, |from| made[from]));
                         }),

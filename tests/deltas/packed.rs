@@ -61,7 +61,7 @@ fn body(version: WalVersion, block: u32, page: &[u8], hole: Option<(usize, usize
         (image, method) = (plain, 0);
     }
     let flags = match version {
-        WalVersion::V14 => 4 | method / 2,
+        WalVersion::V14 => 4 | (method / 2),
         _ => 2 | method,
     };
     let mut body = vec![0, 0x10, 0, 0];

@@ -237,11 +237,3 @@ fn wal_comes_back_on_17() {
 fn wal_comes_back_on_18() {
     wal_comes_back_on(18);
 }
-
-#[test]
-fn images_compressed_by_zstd_come_back() {
-    // 15 is built without it here.
-    for major in majors().into_iter().filter(|major| *major >= 16) {
-        comes_back(Cell { major, segment_mib: 16, compression: "zstd", checksums: true });
-    }
-}

@@ -48,8 +48,8 @@ pub fn pglz(input: &[u8], unsigned: bool) -> Vec<u8> {
         let taken = if best >= 3 { best } else { 1 };
         items.push(match best {
             0..3 => (false, vec![input[at]]),
-            3..18 => (true, vec![(distance >> 8 << 4 | (best - 3)) as u8, distance as u8]),
-            _ => (true, vec![(distance >> 8 << 4 | 15) as u8, distance as u8, (best - 18) as u8]),
+            3..18 => (true, vec![(((distance >> 8) << 4) | (best - 3)) as u8, distance as u8]),
+            _ => (true, vec![(((distance >> 8) << 4) | 15) as u8, distance as u8, (best - 18) as u8]),
         });
         (at..at + taken).for_each(|place| earlier.entry(key(place)).or_default().push(place));
         at += taken;
