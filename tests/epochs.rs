@@ -119,6 +119,10 @@ fn every_byte_comes_back_and_a_restore_is_exact_on_every_version() {
         drop(receiving);
         let restored = place.restored(major, "restored", &["--latest"]);
         assert_eq!(contents(&restored), wanted, "PostgreSQL {major}");
+        // Each epoch is decoded once, however often recovery asks.
+        let log = fs::read_to_string(place.path("restored/pg_wal/walden/wal-fetch.log")).unwrap();
+        let decoded: Vec<&str> = log.lines().filter(|line| line.contains("from its start")).collect();
+        assert_eq!(decoded.len(), 1, "PostgreSQL {major}: {decoded:#?}");
     }
 }
 

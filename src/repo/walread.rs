@@ -71,6 +71,11 @@ impl WalReader {
         &self.map
     }
 
+    /// Reads what `map` covers from now on. What was decoded of an epoch stays.
+    pub fn look_at(&mut self, map: WalMap) {
+        self.map = map;
+    }
+
     /// All bytes of `range` on `timeline`. For ranges that fit in memory.
     pub async fn read(&mut self, timeline: TimelineId, range: LsnRange) -> Result<Vec<u8>, RepoError> {
         let mut bytes = Vec::with_capacity(usize::try_from(range.len()).unwrap_or(0));
@@ -136,7 +141,10 @@ impl WalReader {
         let known = self.epoch.take().filter(|known| known.id() == epoch.id && known.position() <= at);
         let mut decoder = match known {
             Some(known) => known,
-            None => EpochDecoder::new(&self.cluster, &epoch)?,
+            None => {
+                tracing::info!(start = %epoch.start, wanted = %at, "decoding an epoch of WAL deltas from its start");
+                EpochDecoder::new(&self.cluster, &epoch)?
+            }
         };
         let Some(decoded) = self.decode_epoch(timeline, &epoch, &mut decoder, at).await? else {
             let reason = format!("WAL of its epoch from {} on is not there", decoder.position());

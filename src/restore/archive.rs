@@ -110,13 +110,23 @@ pub struct PathReader {
     spans: Vec<(LsnRange, TimelineId)>,
 }
 
+fn spans(loaded: &Loaded, path: &TimelinePath) -> Vec<(LsnRange, TimelineId)> {
+    let coverage = Coverage::of(path, &loaded.archive.pieces, loaded.archive.segment_size);
+    let runs = coverage.runs.iter().flat_map(|run| &run.spans);
+    runs.map(|span| (span.range, span.piece.timeline)).collect()
+}
+
 impl PathReader {
     /// Reads the WAL of `path` that `loaded` has.
     pub fn new(cluster: &Cluster, loaded: &Loaded, path: &TimelinePath, reading: Reading) -> Self {
-        let coverage = Coverage::of(path, &loaded.archive.pieces, loaded.archive.segment_size);
-        let runs = coverage.runs.iter().flat_map(|run| &run.spans);
-        let spans = runs.map(|span| (span.range, span.piece.timeline)).collect();
-        PathReader { reader: WalReader::reading(cluster.clone(), loaded.wal.clone(), reading), spans }
+        let reader = WalReader::reading(cluster.clone(), loaded.wal.clone(), reading);
+        PathReader { reader, spans: spans(loaded, path) }
+    }
+
+    /// Reads the WAL that `loaded` has from now on, and goes on where it is.
+    pub fn look_at(&mut self, loaded: &Loaded, path: &TimelinePath) {
+        self.reader.look_at(loaded.wal.clone());
+        self.spans = spans(loaded, path);
     }
 
     /// Takes pages of a backup from `near` where it can.

@@ -59,7 +59,7 @@ pub struct RecoveryFile {
     pub segment_size: SegmentSize,
     /// The WAL that recovery reads.
     pub wal: LsnRange,
-    /// Where the archive ended on the path when the restore was made: nothing past it is served.
+    /// Where the archive ended on the path when the restore was made. What was archived since is served too.
     pub durable_end: Lsn,
     /// The line of history to serve, and no other.
     pub path: TimelinePath,

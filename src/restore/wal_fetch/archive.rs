@@ -33,7 +33,7 @@ struct Opened {
     cluster: Cluster,
     histories: Vec<(TimelineId, Bytes)>,
     run: LsnRange,
-    readers: Vec<Mutex<PathReader>>,
+    readers: Arc<Vec<Mutex<PathReader>>>,
     /// Held while a WAL segment is read, where it stands as delta frames: they are decoded in order.
     turn: Option<Arc<Mutex<()>>>,
 }
@@ -69,7 +69,7 @@ impl RepoArchive {
             Some(known) => known.cluster.clone(),
             None => self.open().await.map_err(trouble)?,
         };
-        let fresh = Arc::new(self.look(cluster).await.map_err(trouble)?);
+        let fresh = Arc::new(self.look(cluster, opened.as_deref()).await.map_err(trouble)?);
         *opened = Some(fresh.clone());
         Ok(fresh)
     }
@@ -81,7 +81,7 @@ impl RepoArchive {
         Ok(cluster)
     }
 
-    async fn look(&self, cluster: Cluster) -> Result<Opened, RestoreError> {
+    async fn look(&self, cluster: Cluster, before: Option<&Opened>) -> Result<Opened, RestoreError> {
         let snapshot = walmap::load(&cluster).await?;
         let kept = self.needed(snapshot);
         let loaded = load(&cluster, &kept, self.file.generation).await?;
@@ -95,10 +95,22 @@ impl RepoArchive {
         };
         let first = reader();
         let run = run(&first, &loaded, &self.file)?;
-        let turn = first.has_deltas().then(Arc::default);
-        let readers = if turn.is_some() { 1 } else { READERS_MAX };
-        let readers = (0..readers).map(|_| Mutex::new(reader())).collect();
-        Ok(Opened { cluster, histories, run, readers, turn })
+        if !first.has_deltas() {
+            let readers = (0..READERS_MAX).map(|_| Mutex::new(reader())).collect();
+            return Ok(Opened { cluster, histories, run, readers: Arc::new(readers), turn: None });
+        }
+        // One reader, which goes on where it is: another would have to decode the epoch from its start.
+        let (readers, turn) =
+            match before.and_then(|before| Some((before.readers.clone(), before.turn.clone()?))) {
+                Some((readers, turn)) => {
+                    for known in readers.iter() {
+                        known.lock().await.look_at(&loaded, &self.file.path);
+                    }
+                    (readers, turn)
+                }
+                None => (Arc::new(vec![Mutex::new(first)]), Arc::default()),
+            };
+        Ok(Opened { cluster, histories, run, readers, turn: Some(turn) })
     }
 
     /// The snapshot without WAL that recovery does not need: readers hold a copy each. An epoch of deltas is needed from its start.

@@ -11,6 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
@@ -22,6 +23,8 @@ pub const AHEAD_SEGMENTS_MAX: usize = 16;
 pub const AHEAD_BYTES_MAX: u64 = 256 << 20;
 /// Segments being fetched ahead at once.
 const AHEAD_FETCHES_MAX: usize = 3;
+/// The copy of the last segment.
+const LAST: &str = "last";
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const ZEROS: &[u8] = &[0; 64 << 10];
@@ -87,17 +90,32 @@ pub struct Stager<A> {
     options: StageOptions,
     under_way: Mutex<HashMap<WalFileName, watch::Receiver<Option<Outcome>>>>,
     ahead: Semaphore,
+    /// One past the newest segment that was staged. What lies before it is there or was taken, and is not staged ahead again: where
+    /// WAL stands as deltas, to go back means to decode the epoch from its start.
+    staged_end: AtomicU64,
+    /// The last segment, of which a copy is kept: recovery reads it again when it ends.
+    last: Mutex<Option<(WalFileName, LsnRange)>>,
 }
 
 impl<A: Archive> Stager<A> {
     /// Stages what `archive` holds.
     pub fn new(archive: Arc<A>, options: StageOptions) -> Arc<Self> {
-        let under_way = Mutex::new(HashMap::new());
-        Arc::new(Stager { archive, options, under_way, ahead: Semaphore::new(AHEAD_FETCHES_MAX) })
+        Arc::new(Stager {
+            archive,
+            options,
+            under_way: Mutex::new(HashMap::new()),
+            ahead: Semaphore::new(AHEAD_FETCHES_MAX),
+            staged_end: AtomicU64::new(0),
+            last: Mutex::new(None),
+        })
     }
 
     /// Has `name` staged. What is under way already is waited for. If dropped: it goes on.
     pub async fn want(self: &Arc<Self>, name: WalFileName) -> Outcome {
+        if let Some(number) = name.segment_no(self.options.segment_size) {
+            // Recovery that goes back wants what follows once more.
+            self.staged_end.fetch_min(number.0, Ordering::Relaxed);
+        }
         if self.path_of(name).exists() {
             return Outcome::Staged;
         }
@@ -126,6 +144,9 @@ impl<A: Archive> Stager<A> {
     /// Whether it may go on.
     async fn stage_ahead(self: &Arc<Self>, number: SegmentNo) -> bool {
         let options = &self.options;
+        if number.0 < self.staged_end.load(Ordering::Relaxed) {
+            return true;
+        }
         let Ok(run) = self.archive.run(Lsn::ZERO).await else { return false };
         let Some(name) = first_choice(number, options.segment_size, &options.path, run) else { return false };
         if self.path_of(name).exists() {
@@ -157,6 +178,9 @@ impl<A: Archive> Stager<A> {
         let stager = self.clone();
         tokio::spawn(async move {
             let result = stager.try_until(name, patience).await;
+            if let (Outcome::Staged, Some(number)) = (&result, name.segment_no(stager.options.segment_size)) {
+                stager.staged_end.fetch_max(number.0.saturating_add(1), Ordering::Relaxed);
+            }
             stager.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
             tell.send_replace(Some(result));
         });
@@ -206,21 +230,33 @@ impl<A: Archive> Stager<A> {
     }
 
     async fn write_segment(&self, name: WalFileName, range: LsnRange) -> Result<Outcome, Trouble> {
-        let _turn = self.archive.turn().await?;
+        let turn = self.archive.turn().await?;
+        let failed = |error| on_disk(&self.options.dir, error);
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last() == Some((name, range)) {
+            std::fs::copy(self.options.dir.join(LAST), self.temporary(name)).map_err(failed)?;
+            let file = File::open(self.temporary(name)).map_err(failed)?;
+            return self.finish(name, file).await;
+        }
         let mut file = self.create(name)?;
         let mut at = range.start;
         while at < range.end {
             let some = self.archive.read_some(LsnRange::new(at, range.end)).await?;
             assert!(!some.is_empty(), "an archive read nothing");
             at = at.saturating_add(some.len() as u64);
-            file.write_all(&some).map_err(|error| on_disk(&self.options.dir, error))?;
+            file.write_all(&some).map_err(failed)?;
         }
         // Zeros that are written, not a hole: the server may use the file again for WAL of its own.
         let mut left = self.options.segment_size.bytes().saturating_sub(range.len());
         while left > 0 {
             let some = ZEROS.get(..left.min(ZEROS.len() as u64) as usize).unwrap_or(ZEROS);
-            file.write_all(some).map_err(|error| on_disk(&self.options.dir, error))?;
+            file.write_all(some).map_err(failed)?;
             left -= some.len() as u64;
+        }
+        if turn.is_some() && range.end >= self.options.needed {
+            *last() = None;
+            std::fs::copy(self.temporary(name), self.options.dir.join(LAST)).map_err(failed)?;
+            *last() = Some((name, range));
         }
         self.finish(name, file).await
     }

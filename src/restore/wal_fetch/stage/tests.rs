@@ -11,12 +11,13 @@ struct Fake {
     end: AtomicU64,
     failures: AtomicUsize,
     lasting: bool,
+    deltas: bool,
     reads: AtomicUsize,
 }
 
 impl Fake {
     fn new(end: u64) -> Arc<Fake> {
-        Arc::new(Fake { end: end.into(), failures: 0.into(), lasting: false, reads: 0.into() })
+        Arc::new(Fake { end: end.into(), failures: 0.into(), lasting: false, deltas: false, reads: 0.into() })
     }
 
     fn trouble(&self) -> Result<(), Trouble> {
@@ -51,7 +52,10 @@ impl Archive for Fake {
     }
 
     async fn turn(&self) -> Result<Option<OwnedMutexGuard<()>>, Trouble> {
-        Ok(None)
+        if !self.deltas {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(tokio::sync::Mutex::new(())).lock_owned().await))
     }
 
     async fn read_some(&self, range: LsnRange) -> Result<Bytes, Trouble> {
@@ -131,6 +135,7 @@ async fn lasting_trouble_is_not_tried_again() {
         end: (8 * SIZE).into(),
         failures: usize::MAX.into(),
         lasting: true,
+        deltas: false,
         reads: 0.into(),
     });
     let patient = stager(dir.path(), &archive, Duration::from_secs(3600));
@@ -164,4 +169,66 @@ async fn what_comes_next_is_staged_up_to_what_recovery_needs() {
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(names(dir.path()), [3, 4, 5].map(|n| segment(n).to_string()));
+}
+
+/// What PostgreSQL does with a staged segment.
+fn take(dir: &Path, number: u64) {
+    std::fs::remove_file(dir.join(segment(number).to_string())).unwrap();
+}
+
+async fn staged(dir: &Path, numbers: &[u64]) {
+    let all = || numbers.iter().all(|number| dir.join(segment(*number).to_string()).exists());
+    while !all() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_taken_is_staged_ahead_again_only_for_a_recovery_that_goes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Fake::new(8 * SIZE);
+    let stager = stager(dir.path(), &archive, Duration::ZERO);
+    assert_eq!(stager.want(segment(0)).await, Outcome::Staged);
+    stager.stage_after(segment(0));
+    staged(dir.path(), &[1, 2, 3, 4, 5]).await;
+    // PostgreSQL is quicker than the word that it took them.
+    (0..4).for_each(|number| take(dir.path(), number));
+    let reads = archive.reads.load(Ordering::SeqCst);
+    for number in 0..4 {
+        stager.stage_after(segment(number));
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(archive.reads.load(Ordering::SeqCst), reads);
+    assert_eq!(names(dir.path()), [4, 5].map(|number| segment(number).to_string()));
+
+    assert_eq!(stager.want(segment(1)).await, Outcome::Staged);
+    stager.stage_after(segment(1));
+    staged(dir.path(), &[1, 2, 3, 4, 5]).await;
+}
+
+#[tokio::test]
+async fn the_last_segment_is_read_once_where_going_back_is_dear() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Arc::new(Fake { deltas: true, ..Arc::into_inner(Fake::new(5 * SIZE + 70_000)).unwrap() });
+    let options = StageOptions {
+        dir: dir.path().to_owned(),
+        path: TimelinePath::new(TimelineId(1), &[]).unwrap(),
+        segment_size: SegmentSize::new(SIZE).unwrap(),
+        needed: Lsn::new(5 * SIZE + 70_000),
+        patience: Duration::ZERO,
+    };
+    let stager = Stager::new(archive.clone(), options);
+    let mut found = Vec::new();
+    for reads in [1, 1] {
+        assert_eq!(stager.want(segment(5)).await, Outcome::Staged);
+        found.push(std::fs::read(dir.path().join(segment(5).to_string())).unwrap());
+        take(dir.path(), 5);
+        assert_eq!(archive.reads.load(Ordering::SeqCst), reads);
+    }
+    assert!(found[0] == found[1] && found[0].len() == SIZE as usize);
+    // More of it was archived since.
+    archive.end.store(5 * SIZE + 80_000, Ordering::SeqCst);
+    assert_eq!(stager.want(segment(5)).await, Outcome::Staged);
+    assert_eq!(archive.reads.load(Ordering::SeqCst), 2);
+    assert!(std::fs::read(dir.path().join(segment(5).to_string())).unwrap() != found[0]);
 }
