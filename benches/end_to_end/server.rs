@@ -93,6 +93,14 @@ impl Server {
         pg.start_again();
         let server = Server { pg, customers, wal_start: 0, wal_end: 0 };
         server.fill(customers);
+        // A shop that has sold before: indexes of random keys that begin empty would stay in a few pages for long.
+        let purchases = customers / 3;
+        server.pg.sql(&format!(
+            "INSERT INTO purchase (customer, amount, points, basket)
+             SELECT 1 + n % {customers}, n % 5000, n % 50, jsonb_build_object('article', md5(n::text), 'pieces', 1 + n % 5, 'shop', n % 900,
+                    'till', md5((n % 5000)::text)) FROM generate_series(1, {purchases}) AS n;
+             VACUUM ANALYZE purchase"
+        ));
         server.archive_all_with("/bin/true");
         server.archive_with("");
         server.pg.sql("ALTER SYSTEM SET wal_keep_size = '256GB'");
