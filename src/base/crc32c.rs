@@ -37,7 +37,7 @@ mod tests {
     #[test]
     fn any_length_at_any_place_has_the_checksum_of_its_bits() {
         assert_eq!(crc32c(b"123456789"), 0xE306_9283);
-        let bytes: Vec<u8> = (0..9000u32).map(|at| (at * at >> 5) as u8).collect();
+        let bytes: Vec<u8> = (0..9000u32).map(|at| ((at * at) >> 5) as u8).collect();
         for len in (0..300).chain([511, 1024, 4097, 8192]) {
             let bytes = &bytes[len % 13..][..len];
             assert_eq!(crc32c(bytes), by_bits(bytes), "{len} bytes");
@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn parts_make_the_checksum_of_the_whole() {
-        let whole: Vec<u8> = (0..3000u32).map(|at| (at * at >> 3) as u8).collect();
+        let whole: Vec<u8> = (0..3000u32).map(|at| ((at * at) >> 3) as u8).collect();
         for at in [0, 1, 20, 255, 1500, 2999, 3000] {
             let (first, second) = whole.split_at(at);
             assert_eq!(crc32c_append(crc32c(first), second), by_bits(&whole), "{at}");
