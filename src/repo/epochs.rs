@@ -8,7 +8,9 @@ use super::cluster::Cluster;
 use super::error::RepoError;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{BackupId, Lsn, LsnRange, ObjectId, ObjectKey};
-use crate::delta::{BlockId, DeltaError, FrameDecoder, ImageCache, Page, PageSource, Vouched};
+use crate::delta::{
+    BlockId, DeltaError, FrameDecoder, ImageCache, Origin, Page, PageSource, Reference, Vouched,
+};
 use crate::format::wal::{DeltaEpoch, WalDeltas};
 use futures_util::future::BoxFuture;
 
@@ -95,6 +97,15 @@ impl EpochDecoder {
         frame: &[u8],
     ) -> Result<(LsnRange, Vec<u8>), RepoError> {
         let mut wal = Vec::new();
+        if near.is_none() && deltas.base.is_some() {
+            // All pages come from the repository: to find out by decoding would be to decode twice.
+            let references = self.decoder.references(frame).map_err(|error| explained(key, deltas, error))?;
+            let of_base = |made: &Reference| matches!(made.origin, Origin::Base { .. }).then_some(made.block);
+            let blocks: Vec<BlockId> = references.iter().filter_map(of_base).collect();
+            if !blocks.is_empty() {
+                self.fetch(deltas, key, &blocks).await?;
+            }
+        }
         let mut decoded = self.try_decode(deltas, near.as_deref_mut(), frame, &mut wal);
         if let Err(DeltaError::MissingPages(pages)) = &decoded {
             let blocks: Vec<BlockId> = pages.iter().map(|page| page.block).collect();

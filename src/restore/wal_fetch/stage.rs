@@ -232,9 +232,7 @@ impl<A: Archive> Stager<A> {
     async fn write_segment(&self, name: WalFileName, range: LsnRange) -> Result<Outcome, Trouble> {
         let turn = self.archive.turn().await?;
         let failed = |error| on_disk(&self.options.dir, error);
-        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last() == Some((name, range)) {
-            std::fs::copy(self.options.dir.join(LAST), self.temporary(name)).map_err(failed)?;
+        if turn.is_some() && self.copy_last(name, range) {
             let file = File::open(self.temporary(name)).map_err(failed)?;
             return self.finish(name, file).await;
         }
@@ -254,11 +252,34 @@ impl<A: Archive> Stager<A> {
             left -= some.len() as u64;
         }
         if turn.is_some() && range.end >= self.options.needed {
-            *last() = None;
-            std::fs::copy(self.temporary(name), self.options.dir.join(LAST)).map_err(failed)?;
-            *last() = Some((name, range));
+            self.keep_last(name, range);
         }
         self.finish(name, file).await
+    }
+
+    /// Puts the kept copy into the temporary file of `name`, if it is one of `range`.
+    fn copy_last(&self, name: WalFileName, range: LsnRange) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != Some((name, range)) {
+            return false;
+        }
+        let copied = std::fs::copy(self.options.dir.join(LAST), self.temporary(name));
+        if let Err(error) = &copied {
+            tracing::warn!(%error, %name, "the copy of the last segment cannot be had; it is read again");
+            *last = None;
+        }
+        copied.is_ok()
+    }
+
+    /// Keeps a copy of what the temporary file of `name` holds. Without room for one, it is read again when it is wanted again.
+    fn keep_last(&self, name: WalFileName, range: LsnRange) {
+        let copied = std::fs::copy(self.temporary(name), self.options.dir.join(LAST));
+        if let Err(error) = &copied {
+            tracing::warn!(%error, %name, "no copy of the last segment is kept");
+            std::fs::remove_file(self.options.dir.join(LAST)).ok();
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = copied.is_ok().then_some((name, range));
     }
 
     fn temporary(&self, name: WalFileName) -> PathBuf {

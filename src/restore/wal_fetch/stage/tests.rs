@@ -226,9 +226,14 @@ async fn the_last_segment_is_read_once_where_going_back_is_dear() {
         assert_eq!(archive.reads.load(Ordering::SeqCst), reads);
     }
     assert!(found[0] == found[1] && found[0].len() == SIZE as usize);
+    // The copy is only that.
+    std::fs::remove_file(dir.path().join(LAST)).unwrap();
+    assert_eq!(stager.want(segment(5)).await, Outcome::Staged);
+    take(dir.path(), 5);
+    assert_eq!(archive.reads.load(Ordering::SeqCst), 2);
     // More of it was archived since.
     archive.end.store(5 * SIZE + 80_000, Ordering::SeqCst);
     assert_eq!(stager.want(segment(5)).await, Outcome::Staged);
-    assert_eq!(archive.reads.load(Ordering::SeqCst), 2);
+    assert_eq!(archive.reads.load(Ordering::SeqCst), 3);
     assert!(std::fs::read(dir.path().join(segment(5).to_string())).unwrap() != found[0]);
 }
