@@ -99,7 +99,7 @@ impl Server {
             "INSERT INTO purchase (customer, amount, points, basket)
              SELECT 1 + n % {customers}, n % 5000, n % 50, jsonb_build_object('article', md5(n::text), 'pieces', 1 + n % 5, 'shop', n % 900,
                     'till', md5((n % 5000)::text)) FROM generate_series(1, {purchases}) AS n;
-             VACUUM ANALYZE purchase"
+             VACUUM ANALYZE purchase; CHECKPOINT"
         ));
         server.archive_all_with("/bin/true");
         server.archive_with("");
