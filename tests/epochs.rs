@@ -7,8 +7,11 @@ use common::archive::Archive;
 use common::pg::{Pg, Process, majors};
 use common::walden::{Place, finish};
 use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use walden::base::{BackupId, Lsn, SegmentSize, TimelineId};
+use walden::base::{Anonymous, BackupId, Lsn, Memory, Scratch, SegmentSize, TimelineId};
 use walden::format::index::WalEntry;
 use walden::receive::compact::DeltaOptions;
 use walden::repo::layout;
@@ -200,6 +203,44 @@ fn a_compactor_goes_on_with_its_epoch_without_decoding_it() {
     assert!(entries.iter().all(|entry| epoch(entry) == epoch(&entries[0])), "one epoch");
     archive.compare("shop", &pg, TimelineId(1), SegmentSize::new(16 << 20).unwrap());
     drop(receiving);
+}
+
+/// Room for so many pieces of memory.
+#[derive(Debug)]
+struct Pieces(AtomicUsize);
+
+impl Scratch for Pieces {
+    fn memory(&self, len: usize) -> io::Result<Box<dyn Memory>> {
+        let taken = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if taken.is_err() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Anonymous.memory(len)
+    }
+}
+
+#[test]
+fn without_room_to_decode_what_was_encoded_wal_is_stored_without_deltas() {
+    let pg = server(16);
+    // An encoder takes two: pages, and changes of them. So does whoever decodes.
+    for (pieces, with_deltas) in [(4, true), (2, false)] {
+        let place = Place::init();
+        let receiving = place.start(place.command_for(&pg, &["receive", "--wal-deltas", "off"]), "receive");
+        pg.wait_for(
+            "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop'",
+            "1",
+            SOON,
+        );
+        change(&pg, 3);
+        settle(&pg);
+        let archive = Archive::open_within(&place, Arc::new(Pieces(pieces.into())));
+        archive.compact_all(&mut archive.compactor("shop", DeltaOptions { cache_bytes: 64 << 20 }));
+        drop(receiving);
+        assert_eq!(!deltas(&snapshot(&place)).is_empty(), with_deltas, "{pieces} pieces");
+        Archive::open(&place).compare("shop", &pg, TimelineId(1), SegmentSize::new(16 << 20).unwrap());
+        pg.wait_for("SELECT count(*) FROM pg_replication_slots WHERE active", "0", SOON);
+        pg.sql("SELECT pg_drop_replication_slot('walden_shop')");
+    }
 }
 
 /// Flips a byte in the middle of an object of a repository in a directory.

@@ -168,8 +168,9 @@ impl Compactor {
                     match write::decode_first(cluster, &entry).await {
                         Ok(()) => Some(entry),
                         // Nothing is lost but room, as long as the flush objects are there.
-                        Err(error) if error.is_damage() => {
-                            tracing::error!(%error, "WAL deltas are not what was to be stored; it is stored without them");
+                        // Without room to decode it, nobody knows what it is: that is as bad.
+                        Err(error) if error.is_damage() || error.is_no_space() => {
+                            tracing::error!(%error, "WAL deltas were not proved to be what they should; WAL is stored without them");
                             epochs.give_up();
                             Some(write::flushes(cluster, &mut reader, &job, job.start, None).await?)
                         }

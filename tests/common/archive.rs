@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use walden::base::{Anonymous, Env, Lsn, LsnRange, SegmentSize, TimelineId, WalFileName};
+use walden::base::{Anonymous, Env, Lsn, LsnRange, Scratch, SegmentSize, TimelineId, WalFileName};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, SystemClock};
 use walden::net::{ConnectOptions, Connection, ConnectionKind};
@@ -59,12 +59,16 @@ pub struct Archive {
 impl Archive {
     /// Opens the repository that `place` made in a directory.
     pub fn open(place: &Place) -> Archive {
+        Archive::open_within(place, Arc::new(Anonymous))
+    }
+
+    /// The same, with other room for pages.
+    pub fn open_within(place: &Place, scratch: Arc<dyn Scratch>) -> Archive {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let store = store::open(&place.repo, &StoreOptions::default()).unwrap();
         let passphrase = fs::read_to_string(place.path("passphrase")).unwrap();
         let unlock = Unlock::Passphrase(Zeroizing::new(passphrase.trim_end().to_owned()));
-        let env =
-            Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(Anonymous) };
+        let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch };
         let repo = runtime.block_on(Repository::open(store, &unlock, env)).unwrap();
         Archive { runtime, repo: Arc::new(repo) }
     }
