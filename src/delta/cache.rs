@@ -7,7 +7,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::block::{BlockId, Page, page_check};
-use super::history::{self, Change, ChangePlace, Check, History};
+use super::history::{self, Change, ChangePlace, Check, History, NO_CHANGE};
 use super::records::QuickHasher;
 use super::replay;
 use crate::base::limits::BLOCK_BYTES;
@@ -16,8 +16,6 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::io;
 
-/// Changes that are brought near together: as many as a core waits for at once, and more.
-const CHANGES_TOUCHED: usize = 64;
 /// Bytes of changes kept for each page that may be.
 const HISTORY_BYTES_PER_PAGE: usize = BLOCK_BYTES / 8;
 
@@ -29,16 +27,8 @@ struct Entry {
     lsn: Lsn,
     /// Counts images; tells a block's entry in the queue from those of images it replaced.
     turn: u64,
-    /// Where the changes of the block since then are, in order.
-    changes: Vec<ChangePlace>,
-}
-
-impl Entry {
-    /// Lets go of changes that the history has forgotten, which are the first ones.
-    fn forget(&mut self, history: &History) {
-        let forgotten = self.changes.partition_point(|place| !history.has(*place));
-        self.changes.drain(..forgotten);
-    }
+    /// Where the last change of the block since then is.
+    last_change: ChangePlace,
 }
 
 /// Where a block was in the cache, if anywhere: looked at first when it is asked for next.
@@ -59,7 +49,7 @@ pub struct Cached<'a> {
     block: u32,
     page: &'a Page,
     check: u32,
-    changes: &'a [ChangePlace],
+    last_change: ChangePlace,
     history: &'a History,
 }
 
@@ -91,19 +81,15 @@ impl<'a> Cached<'a> {
     where
         'a: 'b,
     {
-        // Those that the history has forgotten are the first ones.
-        let forgotten = self.changes.partition_point(|place| !self.history.has(*place));
-        let changes = self.changes.get(forgotten..).unwrap_or(&[]);
-        if changes.is_empty() {
+        if !self.history.has(self.last_change) {
             return Ok(self.page);
         }
         *room = *self.page;
-        for some in changes.chunks(CHANGES_TOUCHED) {
-            self.history.touch(some);
-            for place in some {
-                let change = self.history.get(*place, check).map_err(|history::Rotten| Rotten)?;
-                replay::apply(&change, self.block, room);
-            }
+        let mut places = Vec::new();
+        self.history.chain(self.last_change, &mut places);
+        for place in places {
+            let change = self.history.get(place, check).map_err(|history::Rotten| Rotten)?;
+            replay::apply(&change, self.block, room);
         }
         Ok(room)
     }
@@ -121,8 +107,6 @@ pub struct ImageCache {
     pages: Box<dyn Memory>,
     turn: u64,
     history: History,
-    /// Changes kept since every block last let go of those that were forgotten.
-    changes_since_sweep: usize,
 }
 
 impl ImageCache {
@@ -145,7 +129,6 @@ impl ImageCache {
             pages: scratch.memory(pages_max * BLOCK_BYTES)?,
             turn: 0,
             history: History::new(history_bytes, scratch.memory(history_bytes)?),
-            changes_since_sweep: 0,
         })
     }
 
@@ -177,8 +160,8 @@ impl ImageCache {
         let slot = *self.slots.get(block)? as usize;
         let entry = self.entries.get(slot)?;
         let page = self.pages.bytes().get(slot * BLOCK_BYTES..)?.first_chunk()?;
-        let Entry { lsn, check, ref changes, .. } = *entry;
-        Some(Cached { lsn, block: block.block, page, check, changes, history: &self.history })
+        let Entry { lsn, check, last_change, .. } = *entry;
+        Some(Cached { lsn, block: block.block, page, check, last_change, history: &self.history })
     }
 
     /// Keeps what a record did to `block`, which was at `near`, if its page is here.
@@ -188,21 +171,9 @@ impl ImageCache {
     pub fn change(&mut self, block: &BlockId, near: Near, change: &Change<'_>) -> io::Result<()> {
         if let Some(slot) = self.slot_of(block, near)
             && let Some(entry) = self.entries.get_mut(slot as usize)
-            && let Some(place) = self.history.put(change)?
+            && let Some(place) = self.history.put(change, entry.last_change)?
         {
-            if entry.changes.len() == entry.changes.capacity() {
-                entry.forget(&self.history);
-            }
-            entry.changes.push(place);
-            self.changes_since_sweep += 1;
-        }
-        // Blocks that do not change any more would hold their places for ever.
-        if self.changes_since_sweep > self.history.changes_max() {
-            self.changes_since_sweep = 0;
-            for entry in &mut self.entries {
-                entry.forget(&self.history);
-                entry.changes.shrink_to_fit();
-            }
+            entry.last_change = place;
         }
         Ok(())
     }
@@ -211,8 +182,7 @@ impl ImageCache {
     pub fn near(&self, block: &BlockId, guess: Near) -> Near {
         let Some(slot) = self.slot_of(block, guess) else { return Near::default() };
         if guess != Near(slot) {
-            let entry = self.entries.get(slot as usize);
-            std::hint::black_box(entry.and_then(|entry| entry.changes.last().copied()));
+            std::hint::black_box(self.entries.get(slot as usize).map(|entry| entry.last_change));
         }
         Near(slot)
     }
@@ -253,7 +223,7 @@ impl ImageCache {
         fill(page);
         if let Some(entry) = self.entries.get_mut(slot as usize) {
             (entry.lsn, entry.check, entry.turn) = (lsn, page_check(page), self.turn);
-            entry.changes.clear();
+            entry.last_change = NO_CHANGE;
         }
         self.queue.push_back((slot, self.turn));
         if self.queue.len() > 2 * self.pages_max.max(64) {
@@ -266,8 +236,7 @@ impl ImageCache {
     /// A slot for `block`, which has none: that of the block whose last image is the oldest when there is no other.
     fn free_slot(&mut self, block: BlockId) -> u32 {
         let slot = if self.slots.len() < self.pages_max {
-            let (check, lsn, turn, changes) = (0, Lsn::ZERO, 0, Vec::new());
-            self.entries.push(Entry { block, check, lsn, turn, changes });
+            self.entries.push(Entry { block, check: 0, lsn: Lsn::ZERO, turn: 0, last_change: NO_CHANGE });
             (self.entries.len() - 1) as u32
         } else {
             self.evict()
@@ -322,9 +291,7 @@ fn is_last(entries: &[Entry], slot: u32, turn: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delta::history::NO_BLOCK;
     use crate::format::wal::RelationRef;
-    use crate::wal::WalVersion;
 
     fn block(block: u32) -> BlockId {
         BlockId { relation: RelationRef { tablespace: 1, database: 2, relation: 3 }, fork: 0, block }
@@ -375,31 +342,5 @@ mod tests {
         assert_eq!(cache.get(&block(1)).unwrap().page(&mut page(9)), Err(Rotten));
         cache.clear();
         assert!(cache.get(&block(1)).is_none() && cache.is_empty());
-    }
-
-    #[test]
-    fn blocks_that_do_not_change_any_more_hold_no_places_of_changes() {
-        let mut cache = ImageCache::new(64);
-        let change = Change {
-            version: WalVersion::V15,
-            end: Lsn::new(8),
-            xid: 1,
-            rmgr: 10,
-            info: 0,
-            role: 0,
-            init: false,
-            blocks: [NO_BLOCK; 3],
-            data: &[],
-            main: &[],
-        };
-        for at in 0..64 {
-            cache.insert(block(at), Lsn::new(1), |to| *to = page(0)).unwrap();
-        }
-        let most = 64 * HISTORY_BYTES_PER_PAGE / 36;
-        for at in 0..64 {
-            (0..most).for_each(|_| cache.change(&block(at), Near::default(), &change).unwrap());
-            let places: usize = cache.entries.iter().map(|entry| entry.changes.capacity()).sum();
-            assert!(places <= 4 * most, "{places} places, {most} changes");
-        }
     }
 }

@@ -152,6 +152,11 @@ impl Encoder {
         &mut self.cache
     }
 
+    /// The cache, for what comes after this encoder.
+    pub fn into_cache(self) -> ImageCache {
+        self.cache
+    }
+
     /// Takes the next bytes. Take frames between calls: what was fed and not taken is held in memory.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);

@@ -1,5 +1,5 @@
-//! What records did to the blocks of cached images, kept alike by encoder and decoder: a ring of changes.
-//! Replaying them makes of an image the page that a later image is near to. Spec: formats/deltas.md.
+//! What records did to the blocks of cached images, kept alike by encoder and decoder: a ring of changes, in which those of a block
+//! are a chain, the last one first: so a block holds one place, however often it changes, and forgets nothing by itself. Replaying them makes of an image the page that a later image is near to. Spec: formats/deltas.md.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -11,7 +11,7 @@ use std::io;
 const ENTRY_BYTES: usize = CHECK_BYTES + FIELDS_BYTES;
 /// A check of what follows.
 const CHECK_BYTES: usize = 4;
-const FIELDS_BYTES: usize = 32;
+const FIELDS_BYTES: usize = 40;
 /// A change of more bytes than this is not kept.
 pub const CHANGE_BYTES_MAX: usize = 9000;
 /// The block of a block reference that a record does not have.
@@ -46,6 +46,8 @@ pub struct Change<'a> {
 
 /// A place in a history: how many bytes were put there before.
 pub type ChangePlace = u64;
+/// The place of no change, which is before the first of a block: like one that was forgotten.
+pub const NO_CHANGE: ChangePlace = u64::MAX;
 
 /// The last changes of an epoch.
 #[derive(Debug)]
@@ -64,21 +66,16 @@ impl History {
         History { bytes_max, ring, reached: 0, head: 0 }
     }
 
-    /// The most changes that may be there.
-    pub fn changes_max(&self) -> usize {
-        self.bytes_max / ENTRY_BYTES
-    }
-
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.head = 0;
     }
 
-    /// Keeps `change`, unless it is too long; returns its place.
+    /// Keeps `change`, which comes after the one at `before`, unless it is too long; returns its place.
     ///
     /// # Errors
     /// No room for it: nothing is kept.
-    pub fn put(&mut self, change: &Change<'_>) -> io::Result<Option<ChangePlace>> {
+    pub fn put(&mut self, change: &Change<'_>, before: ChangePlace) -> io::Result<Option<ChangePlace>> {
         let len = ENTRY_BYTES + change.data.len() + change.main.len();
         if len > CHANGE_BYTES_MAX.min(self.bytes_max) {
             return Ok(None);
@@ -98,6 +95,7 @@ impl History {
         let [b0, b1, b2] = change.blocks.map(u64::from);
         let role = change.role & !INIT | if change.init { INIT } else { 0 };
         let words = [
+            before,
             u64::from(change.data.len() as u16)
                 | u64::from(change.main.len() as u16) << 16
                 | u64::from(change.xid) << 32,
@@ -121,15 +119,26 @@ impl History {
 
     /// Whether the change at `place` is still there.
     pub fn has(&self, place: ChangePlace) -> bool {
-        self.head - place <= self.bytes_max as u64
+        self.head.checked_sub(place).is_some_and(|since| since <= self.bytes_max as u64)
     }
 
-    /// Brings the changes at `places` near: all at once, where reading them one after the other would wait for each.
-    pub fn touch(&self, places: &[ChangePlace]) {
-        let ring = self.ring.bytes();
-        let at = |place: ChangePlace| (place % self.bytes_max as u64) as usize;
-        let sum = places.iter().fold(0u8, |sum, place| sum ^ ring.get(at(*place)).copied().unwrap_or(0));
-        std::hint::black_box(sum);
+    /// Puts the places of the change at `last` and of those before it that are still there into `places`, in order.
+    pub fn chain(&self, last: ChangePlace, places: &mut Vec<ChangePlace>) {
+        places.clear();
+        let mut place = last;
+        while self.has(place) {
+            places.push(place);
+            let at = (place % self.bytes_max as u64) as usize + CHECK_BYTES;
+            let before = self.ring.bytes().get(at..).and_then(|bytes| bytes.first_chunk());
+            // What rotted may say anything; the check of the change then says so.
+            let Some(before) =
+                before.map(|bytes| u64::from_le_bytes(*bytes)).filter(|before| *before < place)
+            else {
+                break;
+            };
+            place = before;
+        }
+        places.reverse();
     }
 
     /// The change at `place`, which is still there; an error when it rotted, as far as `check` finds out.
@@ -142,7 +151,7 @@ impl History {
         for (word, bytes) in words.iter_mut().zip(fields.chunks_exact(8)) {
             *word = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         }
-        let [lens, end, blocks, kind] = words;
+        let [_before, lens, end, blocks, kind] = words;
         let (data_len, main_len) = (usize::from(lens as u16), usize::from((lens >> 16) as u16));
         let covered = entry.get(..FIELDS_BYTES + data_len + main_len).ok_or(Rotten)?;
         if check == Check::Compare && check_of(covered) != u32::from_le_bytes(*expected) {
@@ -239,30 +248,48 @@ mod tests {
     fn changes_come_back_until_they_are_forgotten() {
         let mut history = history(300);
         let places: Vec<ChangePlace> =
-            (0..9u8).map(|turn| history.put(&change(&[turn; 20])).unwrap().unwrap()).collect();
-        // Five of 60 bytes have room.
+            (0..9u8).map(|turn| history.put(&change(&[turn; 20]), NO_CHANGE).unwrap().unwrap()).collect();
+        // Four of 68 bytes have room.
         let there: Vec<bool> = places.iter().map(|place| history.has(*place)).collect();
-        assert_eq!(there, [false, false, false, false, true, true, true, true, true]);
+        assert_eq!(there, [false, false, false, false, false, true, true, true, true]);
         let back = history.get(places[5], Check::Compare).unwrap();
         assert_eq!(format!("{back:?}"), format!("{:?}", change(&[5; 20])));
-        assert_eq!(history.put(&change(&[0; 261])).unwrap(), None);
+        assert_eq!(history.put(&change(&[0; 253]), NO_CHANGE).unwrap(), None);
+    }
+
+    #[test]
+    fn a_chain_ends_at_the_first_change_and_at_those_that_are_forgotten() {
+        let mut history = history(300);
+        let (mut last, mut places, mut kept) = ([NO_CHANGE; 2], Vec::new(), [Vec::new(), Vec::new()]);
+        history.chain(NO_CHANGE, &mut places);
+        assert!(places.is_empty());
+        for turn in 0..20usize {
+            let of = turn % 2;
+            last[of] = history.put(&change(&[turn as u8; 20]), last[of]).unwrap().unwrap();
+            kept[of].push(last[of]);
+            history.chain(last[of], &mut places);
+            let there: Vec<ChangePlace> = kept[of].iter().copied().filter(|at| history.has(*at)).collect();
+            assert_eq!(places, there, "turn {turn}");
+        }
+        assert!(places.len() == 2 && kept[1].len() == 10);
     }
 
     #[test]
     fn a_change_lies_in_one_piece() {
-        let mut history = history(100);
-        let places = [1, 2, 3].map(|turn| history.put(&change(&[turn; 10])).unwrap().unwrap());
-        assert_eq!(places, [0, 50, 100]);
-        assert_eq!(history.put(&change(&[4; 30])).unwrap(), Some(200));
-        assert!(!history.has(places[2]) && history.ring.bytes().len() == 100);
+        let mut history = history(116);
+        let mut put = |byte, len| history.put(&change(&vec![byte; len]), NO_CHANGE).unwrap();
+        assert_eq!([put(1, 10), put(2, 10), put(3, 10)], [Some(0), Some(58), Some(116)]);
+        assert_eq!(put(4, 30), Some(232));
+        assert!(!history.has(116) && history.ring.bytes().len() == 116);
     }
 
     #[test]
     fn a_change_that_rotted_is_not_given() {
-        for at in 0..60 {
+        for at in 0..68 {
             let mut history = history(100);
-            let place = history.put(&change(&[7; 20])).unwrap().unwrap();
+            let place = history.put(&change(&[7; 20]), NO_CHANGE).unwrap().unwrap();
             history.rot(at);
+            history.chain(place, &mut Vec::new());
             assert_eq!(history.get(place, Check::Compare).map(|_| ()), Err(Rotten), "byte {at}");
             // What a decoder makes of it is anything, and no more than there is.
             let _ = history.get(place, Check::Skip);
