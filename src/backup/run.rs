@@ -11,17 +11,19 @@ use super::upstream::{Connected, Replication, Server, Source};
 use super::wal::{self, EnsureWal};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::progress::Progress;
-use crate::base::{BackupId, ClusterName, Generation, Lsn, LsnRange, TimelineId, Timestamp};
+use crate::base::planted::{Bug, planted};
+use crate::base::{BackupId, ClusterName, Generation, Lsn, LsnRange, ObjectKey, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState, PagesEntry};
 use crate::format::manifest::{DamagedBlock, ManifestMeta, Tablespace};
-use crate::format::root::{GenerationRecord, PendingKind};
+use crate::format::root::{GenerationRecord, PendingKind, Root};
 use crate::net::server::ServerSettings;
 use crate::net::{BaseBackupEvent, BaseBackupOptions, Checkpoint, ServerManifest};
 use crate::repo::chunks::{ChunkIndex, ChunkStats, ChunkWriter};
 use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{IndexEdit, empty_page};
 use crate::repo::manifest::Manifest;
-use crate::repo::{Cluster, Registration, RepoError, Repository, backups};
+use crate::repo::{Cluster, Index, Registration, RepoError, Repository, backups, layout};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -113,7 +115,7 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
         expired = registration.keep(job.options.renew_interval) => Err(expired.into()),
     };
     let committed = match stored {
-        Ok((report, segments)) => backup.commit(&report.entry, segments).await.map(|()| report),
+        Ok((report, new)) => backup.commit(&report.entry, new).await.map(|()| report),
         Err(error) => Err(error),
     };
     let mut report = match committed {
@@ -162,6 +164,14 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     }
 }
 
+/// The segments that hold the chunks of a backup.
+struct Segments {
+    /// It made them: they are to be committed with it.
+    made: Vec<PagesEntry>,
+    /// It found them, with chunks of it.
+    relied_on: Vec<ObjectKey>,
+}
+
 struct Backup<'a> {
     job: &'a BackupJob<'a>,
     cluster: &'a Cluster,
@@ -185,7 +195,7 @@ impl Backup<'_> {
     async fn store_and_settle(
         &mut self,
         replication: Box<dyn Replication>,
-    ) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
+    ) -> Result<(BackupReport, Segments), BackupError> {
         let (mut report, segments) = self.store(replication).await?;
         self.job.progress.stage("waiting for WAL", None);
         let deadline = Instant::now() + SETTLE_LIMIT.min(self.job.options.wal_timeout);
@@ -209,7 +219,7 @@ impl Backup<'_> {
     async fn store(
         &mut self,
         replication: Box<dyn Replication>,
-    ) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
+    ) -> Result<(BackupReport, Segments), BackupError> {
         let (job, cluster) = (self.job, self.cluster);
         job.progress.stage("reading the index", None);
         let index = cluster.index(self.registration.root()).await?;
@@ -231,7 +241,8 @@ impl Backup<'_> {
         let label = BackupLabel::parse(&label)?;
         let file_count = manifest.file_count();
         let pages = manifest.finish(&mut chunks).await?;
-        let (segments, stats) = chunks.finish().await?;
+        let relied_on = chunks.relied_on();
+        let (made, stats) = chunks.finish().await?;
         let meta = ManifestMeta {
             id: BackupId::at(span.started_at),
             cluster: cluster.name().clone(),
@@ -260,7 +271,8 @@ impl Backup<'_> {
         let root = self.registration.began_after();
         let entry = entry_of(&manifest.meta, &stats, manifest_len, found.damaged_count, root);
         let damaged = manifest.meta.damaged;
-        Ok((BackupReport { entry, file_count, chunks: stats, damaged, warnings }, segments))
+        let report = BackupReport { entry, file_count, chunks: stats, damaged, warnings };
+        Ok((report, Segments { made, relied_on }))
     }
 
     /// Runs BASE_BACKUP and takes its files in.
@@ -339,12 +351,23 @@ impl Backup<'_> {
         Err(RepoError::Conflict { reason }.into())
     }
 
-    /// Commits segments and backup.
-    async fn commit(&self, entry: &BackupEntry, segments: Vec<PagesEntry>) -> Result<(), BackupError> {
+    /// Commits segments and backup. Collection lets nothing go while a backup is registered; this does not rest on that alone.
+    async fn commit(&self, entry: &BackupEntry, segments: Segments) -> Result<(), BackupError> {
         let mut page = empty_page();
-        page.pages = segments;
+        page.pages = segments.made;
         page.backups.push(entry.clone());
-        Ok(self.registration.commit(&page).await?)
+        let edit = |root: &Root, index: &Index| {
+            let root = self.registration.leave(root).ok_or(BackupError::Expired)?;
+            let name = self.cluster.name();
+            let there: HashSet<_> = index.pages.iter().map(|entry| layout::segment(name, entry.id)).collect();
+            match segments.relied_on.iter().find(|key| !there.contains(key)) {
+                Some(key) if !planted(Bug::DyingChunk) => Err(BackupError::ChunksGone { key: key.clone() }),
+                _ => Ok(Some(RootChange { root, index: IndexEdit::Add(page.clone()) })),
+            }
+        };
+        self.cluster.commit_indexed(edit).await?;
+        self.registration.left().await;
+        Ok(())
     }
 
     /// Waits for the WAL, and commits that the backup is restorable.
@@ -377,7 +400,7 @@ impl Backup<'_> {
         entry.state = state_with_wal(entry);
         let mut page = empty_page();
         page.backups.push(entry.clone());
-        let commit = |root: &crate::format::root::Root, index: &crate::repo::Index| {
+        let commit = |root: &Root, index: &Index| {
             // A backup removed meanwhile stays removed.
             let there = index.backup(&entry.id).is_some();
             let add = || RootChange { root: root.clone(), index: IndexEdit::Add(page.clone()) };

@@ -42,6 +42,8 @@ pub const JOURNAL_BYTES_MAX: u64 = 16 << 30;
 pub const DELTA_CACHE_BYTES: u64 = 4 << 30;
 /// How long the tail may take to become durable when the primary shuts down.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// Of a hundred bytes of a segment of chunks, so many are referred to at least: with fewer it is written anew.
+pub const PAGES_LIVE_PERCENT_MIN: u64 = 50;
 /// Stored bytes of one segment of chunks, about.
 pub const PAGES_SEGMENT_BYTES: usize = 32 << 20;
 

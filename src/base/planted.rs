@@ -23,6 +23,16 @@ pub enum Bug {
     AcknowledgeBeforeSync = 8,
     /// Begins an epoch of WAL deltas with the pages of the one before.
     EpochOutlived = 9,
+    /// Lets go of chunks that a running backup may have found stored.
+    DyingChunk = 10,
+    /// Believes in a root that was won below the floor.
+    FloorNotChecked = 11,
+    /// Removes objects before the root that lets them go is committed.
+    DeleteBeforeIndex = 12,
+    /// Takes the highest timeline for the one that the cluster is on, and nothing for the others.
+    ExpiryByName = 13,
+    /// Measures the grace period by the host's clock.
+    GraceByHostClock = 14,
 }
 
 /// Whether `bug` is planted in this process.

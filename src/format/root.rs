@@ -79,6 +79,8 @@ code! {
         Restore = 2,
         /// A compaction that writes segments.
         Compaction = 3,
+        /// A collection that writes segments anew without what nothing refers to.
+        Collection = 4,
     }
 }
 

@@ -6,8 +6,8 @@ mod show;
 
 use super::failure::Failure;
 use crate::base::limits::BLOCK_BYTES;
-use crate::base::{Lsn, Timestamp};
-use crate::format::index::{BackupEntry, BackupState, WalEntry};
+use crate::base::{BackupId, Lsn, Timestamp};
+use crate::format::index::{BackupEntry, BackupState, ExpiredEntry, WalEntry};
 use crate::format::wal::{DeltaStats, WalDeltas};
 use crate::net::server::WalPosition;
 use crate::repo::backups::state_now;
@@ -18,6 +18,9 @@ use crate::restore::resolve::Window;
 use bytes::Usage;
 use serde::Serialize;
 use std::collections::BTreeSet;
+
+/// Why WAL between a backup that is kept for long and the window is not there.
+const LET_GO: &str = "let go by retention";
 
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -117,6 +120,19 @@ pub struct BackupInfo {
     pub state: &'static str,
     /// Blocks whose checksum was wrong on the server.
     pub damaged_blocks: u64,
+    /// Whether it stays whatever the retention policy says; none when it is not pinned.
+    pub pin: Option<PinInfo>,
+}
+
+/// A pin.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PinInfo {
+    /// When it was made.
+    pub pinned_at: String,
+    /// Until when it holds; none until it is taken away.
+    pub until: Option<String>,
+    /// Why.
+    pub reason: String,
 }
 
 /// WAL of the cluster.
@@ -199,20 +215,38 @@ fn describe(
         major_version: loaded.record.major_version,
         generation: loaded.record.generation.0,
         timeline: loaded.archive.current.0,
-        window: window(&loaded.archive.window()?, loaded),
+        window: window(&loaded.archive.window()?, loaded, &snapshot.index.expired),
         durable_lsn: snapshot.wal.durable_end().map(|end| end.lsn.to_string()),
         lag: lag(snapshot, server, now),
-        backups: loaded.archive.backups.iter().map(BackupInfo::from).collect(),
+        backups: backups(snapshot, loaded, now),
         wal: wal(snapshot, usage),
         bytes: BytesInfo { live: usage.live, waiting: usage.waiting, unreferenced: usage.unreferenced },
     })
 }
 
+fn backups(snapshot: &Snapshot, loaded: &Loaded, now: Timestamp) -> Vec<BackupInfo> {
+    let pin = |id: &BackupId| {
+        let mut pins = snapshot.index.pins.iter();
+        let pin = pins.find(|pin| pin.backup == *id && pin.until.is_none_or(|until| until > now))?;
+        Some(PinInfo {
+            pinned_at: pin.pinned_at.to_string(),
+            until: pin.until.map(|until| until.to_string()),
+            reason: pin.reason.clone(),
+        })
+    };
+    let entries = loaded.archive.backups.iter();
+    entries.map(|entry| BackupInfo { pin: pin(&entry.id), ..BackupInfo::from(entry) }).collect()
+}
+
 /// Gaps are holes between the parts of the window, and recorded ones that no part follows yet.
-fn window(window: &Window, loaded: &Loaded) -> WindowInfo {
+fn window(window: &Window, loaded: &Loaded, expired: &[ExpiredEntry]) -> WindowInfo {
+    let generation = loaded.archive.generation;
     let reason = |start: Lsn, end: Lsn| {
         let mut recorded = loaded.archive.gaps.iter();
-        recorded.find(|gap| gap.start < end && start < gap.end).map(|gap| gap.reason.clone())
+        let lost = recorded.find(|gap| gap.start < end && start < gap.end).map(|gap| gap.reason.clone());
+        let mut gone = expired.iter().filter(|gone| gone.generation == generation);
+        let gone = gone.any(|gone| gone.start < end && start < gone.end);
+        lost.or_else(|| gone.then(|| LET_GO.to_owned()))
     };
     let mut gaps: Vec<GapInfo> = Vec::new();
     for pair in window.parts.windows(2) {
@@ -282,6 +316,7 @@ impl From<&BackupEntry> for BackupInfo {
                 BackupState::Damaged => "damaged",
             },
             damaged_blocks: entry.damaged_blocks,
+            pin: None,
         }
     }
 }

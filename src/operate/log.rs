@@ -12,7 +12,7 @@ use crate::repo::walmap;
 use crate::repo::walread::open_segment;
 use crate::repo::{Cluster, RepoError, WalPiece, WalSource, layout};
 use crate::restore::archive::{self, Loaded};
-use crate::restore::lineage::{Coverage, TimelinePath};
+use crate::repo::lineage::{Coverage, TimelinePath};
 use crate::restore::scan::{Meaning, Seen, WalScan};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};

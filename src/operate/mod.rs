@@ -9,6 +9,7 @@ pub mod failure;
 pub mod info;
 pub mod log;
 pub mod own_wal;
+pub mod retention;
 pub mod settings;
 pub mod units;
 pub mod when;

@@ -278,7 +278,7 @@ fn commit(
     let number = root.number + 1;
     for (job, entry) in written {
         if let Some(deltas) = entry.as_ref().and_then(|entry| entry.deltas.as_ref()) {
-            epoch::check(root, index, &job.replaces, deltas)?;
+            epoch::check(root, index, job, deltas)?;
         }
         match &job.replaces {
             Replaces::Flushes { stream, from, to, link, .. } => {

@@ -2,7 +2,7 @@
 //! A backup that was committed as pending becomes restorable by itself once its WAL is durable, whoever stored that.
 
 use super::walmap::WalMap;
-use crate::base::{LsnRange, SegmentSize};
+use crate::base::{BackupId, Lsn, LsnRange, SegmentSize};
 use crate::format::index::{BackupEntry, BackupState};
 
 /// The WAL without which `backup` is worth nothing: from the start of the WAL segment that holds its redo LSN to its stop LSN.
@@ -11,13 +11,52 @@ pub fn needed_wal(backup: &BackupEntry, size: SegmentSize) -> LsnRange {
     LsnRange::new(start, backup.stop.max(start))
 }
 
+/// Why a name names no backup.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// None begins like it.
+    #[error("there is no backup {name}")]
+    Unknown {
+        /// What was given.
+        name: String,
+        /// Those that are there.
+        known: Vec<BackupId>,
+    },
+    /// Several do.
+    #[error("backup {name} is ambiguous")]
+    Ambiguous {
+        /// What was given.
+        name: String,
+        /// Those that begin like it.
+        fits: Vec<BackupId>,
+    },
+}
+
+/// The one backup whose id begins with `name`.
+pub fn named<'a>(backups: &'a [BackupEntry], name: &str) -> Result<&'a BackupEntry, NameError> {
+    let fits: Vec<&BackupEntry> =
+        backups.iter().filter(|backup| backup.id.as_str().starts_with(name)).collect();
+    let ids = |of: &[&BackupEntry]| of.iter().map(|backup| backup.id.clone()).collect();
+    match fits.as_slice() {
+        [backup] => Ok(backup),
+        [] => {
+            let known = backups.iter().map(|backup| backup.id.clone()).collect();
+            Err(NameError::Unknown { name: name.to_owned(), known })
+        }
+        several => Err(NameError::Ambiguous { name: name.to_owned(), fits: ids(several) }),
+    }
+}
+
 /// What `backup` is now that `wal` is durable. `wal` is of its generation.
 pub fn state_now(backup: &BackupEntry, wal: &WalMap, size: SegmentSize) -> BackupState {
     let needed = needed_wal(backup, size);
+    state_when(backup, needed, wal.contiguous_end(backup.timeline, needed.start))
+}
+
+/// What `backup` is when the WAL that it needs is durable up to `end`.
+pub fn state_when(backup: &BackupEntry, needed: LsnRange, end: Lsn) -> BackupState {
     match backup.state {
-        BackupState::Pending if wal.contiguous_end(backup.timeline, needed.start) < needed.end => {
-            BackupState::Pending
-        }
+        BackupState::Pending if end < needed.end => BackupState::Pending,
         BackupState::Pending if backup.damaged_blocks > 0 => BackupState::Damaged,
         BackupState::Pending => BackupState::Complete,
         BackupState::Complete => BackupState::Complete,
@@ -28,7 +67,7 @@ pub fn state_now(backup: &BackupEntry, wal: &WalMap, size: SegmentSize) -> Backu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Generation, Lsn, ObjectId, TimelineId, Timestamp};
+    use crate::base::{Generation, ObjectId, TimelineId, Timestamp};
     use crate::format::index::WalEntry;
     use crate::format::wal::WalSummary;
     use crate::repo::Index;

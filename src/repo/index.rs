@@ -5,11 +5,11 @@
 use super::cluster::Cluster;
 use super::error::RepoError;
 use super::layout;
-use crate::base::{BackupId, ObjectId, ObjectKey};
+use crate::base::{BackupId, Generation, Lsn, ObjectId, ObjectKey, TimelineId};
 use crate::format::header::ObjectKind;
 use crate::format::index::{
-    BackupEntry, GapEntry, HistoryEntry, IndexLevel, IndexMeta, IndexPage, PagesEntry, RemovedEntry,
-    RemovedKind, WalEntry,
+    BackupEntry, ExpiredEntry, GapEntry, HistoryEntry, IndexLevel, IndexMeta, IndexPage, PagesEntry, PinEntry,
+    RemovedEntry, RemovedKind, WalEntry,
 };
 use crate::format::record::{Field, Record, stored};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -45,6 +45,10 @@ pub struct Index {
     pub gaps: Vec<GapEntry>,
     /// Timeline histories, by generation and timeline.
     pub histories: Vec<HistoryEntry>,
+    /// Backups that the operator keeps, by backup.
+    pub pins: Vec<PinEntry>,
+    /// WAL that retention let go, by generation, timeline and start.
+    pub expired: Vec<ExpiredEntry>,
     /// What is gone and not yet collected.
     pub removed: Vec<RemovedEntry>,
     /// The index objects read, newest first.
@@ -65,6 +69,8 @@ impl Index {
             backups: self.backups,
             gaps: self.gaps,
             histories: self.histories,
+            pins: self.pins,
+            expired: self.expired,
             removed: self.removed,
         }
     }
@@ -169,6 +175,8 @@ async fn read_object(cluster: &Cluster, id: ObjectId) -> Result<(IndexMeta, Inde
         whole.backups.extend(page.backups);
         whole.gaps.extend(page.gaps);
         whole.histories.extend(page.histories);
+        whole.pins.extend(page.pins);
+        whole.expired.extend(page.expired);
         whole.removed.extend(page.removed);
     }
     if count(&whole) != meta.entry_count {
@@ -194,6 +202,8 @@ fn count(page: &IndexPage) -> u64 {
         + page.backups.len()
         + page.gaps.len()
         + page.histories.len()
+        + page.pins.len()
+        + page.expired.len()
         + page.removed.len()) as u64
 }
 
@@ -225,6 +235,8 @@ fn split(page: IndexPage) -> Vec<IndexPage> {
     cut(&page.backups, &mut pages, |page, part| page.backups = part);
     cut(&page.gaps, &mut pages, |page, part| page.gaps = part);
     cut(&page.histories, &mut pages, |page, part| page.histories = part);
+    cut(&page.pins, &mut pages, |page, part| page.pins = part);
+    cut(&page.expired, &mut pages, |page, part| page.expired = part);
     cut(&page.removed, &mut pages, |page, part| page.removed = part);
     pages
 }
@@ -237,6 +249,8 @@ struct Merge {
     backups: BTreeMap<BackupId, BackupEntry>,
     gaps: HashMap<ObjectId, GapEntry>,
     histories: HashMap<(u32, u32), HistoryEntry>,
+    pins: BTreeMap<BackupId, PinEntry>,
+    expired: BTreeMap<(Generation, TimelineId, Lsn), ExpiredEntry>,
     removed: Vec<RemovedEntry>,
     gone: HashSet<(RemovedKind, String)>,
 }
@@ -280,6 +294,12 @@ impl Merge {
         for entry in page.histories {
             self.histories.entry((entry.generation.0, entry.timeline.0)).or_insert(entry);
         }
+        for entry in page.pins {
+            self.pins.entry(entry.backup.clone()).or_insert(entry);
+        }
+        for entry in page.expired {
+            self.expired.entry((entry.generation, entry.timeline, entry.start)).or_insert(entry);
+        }
     }
 
     fn count(&self) -> u64 {
@@ -288,6 +308,8 @@ impl Merge {
             + self.backups.len()
             + self.gaps.len()
             + self.histories.len()
+            + self.pins.len()
+            + self.expired.len()
             + self.removed.len()) as u64
     }
 
@@ -300,8 +322,17 @@ impl Merge {
         gaps.sort_by_key(|e| (e.generation, e.timeline, e.start));
         let mut histories: Vec<HistoryEntry> = self.histories.into_values().collect();
         histories.sort_by_key(|e| (e.generation, e.timeline));
-        let backups = self.backups.into_values().collect();
-        Index { wal, pages, backups, gaps, histories, removed: self.removed, objects: Vec::new() }
+        Index {
+            wal,
+            pages,
+            backups: self.backups.into_values().collect(),
+            gaps,
+            histories,
+            pins: self.pins.into_values().collect(),
+            expired: self.expired.into_values().collect(),
+            removed: self.removed,
+            objects: Vec::new(),
+        }
     }
 }
 

@@ -177,13 +177,22 @@ impl Manifest {
         &'a self,
         chunks: &'a ChunkReader,
     ) -> impl Stream<Item = Result<Vec<FileEntry>, RepoError>> + 'a {
-        let numbered = self.pages.iter().enumerate();
-        let read = move |(number, page): (usize, &'a PageRef)| async move {
-            let next = self.pages.get(number + 1).map(|page| page.first.as_str());
-            let plain = chunks.read(page.chunk).await?;
-            check::decode_page(&plain, page, next).map_err(|reason| self.damage(chunks, reason))
-        };
-        stream::iter(numbered.map(read)).buffered(READ_AHEAD)
+        let read = move |number: usize| self.page(number, chunks);
+        stream::iter((0..self.pages.len()).map(read)).buffered(READ_AHEAD)
+    }
+
+    /// The files of page `number`; none of a page that is not there.
+    pub async fn page(&self, number: usize, chunks: &ChunkReader) -> Result<Vec<FileEntry>, RepoError> {
+        let Some(page) = self.pages.get(number) else { return Ok(Vec::new()) };
+        let next = self.pages.get(number + 1).map(|page| page.first.as_str());
+        let plain = chunks.read(page.chunk).await?;
+        check::decode_page(&plain, page, next).map_err(|reason| self.damage(chunks, reason))
+    }
+
+    /// The runs of the block map `id`, which stands for `len` bytes.
+    pub async fn map(&self, id: ChunkId, len: u64, chunks: &ChunkReader) -> Result<Vec<ContentRun>, RepoError> {
+        let map = chunks.read(id).await?;
+        block_map(&map, len).map_err(|reason| self.damage(chunks, format!("block map {id}: {reason}")))
     }
 
     /// The first file whose path is `from` or comes after it.

@@ -10,10 +10,12 @@ pub mod epochs;
 pub mod error;
 pub mod index;
 pub mod layout;
+pub mod lineage;
 pub mod manifest;
 pub mod pending;
 pub mod repository;
 pub mod roots;
+pub mod spans;
 pub mod walmap;
 pub mod walread;
 

@@ -3,7 +3,7 @@
 
 use super::decode::{Decoding, PathBytes};
 use super::error::RestoreError;
-use super::lineage::{Coverage, Lineage, Piece, TimelinePath};
+use crate::repo::lineage::{Coverage, Lineage, Piece, TimelinePath};
 use super::resolve::Archive;
 use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId};
 use crate::format::index::BackupEntry;

@@ -2,7 +2,7 @@
 //! comes from. Never a secret itself. TOML, mode 0600; unknown keys are refused.
 
 use super::error::RestoreError;
-use super::lineage::{Leg, TimelinePath};
+use crate::repo::lineage::{Leg, TimelinePath};
 use crate::base::{BackupId, ClusterName, Generation, Lsn, LsnRange, SegmentSize, TimelineId};
 use crate::disk::SecretSource;
 use serde::Deserialize;

@@ -12,7 +12,7 @@ use stop::Resolver;
 pub use window::{Ambiguity, Candidate, Occurrence, Window, WindowPart};
 
 use super::error::RestoreError;
-use super::lineage::{Coverage, Lineage, Piece, TimelinePath};
+use crate::repo::lineage::{Coverage, Lineage, Piece, TimelinePath};
 use super::scan::{Seen, WalScan};
 use super::target::{Boundary, Request, Target, TimelineChoice};
 use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId, Timestamp};

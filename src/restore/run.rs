@@ -10,7 +10,7 @@ use super::error::RestoreError;
 use super::files::{self, Durability, WriteOptions, Written};
 use super::hold::{self, Hold};
 use super::host;
-use super::lineage::Coverage;
+use crate::repo::lineage::Coverage;
 use super::place::{Existing, INCOMPLETE, Places, TablespaceMapping};
 use super::plan::{self, Plan};
 use super::recovery_file::{HOME, NAME, RecoveryFile, RepositoryPlace};

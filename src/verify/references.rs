@@ -7,6 +7,7 @@ use crate::format::index::BackupEntry;
 use crate::format::wal::WalSummary;
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
 use crate::repo::manifest::Manifest;
+use crate::repo::spans::Spans;
 use crate::repo::walmap::{self, Snapshot, WalSource};
 use crate::repo::{Cluster, RepoError, layout};
 use crate::store::StoreError;
@@ -91,30 +92,28 @@ fn times(summary: &WalSummary) -> String {
     }
 }
 
-/// Holes between durable ranges that no gap explains.
+/// Holes between durable ranges that neither a gap explains nor retention.
 fn holes(cluster: &Cluster, snapshot: &Snapshot) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let generation = snapshot.wal.generation();
+    let mut holes = Spans::default();
     for timeline in snapshot.wal.timelines() {
         let ranges = snapshot.wal.ranges(timeline);
         for (before, after) in ranges.iter().zip(ranges.iter().skip(1)) {
-            let hole = LsnRange::new(before.end, after.start);
-            let recorded = snapshot
-                .wal
-                .gaps()
-                .iter()
-                .any(|gap| gap.timeline == timeline && gap.start <= hole.start && gap.end >= hole.end);
-            if !recorded {
-                findings.push(Finding {
-                    key: layout::cluster_prefix(cluster.name()),
-                    reason: format!(
-                        "no object holds WAL {hole} of timeline {timeline}, and no gap is recorded"
-                    ),
-                    cost: format!("WAL {hole} of timeline {timeline}"),
-                });
-            }
+            holes.add((generation, timeline), LsnRange::new(before.end, after.start));
         }
     }
-    findings
+    for gap in snapshot.wal.gaps() {
+        holes.remove((generation, gap.timeline), LsnRange::new(gap.start, gap.end.max(gap.start)));
+    }
+    for gone in &snapshot.index.expired {
+        holes.remove((gone.generation, gone.timeline), LsnRange::new(gone.start, gone.end.max(gone.start)));
+    }
+    let finding = |((_, timeline), hole): (_, LsnRange)| Finding {
+        key: layout::cluster_prefix(cluster.name()),
+        reason: format!("no object holds WAL {hole} of timeline {timeline}, and no gap is recorded"),
+        cost: format!("WAL {hole} of timeline {timeline}"),
+    };
+    holes.iter().map(finding).collect()
 }
 
 async fn check_backups(

@@ -312,7 +312,7 @@ impl World {
 
 impl World {
     /// Every backup that a root names has all its bytes; every one that was said to be made is named, and restorable.
-    async fn compare_backups(&self, cluster: &Cluster, snapshot: &Snapshot) -> Result<(), String> {
+    pub async fn compare_backups(&self, cluster: &Cluster, snapshot: &Snapshot) -> Result<(), String> {
         let listed = &snapshot.index.backups;
         let complete = |id: &&BackupId| {
             listed.iter().any(|backup| backup.id == **id && backup.state == BackupState::Complete)

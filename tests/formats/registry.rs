@@ -56,6 +56,8 @@ pub const RECORDS: &[RecordType] = records![
     index::BackupEntry,
     index::GapEntry,
     index::HistoryEntry,
+    index::PinEntry,
+    index::ExpiredEntry,
     index::RemovedEntry,
     journal::JournalHead,
     journal::JournalPrevious,

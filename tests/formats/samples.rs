@@ -186,7 +186,7 @@ fn deltas() -> WalDeltas {
 pub fn index_meta() -> IndexMeta {
     IndexMeta {
         levels: vec![IndexLevel { id: object(0x63), entry_count: 100 }],
-        entry_count: 8,
+        entry_count: 12,
         extensions: extensions(),
     }
 }
@@ -227,9 +227,29 @@ pub fn index_page() -> IndexPage {
             timeline: TimelineId(2),
             content: Blob(b"1\t1/0\tno recovery target specified\n".to_vec()),
         }],
+        pins: vec![
+            PinEntry {
+                backup: backup_id(),
+                pinned_at: time(90),
+                until: Some(time(99)),
+                reason: "before the migration".into(),
+            },
+            PinEntry {
+                backup: "20261101T000000Z".parse().unwrap(),
+                pinned_at: time(91),
+                until: None,
+                reason: String::new(),
+            },
+        ],
+        expired: vec![ExpiredEntry {
+            generation: Generation(1),
+            timeline: TimelineId(1),
+            start: lsn(0x1000),
+            end: lsn(0x2000),
+        }],
         removed: RemovedKind::ALL
             .iter()
-            .zip([object(0x84).to_string(), object(0x85).to_string(), "20261101T000000Z".into()])
+            .zip([object(0x84).to_string(), object(0x85).to_string(), "20261101T000000Z".into(), "20261101T000000Z".into()])
             .map(|(kind, name)| RemovedEntry { kind: *kind, name, root: 6 })
             .collect(),
     }

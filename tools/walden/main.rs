@@ -3,17 +3,20 @@
 
 mod analyze;
 mod backup;
+mod backup_delete;
 mod check;
 mod cli;
 mod compact;
 mod completions;
 mod context;
+mod expire;
 mod gc;
 mod info;
 mod init;
 mod key;
 mod log;
 mod output;
+mod pin;
 mod progress;
 mod receive;
 mod restore;

@@ -52,6 +52,7 @@ impl References {
                 removed.name.parse().ok().map(|id| layout::segment(name, id))
             }
             RemovedKind::Backup => removed.name.parse().ok().map(|id| layout::manifest(name, &id)),
+            RemovedKind::Chunks => None,
         });
         let prefix = layout::cluster_prefix(name);
         References {

@@ -89,10 +89,13 @@ impl fmt::Display for BackupInfo {
             format!("{seconds}+00"),
             self.state
         )?;
-        match self.damaged_blocks {
-            0 => Ok(()),
-            blocks => write!(f, " ({blocks} bad blocks on the server)"),
+        if self.damaged_blocks > 0 {
+            write!(f, " ({} bad blocks on the server)", self.damaged_blocks)?;
         }
+        let Some(pin) = &self.pin else { return Ok(()) };
+        f.write_str(", pinned")?;
+        pin.until.iter().try_for_each(|until| write!(f, " until {until}"))?;
+        if pin.reason.is_empty() { Ok(()) } else { write!(f, ": {}", pin.reason) }
     }
 }
 

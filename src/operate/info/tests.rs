@@ -6,7 +6,7 @@ use crate::format::index::{GapEntry, WalEntry};
 use crate::format::root::{GenerationRecord, Root};
 use crate::format::wal::WalSummary;
 use crate::repo::{Index, WalMap};
-use crate::restore::lineage::{Lineage, Piece};
+use crate::repo::lineage::{Lineage, Piece};
 use crate::restore::resolve::Archive;
 
 const MIB: u64 = 1 << 20;

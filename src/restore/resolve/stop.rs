@@ -6,7 +6,7 @@ use crate::base::{Lsn, LsnRange, Timestamp};
 use crate::format::index::{BackupEntry, BackupState};
 use crate::repo::backups::needed_wal;
 use crate::restore::error::RestoreError;
-use crate::restore::lineage::{Coverage, Run, Span, TimelinePath};
+use crate::repo::lineage::{Coverage, Run, Span, TimelinePath};
 use crate::restore::scan::{Meaning, Seen, WalScan};
 use crate::restore::target::{Boundary, Request, Target};
 use std::ops::ControlFlow;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::base::{BackupId, LsnRange, ObjectId};
 use crate::format::wal::{Event, EventKind, WalSummary};
-use crate::restore::lineage::Leg;
+use crate::repo::lineage::Leg;
 use crate::restore::scan::Meaning;
 use async_trait::async_trait;
 use std::collections::HashSet;
