@@ -236,7 +236,9 @@ impl From<BackupError> for Failure {
             BackupError::Expired => Failure::new(Exit::Conflict, error).hint(
                 "take the backup again; if nothing held this process up, see what kept it from the store",
             ),
-            BackupError::ChunksGone { .. } => Failure::new(Exit::Conflict, error).hint("take the backup again"),
+            BackupError::ChunksGone { .. } => {
+                Failure::new(Exit::Conflict, error).hint("take the backup again")
+            }
             BackupError::Wal { source } => match source.downcast::<Failure>() {
                 Ok(failure) => *failure,
                 Err(source) => Failure::new(Exit::Postgres, format!("the backup's WAL: {source}")),

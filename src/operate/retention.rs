@@ -94,8 +94,7 @@ impl Retained {
 
 /// A policy in a sentence.
 pub fn describe(policy: &Policy) -> String {
-    let mut text =
-        format!("a window of {}, at least {} backups", whole(policy.window), policy.count_min);
+    let mut text = format!("a window of {}, at least {} backups", whole(policy.window), policy.count_min);
     for (period, count) in Period::ALL.into_iter().zip(policy.keeps).filter(|(_, count)| *count > 0) {
         write!(text, ", the newest of {count} {period}s").unwrap_or_default();
     }

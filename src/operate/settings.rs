@@ -1,7 +1,8 @@
 //! What a command works with: option over environment over file. Pure: the environment is a function, the file is parsed.
 
 use super::config::{
-    Ack, ClusterTable, ConfigError, ConfigFile, Place, RepositoryTable, Retention, Switch, nearest, one_secret,
+    Ack, ClusterTable, ConfigError, ConfigFile, Place, RepositoryTable, Retention, Switch, nearest,
+    one_secret,
 };
 use crate::base::{ClusterName, limits};
 use crate::disk::SecretSource;

@@ -8,8 +8,8 @@ use super::layout;
 use crate::base::{BackupId, Generation, Lsn, ObjectId, ObjectKey, TimelineId};
 use crate::format::header::ObjectKind;
 use crate::format::index::{
-    BackupEntry, ExpiredEntry, GapEntry, HistoryEntry, IndexLevel, IndexMeta, IndexPage, PagesEntry, PinEntry,
-    RemovedEntry, RemovedKind, WalEntry,
+    BackupEntry, ExpiredEntry, GapEntry, HistoryEntry, IndexLevel, IndexMeta, IndexPage, PagesEntry,
+    PinEntry, RemovedEntry, RemovedKind, WalEntry,
 };
 use crate::format::record::{Field, Record, stored};
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -190,7 +190,12 @@ impl Manifest {
     }
 
     /// The runs of the block map `id`, which stands for `len` bytes.
-    pub async fn map(&self, id: ChunkId, len: u64, chunks: &ChunkReader) -> Result<Vec<ContentRun>, RepoError> {
+    pub async fn map(
+        &self,
+        id: ChunkId,
+        len: u64,
+        chunks: &ChunkReader,
+    ) -> Result<Vec<ContentRun>, RepoError> {
         let map = chunks.read(id).await?;
         block_map(&map, len).map_err(|reason| self.damage(chunks, format!("block map {id}: {reason}")))
     }

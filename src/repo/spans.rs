@@ -15,7 +15,10 @@ impl Spans {
     pub fn expired(entries: &[ExpiredEntry]) -> Spans {
         let mut spans = Spans::default();
         for entry in entries {
-            spans.add((entry.generation, entry.timeline), LsnRange::new(entry.start, entry.end.max(entry.start)));
+            spans.add(
+                (entry.generation, entry.timeline),
+                LsnRange::new(entry.start, entry.end.max(entry.start)),
+            );
         }
         spans
     }

@@ -46,7 +46,9 @@ pub enum DeleteError {
     #[error("a restore reads backup {0}")]
     Reading(BackupId),
     /// WAL that other backups need is made of its pages.
-    #[error("WAL {range} of timeline {timeline}, which older backups replay, is stored as differences from pages of backup {id}")]
+    #[error(
+        "WAL {range} of timeline {timeline}, which older backups replay, is stored as differences from pages of backup {id}"
+    )]
     Deltas {
         /// Which.
         id: BackupId,
@@ -106,9 +108,10 @@ fn last_of(facts: &Facts<'_>, id: &BackupId) -> Option<String> {
     let eras = eras(facts);
     let lines: Vec<&Line> = eras.iter().flat_map(|era| &era.lines).collect();
     let only = |of: &[&Line], complete: bool| {
-        let mut fit = of.iter().flat_map(|line| &line.restorable).filter(|restorable| {
-            !complete || restorable.backup.state == BackupState::Complete
-        });
+        let mut fit = of
+            .iter()
+            .flat_map(|line| &line.restorable)
+            .filter(|restorable| !complete || restorable.backup.state == BackupState::Complete);
         fit.clone().any(|restorable| restorable.backup.id == *id)
             && fit.all(|restorable| restorable.backup.id == *id)
     };

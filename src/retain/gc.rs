@@ -291,8 +291,7 @@ impl Collection<'_> {
         // Work began after the first root it may refer to, however often it was renewed since.
         let mut oldest_pending = cutoff;
         for entry in &root.pending {
-            let begun =
-                [layout::root(cluster.name(), entry.root), layout::pending(cluster.name(), entry.id)];
+            let begun = [layout::root(cluster.name(), entry.root), layout::pending(cluster.name(), entry.id)];
             for key in begun {
                 match store.head(&key).await {
                     Ok(meta) => oldest_pending = oldest_pending.min(meta.modified_unix_micros),

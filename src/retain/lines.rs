@@ -50,6 +50,8 @@ pub struct Restorable {
     pub needed: LsnRange,
     /// The stored WAL without a hole that holds it.
     pub run: LsnRange,
+    /// The newest server time at which all of that was durable.
+    pub run_end: Timestamp,
 }
 
 impl Era {
@@ -173,7 +175,8 @@ fn restorable(
         }
         let needed = needed_wal(backup, size);
         if let Some(run) = coverage.run_with(needed) {
-            found.push(Restorable { backup: backup.clone(), needed, run: run.range });
+            let (backup, run_end) = (backup.clone(), run.server_time.max(backup.stopped_at));
+            found.push(Restorable { backup, needed, run: run.range, run_end });
         }
     }
     found.sort_by(|a, b| (a.backup.stop, &a.backup.id).cmp(&(b.backup.stop, &b.backup.id)));

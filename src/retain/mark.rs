@@ -131,7 +131,8 @@ impl Marks {
     pub async fn load(cluster: &Cluster, pages: &[PagesEntry]) -> Result<Marks, RepoError> {
         let chunk_count: usize = pages.iter().map(|entry| entry.chunk_count as usize).sum();
         let bytes = chunk_count * ENTRY_BYTES;
-        let no_room = |error: std::io::Error| RepoError::NoRoom { bytes: bytes as u64, reason: error.to_string() };
+        let no_room =
+            |error: std::io::Error| RepoError::NoRoom { bytes: bytes as u64, reason: error.to_string() };
         let mut table = cluster.repo().env().scratch.memory(bytes).map_err(no_room)?;
         table.reach(bytes).map_err(no_room)?;
         let mut marks = Marks { segments: pages.to_vec(), table, len: 0 };

@@ -40,9 +40,8 @@ impl<'a> Facts<'a> {
         let root = self.root;
         self.chains.iter().flat_map(move |chain| {
             let stream = root.streams.iter().find(|stream| stream.id == chain.stream.id);
-            let waiting = move |object: &&ChainObject| {
-                stream.is_some_and(|stream| object.number >= stream.low_water)
-            };
+            let waiting =
+                move |object: &&ChainObject| stream.is_some_and(|stream| object.number >= stream.low_water);
             chain.objects.iter().filter(waiting).map(move |object| (&chain.stream, object))
         })
     }

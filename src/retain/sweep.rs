@@ -103,18 +103,19 @@ async fn carry_out(
     }
     let mut batches = sparse.chunks(REWRITES_AT_ONCE).peekable();
     while let Some(batch) = batches.next() {
-        let registration =
-            Registration::create(cluster, PendingKind::Collection, None, "collection").await?;
+        let registration = Registration::create(cluster, PendingKind::Collection, None, "collection").await?;
         let rewriting = async {
             step.added = rewrite(cluster, marks, batch).await?;
             step.removed = batch.to_vec();
             step.is_last = batches.peek().is_none();
-            cluster.commit_indexed(|root, index| {
-                let gone = || RepoError::Conflict { reason: "the collection's registration has expired".into() };
-                let root = registration.leave(root).ok_or_else(gone)?;
-                step.edit(&root, index).map(Some)
-            })
-            .await
+            cluster
+                .commit_indexed(|root, index| {
+                    let gone =
+                        || RepoError::Conflict { reason: "the collection's registration has expired".into() };
+                    let root = registration.leave(root).ok_or_else(gone)?;
+                    step.edit(&root, index).map(Some)
+                })
+                .await
         };
         let committed = tokio::select! {
             committed = rewriting => committed,

@@ -2,7 +2,7 @@
 //! that expire and collect, each stopped for a while and woken at any time; or stopped for good at one request.
 
 use super::crash::{GRACE, Gated, Made, Mode, Planted, WORK_GRACE, World};
-use super::sim_server::SEGMENT;
+use super::sim_server::{SEGMENT, SimServer};
 use super::sim_store::StoreFaults;
 use std::pin::Pin;
 use std::time::Duration;
@@ -149,7 +149,8 @@ async fn keeper(world: &mut World, client: u32, policy: Policy) -> impl Future<O
             tokio::time::sleep(Duration::from_secs(*pause)).await;
             let unlock = super::crash::unlock();
             let opened =
-                walden::repo::Repository::open(std::sync::Arc::new(store.clone()), &unlock, env.clone()).await;
+                walden::repo::Repository::open(std::sync::Arc::new(store.clone()), &unlock, env.clone())
+                    .await;
             let Ok(repo) = opened else { continue };
             let Ok(cluster) = Cluster::open(std::sync::Arc::new(repo), name.clone()).await else { continue };
             let _ = keep(&cluster, &policy, GRACE).await;
@@ -160,8 +161,8 @@ async fn keeper(world: &mut World, client: u32, policy: Policy) -> impl Future<O
 /// Backups one after the other; those that fail are not.
 async fn backups(world: &mut World, client: u32) -> impl Future<Output = Result<(), String>> + use<> {
     let mut all: Vec<(u64, Pin<Box<dyn Future<Output = Made>>>)> = Vec::new();
-    for number in 0..4 {
-        all.push((world.rng.u64(5..90), Box::pin(world.backup(client + number).await)));
+    for number in 0..8 {
+        all.push((world.rng.u64(5..40), Box::pin(world.backup(client + number).await)));
     }
     async move {
         for (pause, backup) in all {
@@ -179,9 +180,15 @@ async fn backups(world: &mut World, client: u32) -> impl Future<Output = Result<
 
 /// One round: two lanes of backups and two keepers beside a receiver, any of which stalls for minutes. How many backups expired.
 pub async fn keeping(seed: u64) -> Result<usize, String> {
-    let mut world = World::new(seed, Mode::Object, 400 << 10).await;
+    // From some MiB on WAL is compacted to segments of several epochs.
+    let wal = if seed.is_multiple_of(4) { 4 << 20 } else { 400 << 10 };
+    let mut world = World::new(seed, Mode::Object, wal).await;
     world.unleash(Planted::default());
-    let policy = window(world.rng.u64(0..60));
+    let policy = window(world.rng.u64(0..30));
+    if seed.is_multiple_of(2) {
+        // Half of the rounds are spared the network's faults, so that backups get made.
+        world.server = SimServer::new(seed, wal, false);
+    }
     if world.rng.u8(0..3) == 0 {
         world.server.send_backups_slowly(Duration::from_secs(world.rng.u64(1..15)));
     }
@@ -190,7 +197,7 @@ pub async fn keeping(seed: u64) -> Result<usize, String> {
     let mut works: Vec<Pin<Box<dyn Future<Output = Result<(), String>>>>> = Vec::new();
     for lane in 0..2 {
         let (gate, open) = watch::channel(true);
-        gates.push(((100 + 10 * lane)..(104 + 10 * lane), gate));
+        gates.push(((100 + 10 * lane)..(108 + 10 * lane), gate));
         works.push(Box::pin(Gated::new(backups(&mut world, 100 + 10 * lane).await, open)));
     }
     for client in [200, 201] {
@@ -272,5 +279,137 @@ async fn run_for(
         Err(_) => Ok(()),
         Ok(Err(error)) => Err(error),
         Ok(Ok(never)) => match never {},
+    }
+}
+
+/// A world without faults and its receiver, in which `count` backups were made, with WAL after each.
+pub async fn with_backups(seed: u64, count: u32) -> World {
+    with_backups_and_wal(seed, count, 64 << 10).await
+}
+
+/// The same with so many bytes of WAL after each backup: from some MiB on they are compacted to segments of several epochs of deltas.
+pub async fn with_backups_and_wal(seed: u64, count: u32, wal: u64) -> World {
+    let mut world = World::new(seed, Mode::Object, wal).await;
+    world.server = SimServer::new(seed, wal, false);
+    if wal > SEGMENT {
+        world.server.switch_at_backups();
+    }
+    let server = world.server.clone();
+    let mut backups = Vec::new();
+    for number in 0..count {
+        backups.push(world.backup(10 + number).await);
+    }
+    let making = async {
+        for backup in backups {
+            backup.await.unwrap();
+            server.write_more(wal);
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            while !server.is_finished() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    };
+    beside_receiving(&mut world, making).await;
+    world
+}
+
+/// Runs `work` beside a receiver.
+async fn beside_receiving<T>(world: &mut World, work: impl Future<Output = T>) -> T {
+    let (_stop, stopped) = watch::channel(false);
+    let receiving = world.receiver(1, stopped).await;
+    tokio::select! {
+        ended = receiving => panic!("receive ended: {ended:?}"),
+        done = work => done,
+    }
+}
+
+/// Old backups go while a new one is being made that finds chunks of theirs stored: at its beginning, in its middle, at its end.
+pub async fn keeping_beside_backups(seed: u64) -> Result<(), String> {
+    let mut world = with_backups(seed, 4).await;
+    let policy = window(0);
+    world.server.send_backups_slowly(Duration::from_millis(world.rng.u64(50..3000)));
+    let keepers = world.cluster_of(7).await.map_err(|error| error.to_string())?;
+    let backup = world.backup(50).await;
+    let longest = if world.rng.bool() { 1_000 } else { 40_000 };
+    let before = Duration::from_millis(world.rng.u64(0..longest));
+    let keeping = async {
+        tokio::time::sleep(before).await;
+        for _ in 0..3 {
+            keep(&keepers, &policy, Duration::ZERO).await.map_err(|error| error.to_string())?;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        Ok::<_, String>(())
+    };
+    let both = async { tokio::join!(backup, keeping) };
+    let (made, kept) = beside_receiving(&mut world, both).await;
+    kept?;
+    made.map_err(|error| format!("the backup: {error}"))?;
+    let mut seen = Seen::default();
+    world.broken_promise(&policy, &mut seen).await.map_or(Ok(()), Err)
+}
+
+/// A keeper is stopped right before it creates a root, and wakes when that number has been won by others and removed.
+pub async fn woken_below_the_floor(seed: u64) -> Result<(), String> {
+    let mut world = with_backups(seed, 3).await;
+    let (stalled, id) = (world.store.client(7), 7);
+    let theirs = world.cluster_of(id).await.map_err(|error| error.to_string())?;
+    let root = theirs.newest_root().await.map_err(|error| error.to_string())?;
+    let index = theirs.index(&root).await.map_err(|error| error.to_string())?;
+    let backup = index.backups.first().ok_or("no backup")?.id.clone();
+    stalled.hold_after(world.rng.u64(1..40));
+    let (gate, open) = watch::channel(true);
+    let pinning = Gated::new(
+        async move { walden::retain::pin::pin(&theirs, &backup, None, "audit").await.map(|_| backup) },
+        open,
+    );
+    let others = async {
+        while !stalled.is_held() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        gate.send_replace(false);
+        // Roots are made and removed meanwhile.
+        tokio::time::sleep(GRACE * 4).await;
+        stalled.hold(false);
+        gate.send_replace(true);
+        std::future::pending::<()>().await;
+    };
+    let both = async {
+        tokio::select! { pinned = pinning => pinned, () = others => unreachable!() }
+    };
+    let pinned = beside_receiving(&mut world, both).await;
+    let ours = world.cluster_of(8).await.map_err(|error| error.to_string())?;
+    let root = ours.newest_root().await.map_err(|error| error.to_string())?;
+    let index = ours.index(&root).await.map_err(|error| error.to_string())?;
+    match pinned {
+        Ok(id) if index.pins.iter().any(|pin| pin.backup == id) => Ok(()),
+        Ok(id) => Err(format!("backup {id} was said to be pinned, and is not")),
+        Err(RepoError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The host's clock is a year ahead of the store's: what was let go a moment ago stays for the grace period all the same.
+pub async fn grace_by_the_store(seed: u64) -> Result<(), String> {
+    let mut world = with_backups(seed, 3).await;
+    // Of the store's clock: it is what lags.
+    world.store.skew_clock(-365 * 86_400 * 1_000_000);
+    let ours = world.cluster_of(7).await.map_err(|error| error.to_string())?;
+    let index = ours.index(&ours.newest_root().await.map_err(|error| error.to_string())?).await;
+    let manifests: Vec<_> = index
+        .map_err(|error| error.to_string())?
+        .backups
+        .iter()
+        .map(|backup| layout::manifest(ours.name(), &backup.id))
+        .collect();
+    let mut gone = 0;
+    for _ in 0..2 {
+        keep(&ours, &window(0), GRACE).await.map_err(|error| error.to_string())?;
+        let objects = world.store.objects();
+        gone = manifests.iter().filter(|key| !objects.contains_key(key)).count();
+    }
+    match gone {
+        0 => Ok(()),
+        gone => Err(format!("{gone} manifests are gone at once, not after {GRACE:?}")),
     }
 }

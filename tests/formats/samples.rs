@@ -249,7 +249,12 @@ pub fn index_page() -> IndexPage {
         }],
         removed: RemovedKind::ALL
             .iter()
-            .zip([object(0x84).to_string(), object(0x85).to_string(), "20261101T000000Z".into(), "20261101T000000Z".into()])
+            .zip([
+                object(0x84).to_string(),
+                object(0x85).to_string(),
+                "20261101T000000Z".into(),
+                "20261101T000000Z".into(),
+            ])
             .map(|(kind, name)| RemovedEntry { kind: *kind, name, root: 6 })
             .collect(),
     }

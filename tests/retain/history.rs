@@ -1,6 +1,8 @@
 //! Random lives of a cluster: days of WAL, backups, failovers, clones, upgrades, gaps, pins, epochs of deltas.
 
-use walden::base::{BackupId, Generation, Lsn, LsnRange, ObjectId, StreamId, SystemId, TimelineId, Timestamp};
+use walden::base::{
+    BackupId, Generation, Lsn, LsnRange, ObjectId, StreamId, SystemId, TimelineId, Timestamp,
+};
 use walden::format::index::{
     BackupEntry, BackupState, GapEntry, HistoryEntry, PinEntry, RemovedEntry, RemovedKind, WalEntry,
 };
@@ -171,7 +173,8 @@ impl History {
         for number in 0..end.bytes_since(start) / RECORD {
             self.clock = self.clock.saturating_add_micros(self.rng.i64(1_000_000..60_000_000));
             let from = start.saturating_add(number * RECORD);
-            let (end, xid, time) = (from.saturating_add(RECORD), self.next_id * 10 + number as u32, self.clock);
+            let (end, xid, time) =
+                (from.saturating_add(RECORD), self.next_id * 10 + number as u32, self.clock);
             let seen = Seen { start: from, end, meaning: Meaning::Commit { xid, time } };
             self.records.push((place.generation, place.timeline, seen));
             summary.extend(&WalSummary {
@@ -190,7 +193,15 @@ impl History {
         let (generation, timeline) = (place.generation, place.timeline);
         if self.rng.u8(0..40) == 0 {
             let reason = "the slot was dropped".to_owned();
-            self.index.gaps.push(GapEntry { id, generation, timeline, start, end, recorded_at: self.clock, reason });
+            self.index.gaps.push(GapEntry {
+                id,
+                generation,
+                timeline,
+                start,
+                end,
+                recorded_at: self.clock,
+                reason,
+            });
             self.epoch = None;
             return;
         }
@@ -342,7 +353,8 @@ impl History {
         self.index.backups.retain(|backup| !gone.contains(&backup.id));
         self.index.pins.retain(|pin| !gone.contains(&pin.backup));
         self.index.expired = plan.expired.clone();
-        let removed = |id: &BackupId| RemovedEntry { kind: RemovedKind::Backup, name: id.to_string(), root: 1 };
+        let removed =
+            |id: &BackupId| RemovedEntry { kind: RemovedKind::Backup, name: id.to_string(), root: 1 };
         self.index.removed.extend(gone.iter().map(removed));
     }
 
@@ -363,7 +375,8 @@ impl History {
 
     /// Records that lie in stored WAL, or lay there before it expired: what is neither is a gap.
     pub fn hole_is_explained(&self, generation: Generation, timeline: TimelineId, hole: LsnRange) -> bool {
-        let gaps = self.index.gaps.iter().filter(|gap| (gap.generation, gap.timeline) == (generation, timeline));
+        let gaps =
+            self.index.gaps.iter().filter(|gap| (gap.generation, gap.timeline) == (generation, timeline));
         let gone = self.index.expired.iter();
         let gone = gone.filter(|gone| (gone.generation, gone.timeline) == (generation, timeline));
         let known: Vec<LsnRange> = gaps

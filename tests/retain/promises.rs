@@ -81,6 +81,16 @@ fn resolve(history: &History, archive: &Archive, timeline: TimelineId, target: T
     archive.resolve(&request, scan).now_or_never().unwrap().ok()
 }
 
+/// Whether the backup `id` can be restored on the way to `timeline`.
+fn restores(history: &History, archive: &Archive, timeline: TimelineId, id: &BackupId) -> bool {
+    let mut request =
+        Request { timeline: TimelineChoice::Number(timeline), ..Request::new(Target::Immediate) };
+    request.backup = Some(id.to_string());
+    let generation = archive.generation;
+    let scan = |path: &TimelinePath| Records { history, generation, path: path.clone() };
+    archive.resolve(&request, scan).now_or_never().unwrap().is_ok()
+}
+
 /// Moments of a line at or after `start`.
 fn moments(history: &mut History, archive: &Archive, start: Timestamp, count: usize) -> Vec<Target> {
     let inside: Vec<(Lsn, Lsn, Timestamp)> = archive
@@ -105,9 +115,19 @@ fn moments(history: &mut History, archive: &Archive, start: Timestamp, count: us
 }
 
 /// Which LSN targets of the window are moments before it: pieces that reach over its beginning hold both.
-fn is_before(history: &History, generation: Generation, target: &Target, start: Timestamp) -> bool {
+fn is_before(
+    history: &History,
+    archive: &Archive,
+    timeline: TimelineId,
+    target: &Target,
+    start: Timestamp,
+) -> bool {
     let Target::Lsn(lsn) = target else { return false };
-    let newest = history.records.iter().filter(|(g, _, seen)| *g == generation && seen.end <= *lsn);
+    let Some(path) = archive.lineage.path(timeline) else { return false };
+    let newest = history.records.iter().filter(|(generation, timeline, seen)| {
+        let on_path = path.holds(*timeline, LsnRange::new(seen.start, seen.end));
+        *generation == archive.generation && seen.end <= *lsn && on_path
+    });
     let time = |seen: &Seen| match seen.meaning {
         walden::restore::scan::Meaning::Commit { time, .. } => time,
         _ => Timestamp::MIN,
@@ -119,7 +139,11 @@ fn policy(rng: &mut fastrand::Rng) -> Policy {
     let mut keep = |max: u32| if rng.bool() { 0 } else { rng.u32(0..max) };
     let keeps = [keep(6), keep(5), keep(4), keep(3)];
     let days = rng.u64(0..25);
-    Policy { window: Duration::from_secs(days * 86_400 + rng.u64(0..86_400)), count_min: rng.u32(1..5), keeps }
+    Policy {
+        window: Duration::from_secs(days * 86_400 + rng.u64(0..86_400)),
+        count_min: rng.u32(1..5),
+        keeps,
+    }
 }
 
 /// What does not hold after a plan was carried out.
@@ -135,12 +159,14 @@ fn check(history: &mut History, before: &Index, plan: &Plan) -> Result<(), Strin
         }
         let left = archive(history, &after, generation, timeline);
         for target in moments(history, &whole, start, 6) {
-            if is_before(history, generation, &target, start) {
+            if is_before(history, &whole, timeline, &target, start) {
                 continue;
             }
             let Some(was) = resolve(history, &whole, timeline, target.clone()) else { continue };
             let now = resolve(history, &left, timeline, target.clone());
-            let same = |now: &Resolution| (now.stop, &now.path, now.durable_end) == (was.stop, &was.path, was.durable_end);
+            let same = |now: &Resolution| {
+                (now.stop, &now.path, now.durable_end) == (was.stop, &was.path, was.durable_end)
+            };
             if !now.as_ref().is_some_and(same) {
                 return Err(format!(
                     "{target} on {generation}/{timeline} (the window begins {start}): {:?} from {}, then {:?}",
@@ -160,13 +186,17 @@ fn check(history: &mut History, before: &Index, plan: &Plan) -> Result<(), Strin
             return Err(format!("WAL at {} refers to backup {base}, which is gone", entry.start));
         }
         let of_epoch = |index: &Index| {
-            let own = index.wal.iter().filter(|other| {
-                other.deltas.as_ref().is_some_and(|other| other.epoch.id == deltas.epoch.id)
-            });
+            let own = index
+                .wal
+                .iter()
+                .filter(|other| other.deltas.as_ref().is_some_and(|other| other.epoch.id == deltas.epoch.id));
             own.filter(|other| other.start < entry.start).count()
         };
         if of_epoch(before) != of_epoch(&after) {
-            return Err(format!("WAL at {} is decoded from {} on, and that is gone", entry.start, deltas.epoch.start));
+            return Err(format!(
+                "WAL at {} is decoded from {} on, and that is gone",
+                entry.start, deltas.epoch.start
+            ));
         }
     }
     for pair in after.wal.windows(2) {
@@ -174,7 +204,10 @@ fn check(history: &mut History, before: &Index, plan: &Plan) -> Result<(), Strin
         if (one.generation, one.timeline) == (next.generation, next.timeline) && one.end < next.start {
             let hole = LsnRange::new(one.end, next.start);
             if !history.hole_is_explained(one.generation, one.timeline, hole) {
-                return Err(format!("nothing explains the hole {hole} of {}/{}", one.generation, one.timeline));
+                return Err(format!(
+                    "nothing explains the hole {hole} of {}/{}",
+                    one.generation, one.timeline
+                ));
             }
         }
     }
@@ -186,8 +219,8 @@ fn check(history: &mut History, before: &Index, plan: &Plan) -> Result<(), Strin
     let any = |history: &History, index: &Index| {
         history.lines().iter().any(|(generation, timeline, _)| {
             let archive = archive(history, index, *generation, *timeline);
-            let complete = |id: &BackupId| index.backup(id).is_some_and(|backup| backup.state == BackupState::Complete);
-            archive.window().is_ok_and(|window| window.parts.iter().any(|part| complete(&part.backup)))
+            let complete = archive.backups.iter().filter(|backup| backup.state == BackupState::Complete);
+            complete.into_iter().any(|backup| restores(history, &archive, *timeline, &backup.id))
         })
     };
     if any(history, before) && !any(history, &after) {
@@ -215,7 +248,8 @@ pub fn life(seed: u64) -> Result<(), String> {
         let (before, plan_made) = (history.index.clone(), plan(&history.facts(clock), &policy));
         history.apply(&plan_made);
         removed += plan_made.wal_removed.len() + plan_made.backups_removed().count();
-        check(&mut history, &before, &plan_made).map_err(|wrong| format!("day {day}, {policy:?}: {wrong}"))?;
+        check(&mut history, &before, &plan_made)
+            .map_err(|wrong| format!("day {day}, {policy:?}: {wrong}"))?;
         let again = plan(&history.facts(clock), &policy);
         if !again.is_empty() {
             return Err(format!("day {day}: a second time {:?} goes", again.wal_removed));

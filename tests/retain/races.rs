@@ -1,15 +1,18 @@
 //! Retention beside everything else, and stopped at any request: 200 seeds in CI, 10,000 with `--long`.
 
 use crate::common::crash::{GRACE, Mode, WORK_GRACE, World, simulate};
-use crate::common::keeping::{Seen, keep, keeping, window};
-use crate::common::sim_server::SimServer;
-use crate::common::sim_store::Request;
+use crate::common::keeping::{
+    Seen, grace_by_the_store, keep, keeping, keeping_beside_backups, window, with_backups,
+    with_backups_and_wal, woken_below_the_floor,
+};
+use crate::common::sim_store::Request as Asked;
 use std::time::Duration;
 use tokio::sync::watch;
 use walden::base::ObjectKey;
 use walden::format::index::RemovedKind;
 use walden::operate::{Exit, Failure};
 use walden::repo::Cluster;
+use walden::restore::{Request, Target};
 use walden::retain::delete::{self, DeleteError, Pins};
 use walden::retain::{gc, pin};
 
@@ -27,32 +30,6 @@ fn of_backups_keepers_and_stalled_processes_none_loses_anything() {
         }
     }
     assert!(expired >= count, "hardly a backup expired: {expired} in {count} rounds");
-}
-
-/// A world without faults and its receiver, in which `count` backups were made, with WAL after each.
-async fn with_backups(seed: u64, count: u32) -> World {
-    let mut world = World::new(seed, Mode::Object, 64 << 10).await;
-    world.server = SimServer::new(seed, 64 << 10, false);
-    let (_stop, stopped) = watch::channel(false);
-    let receiving = world.receiver(1, stopped).await;
-    let server = world.server.clone();
-    let mut backups = Vec::new();
-    for number in 0..count {
-        backups.push(world.backup(10 + number).await);
-    }
-    let making = async {
-        for backup in backups {
-            backup.await.unwrap();
-            server.write_more(64 << 10);
-            tokio::time::sleep(Duration::from_secs(30)).await;
-        }
-        tokio::time::sleep(Duration::from_secs(60)).await;
-    };
-    tokio::select! {
-        ended = receiving => panic!("receive ended: {ended:?}"),
-        () = making => {}
-    }
-    world
 }
 
 async fn cluster(world: &mut World, client: u32) -> Cluster {
@@ -94,7 +71,11 @@ fn a_stop_at_any_request_of_expire_and_gc_loses_nothing_and_leaves_nothing() {
             let left = cluster(&mut world, 8).await;
             let index = left.index(&left.newest_root().await.unwrap()).await.unwrap();
             assert_eq!(index.removed, [], "after {requests} requests");
-            assert!(world.store.used() < at_first * 2 / 3, "{} of {at_first} bytes are left", world.store.used());
+            assert!(
+                world.store.used() < at_first * 2 / 3,
+                "{} of {at_first} bytes are left",
+                world.store.used()
+            );
             if finished {
                 break;
             }
@@ -216,6 +197,45 @@ fn a_backup_is_removed_unless_something_needs_it() {
 }
 
 #[test]
+fn wal_between_a_pinned_backup_and_the_window_goes_and_is_no_damage() {
+    simulate(async {
+        let mut world = with_backups_and_wal(11, 4, 2 << 20).await;
+        let ours = cluster(&mut world, 7).await;
+        let before = ours.index(&ours.newest_root().await.unwrap()).await.unwrap();
+        let ids: Vec<_> = before.backups.iter().map(|backup| backup.id.clone()).collect();
+        assert!(
+            before.wal.len() > 3 && before.wal.iter().any(|entry| entry.deltas.is_some()),
+            "{}",
+            before.wal.len()
+        );
+        pin::pin(&ours, &ids[0], None, "audit").await.unwrap();
+        for _ in 0..2 {
+            keep(&ours, &window(0), Duration::ZERO).await.unwrap();
+        }
+        let after = ours.index(&ours.newest_root().await.unwrap()).await.unwrap();
+        let left: Vec<_> = after.backups.iter().map(|backup| backup.id.clone()).collect();
+        assert_eq!(left, [ids[0].clone(), ids[3].clone()]);
+        assert!(after.wal.len() < before.wal.len() && !after.expired.is_empty());
+        let report = walden::verify::with_key(ours.repo(), &walden::base::progress::Unwatched).await.unwrap();
+        assert_eq!(report.findings, []);
+        let info = walden::operate::info::cluster(&ours, None).await.unwrap();
+        let gaps: Vec<_> = info.window.gaps.iter().map(|gap| gap.reason.as_deref()).collect();
+        assert_eq!(gaps, [Some("let go by retention")]);
+        assert_eq!(info.backups[0].pin.as_ref().map(|pin| pin.reason.as_str()), Some("audit"));
+        let snapshot = walden::repo::walmap::load(&ours).await.unwrap();
+        let generation = snapshot.root.generation;
+        let loaded = walden::restore::archive::load(&ours, &snapshot, generation).await.unwrap();
+        for id in &left {
+            let mut request = Request::new(Target::Immediate);
+            request.backup = Some(id.to_string());
+            let resolved = loaded.archive.resolve(&request, |path| loaded.scan(&ours, path)).await.unwrap();
+            assert_eq!(resolved.backup.id, *id);
+        }
+        assert_eq!(world.broken_promise(&window(0), &mut Seen::default()).await, None);
+    });
+}
+
+#[test]
 fn a_keeper_asks_for_what_it_removes_only_after_the_root_that_lets_it_go() {
     simulate(async {
         let mut world = with_backups(9, 4).await;
@@ -228,8 +248,8 @@ fn a_keeper_asks_for_what_it_removes_only_after_the_root_that_lets_it_go() {
         let mut roots = 0;
         for op in log.iter().filter(|op| op.client == 7) {
             match &op.request {
-                Request::Create(key, _) if key.as_str().contains("/roots/") => roots += 1,
-                Request::Delete(key) if segments.contains(key) => {
+                Asked::Create(key, _) if key.as_str().contains("/roots/") => roots += 1,
+                Asked::Delete(key) if segments.contains(key) => {
                     assert!(roots >= 2, "{key} was removed before the roots that let it go");
                 }
                 _ => {}
@@ -237,4 +257,31 @@ fn a_keeper_asks_for_what_it_removes_only_after_the_root_that_lets_it_go() {
         }
         assert!(roots >= 2);
     });
+}
+
+#[test]
+fn a_backup_that_begins_at_any_time_finds_no_chunk_that_goes() {
+    for seed in 1..=40 {
+        if let Err(wrong) = simulate(keeping_beside_backups(seed)) {
+            panic!("seed {seed}: {wrong}");
+        }
+    }
+}
+
+#[test]
+fn a_root_that_was_won_again_below_the_floor_is_void() {
+    for seed in 1..=40 {
+        if let Err(wrong) = simulate(woken_below_the_floor(seed)) {
+            panic!("seed {seed}: {wrong}");
+        }
+    }
+}
+
+#[test]
+fn the_grace_period_is_counted_by_the_stores_clock() {
+    for seed in 1..=5 {
+        if let Err(wrong) = simulate(grace_by_the_store(seed)) {
+            panic!("seed {seed}: {wrong}");
+        }
+    }
 }

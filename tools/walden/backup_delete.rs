@@ -69,7 +69,10 @@ fn show(document: &Document) -> String {
         (Some(start), Some(end)) => format!("{start}  to  {end}, {} gaps", window.gaps.len()),
         _ => "none".to_owned(),
     };
-    let mut text = format!("backup {deleted} of {cluster} is removed, and {} of WAL with it\n", Bytes(*wal_bytes_removed));
+    let mut text = format!(
+        "backup {deleted} of {cluster} is removed, and {} of WAL with it\n",
+        Bytes(*wal_bytes_removed)
+    );
     if window == window_before {
         text += &format!("recovery window  {}, as before\n", span(window));
     } else {

@@ -127,7 +127,9 @@ impl fmt::Display for Done {
         if let Some(why) = &self.chunks_put_off {
             writeln!(f, "  chunks of removed backups stay until the next collection: {why}")?;
         }
-        self.refused.iter().try_for_each(|refused| writeln!(f, "  not removed: {}: {}", refused.key, refused.reason))
+        self.refused
+            .iter()
+            .try_for_each(|refused| writeln!(f, "  not removed: {}: {}", refused.key, refused.reason))
     }
 }
 
@@ -141,9 +143,9 @@ impl Gc {
             totals.add(cluster.name(), done);
         }
         let document = Document { clusters: totals.done() };
-        context.output.result(&document, |document| {
-            document.clusters.iter().map(ToString::to_string).collect()
-        })?;
+        context
+            .output
+            .result(&document, |document| document.clusters.iter().map(ToString::to_string).collect())?;
         totals.failure()
     }
 }

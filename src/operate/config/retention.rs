@@ -56,16 +56,18 @@ impl Section<'_, '_, '_> {
         let section = Section { file: self.file, path: &path, table, at: value.span().start };
         section.only(KEYS)?;
         let count = |key: &str| {
-            section.get(key, "a number", |value| u32::try_from(value.as_integer()?.as_str().parse::<i64>().ok()?).ok())
+            section.get(key, "a number", |value| {
+                u32::try_from(value.as_integer()?.as_str().parse::<i64>().ok()?).ok()
+            })
         };
-        let window = section.get("window", "a duration such as \"30d\"", |value| {
-            value.as_str().and_then(units::duration)
-        })?;
+        let window = section
+            .get("window", "a duration such as \"30d\"", |value| value.as_str().and_then(units::duration))?;
         let count_min = section.get("min_backups", "a number, 1 at least", |value| {
             let number = u32::try_from(value.as_integer()?.as_str().parse::<i64>().ok()?).ok();
             number.filter(|number| *number > 0)
         })?;
-        let keeps = [count("keep_daily")?, count("keep_weekly")?, count("keep_monthly")?, count("keep_yearly")?];
+        let keeps =
+            [count("keep_daily")?, count("keep_weekly")?, count("keep_monthly")?, count("keep_yearly")?];
         Ok(Some(Retention { window, count_min, keeps }))
     }
 }

@@ -5,8 +5,8 @@ use crate::base::{ClusterName, Generation, LsnRange, ObjectId, SegmentSize, Syst
 use crate::format::index::{GapEntry, WalEntry};
 use crate::format::root::{GenerationRecord, Root};
 use crate::format::wal::WalSummary;
-use crate::repo::{Index, WalMap};
 use crate::repo::lineage::{Lineage, Piece};
+use crate::repo::{Index, WalMap};
 use crate::restore::resolve::Archive;
 
 const MIB: u64 = 1 << 20;

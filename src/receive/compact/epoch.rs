@@ -229,7 +229,9 @@ pub fn check(root: &Root, index: &Index, job: &Job, deltas: &WalDeltas) -> Resul
         return Err(super::conflict(format!("backup {base}, which WAL deltas refer to, is gone")));
     }
     if !is_whole(index, (job.generation, job.timeline), &deltas.epoch, job.start) {
-        return Err(super::conflict("retention let go of WAL that this refers to: a new epoch begins".into()));
+        return Err(super::conflict(
+            "retention let go of WAL that this refers to: a new epoch begins".into(),
+        ));
     }
     let fresh = matches!(job.replaces, Replaces::Flushes { .. });
     if fresh && registered_since(root, index, deltas.epoch.root) {

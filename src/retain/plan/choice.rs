@@ -109,19 +109,31 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// The backup with which the window of `line` begins, those after it, and all WAL from the first of them on.
-    pub(super) fn keep_window(&mut self, era: &Era, line: &Line, start: Timestamp) {
+    /// The backups with which the window of `line` begins, and begins again after a gap, those after them, and all WAL from the first of
+    /// them on.
+    pub(super) fn keep_window(&mut self, era: &Era, line: &'a Line, start: Timestamp) {
         // In LSN order: where the server's clock was set back, a backup counts as young when one before it does.
         let young = line.restorable.iter().position(|of| of.backup.stopped_at > start);
         let (old, young) = line.restorable.split_at(young.unwrap_or(line.restorable.len()));
-        let anchor = old.iter().rev().find(|of| is_complete(of)).or(old.last());
+        let newest =
+            |of: &[&'a Restorable]| of.iter().rev().find(|of| is_complete(of)).or(of.last()).copied();
+        let mut anchors: Vec<&Restorable> = Vec::new();
+        let mut runs: Vec<LsnRange> = old.iter().filter(|of| of.run_end > start).map(|of| of.run).collect();
+        runs.dedup();
+        for run in runs {
+            anchors.extend(newest(&old.iter().filter(|of| of.run == run).collect::<Vec<_>>()));
+        }
+        if anchors.is_empty() && young.is_empty() {
+            // WAL was lost since the last backup, and the window holds nothing: what is nearest to it stays.
+            anchors.extend(newest(&old.iter().collect::<Vec<_>>()));
+        }
         for restorable in young {
             self.keep(&restorable.backup.id, Keep::InWindow);
         }
-        if let Some(anchor) = anchor {
+        for anchor in &anchors {
             self.keep(&anchor.backup.id, Keep::WindowStart(line.timeline()));
         }
-        let first = anchor.into_iter().chain(young).min_by_key(|of| of.needed.start);
+        let first = anchors.into_iter().chain(young).min_by_key(|of| of.needed.start);
         let Some(first) = first else {
             return self.want_line(era, line, Lsn::ZERO, KeepWal::NoBackup(line.timeline()));
         };
@@ -219,12 +231,14 @@ impl<'a> Choice<'a> {
         let mut done = 0;
         loop {
             for wanted in self.wanted.iter().skip(done) {
-                let first = index.wal.partition_point(|entry| {
-                    (entry.generation, entry.timeline) < wanted.place
-                });
+                let first =
+                    index.wal.partition_point(|entry| (entry.generation, entry.timeline) < wanted.place);
                 let of_place = index.wal.iter().zip(&mut why).skip(first);
                 for (entry, why) in of_place.take_while(|(e, _)| (e.generation, e.timeline) == wanted.place) {
-                    if LsnRange::new(entry.start, entry.end.max(entry.start)).intersect(wanted.range).is_some() {
+                    if LsnRange::new(entry.start, entry.end.max(entry.start))
+                        .intersect(wanted.range)
+                        .is_some()
+                    {
                         why.insert(wanted.why.clone());
                     }
                 }

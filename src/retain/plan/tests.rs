@@ -222,7 +222,8 @@ fn the_window_begins_with_the_newest_backup_before_it() {
     assert_eq!(bed.keeps(&ids[2]), [Keep::WindowStart(TimelineId(1))]);
     assert_eq!(bed.keeps(&ids[3])[0], Keep::InWindow);
     let expired = bed.expired();
-    let entry = ExpiredEntry { generation: Generation(1), timeline: TimelineId(1), start: lsn(0), end: lsn(180) };
+    let entry =
+        ExpiredEntry { generation: Generation(1), timeline: TimelineId(1), start: lsn(0), end: lsn(180) };
     assert_eq!(expired.index.expired, [entry]);
 }
 
@@ -322,6 +323,21 @@ fn backups_whose_wal_has_a_hole_do_not_count() {
 }
 
 #[test]
+fn the_window_begins_again_after_a_gap() {
+    let mut bed = Bed::new(30);
+    let before = bed.complete(3);
+    let after = bed.backup(1, 1, 18, BackupState::Damaged);
+    bed.index.wal.retain(|entry| entry.start != lsn(150));
+    assert_eq!(bed.keeps(&after), [Keep::WindowStart(TimelineId(1))]);
+    assert_eq!(bed.keeps(&before), [Keep::Count(1)], "the only complete one");
+    // WAL was lost since the last backup: nothing of the window can be restored, and the nearest stays.
+    bed.index.backups.retain(|backup| backup.id != after);
+    bed.complete(1);
+    assert_eq!(bed.gone(), [1]);
+    assert!(bed.keeps(&before).contains(&Keep::WindowStart(TimelineId(1))));
+}
+
+#[test]
 fn pins_keep_a_backup_and_what_makes_it_consistent() {
     let mut bed = Bed::new(30);
     let pinned = bed.complete(3);
@@ -369,8 +385,7 @@ fn what_a_restore_reads_stays_with_all_wal_after_it() {
     let id = bed.complete(3);
     bed.complete(18);
     bed.reading = vec![id.clone()];
-    bed.root.pending =
-        vec![PendingEntry { id: ObjectId([9; 16]), kind: PendingKind::Restore, root: 40 }];
+    bed.root.pending = vec![PendingEntry { id: ObjectId([9; 16]), kind: PendingKind::Restore, root: 40 }];
     assert_eq!(bed.keeps(&id), [Keep::Reading]);
     assert_eq!(bed.wal_gone(), ["1/1: 0..3"]);
 }
@@ -428,7 +443,10 @@ fn a_clone_with_a_higher_timeline_does_not_displace_the_cluster_it_came_from() {
     bed.clock = 25;
     assert_eq!(bed.plan().now, at(25));
     let keeps = bed.keeps(&theirs);
-    assert!(keeps.contains(&Keep::WindowStart(TimelineId(2))) || keeps.contains(&Keep::InWindow), "{keeps:?}");
+    assert!(
+        keeps.contains(&Keep::WindowStart(TimelineId(2))) || keeps.contains(&Keep::InWindow),
+        "{keeps:?}"
+    );
     assert_eq!(bed.gone(), Vec::<i64>::new());
 }
 

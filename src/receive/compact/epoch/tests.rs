@@ -122,7 +122,8 @@ fn what_a_root_would_make_of_recovery_is_looked_at_when_it_is_committed() {
     assert!(check(&root(&[]), &there, &fresh, &ours).is_ok());
     let began = root(&[(PendingKind::Backup, 40)]);
     assert!(matches!(check(&began, &there, &fresh, &ours), Err(RepoError::Conflict { .. })));
-    let merge = Job { replaces: Replaces::Segments { ids: Vec::new(), deltas: Some(ours.clone()) }, ..job(0x2000) };
+    let merge =
+        Job { replaces: Replaces::Segments { ids: Vec::new(), deltas: Some(ours.clone()) }, ..job(0x2000) };
     assert!(check(&began, &there, &merge, &ours).is_ok(), "no WAL is added to the epoch");
     let gone = index(Vec::new(), Vec::new());
     for job in [&fresh, &merge] {
