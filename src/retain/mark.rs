@@ -176,7 +176,7 @@ impl Marks {
     fn first(&self, prefix: Prefix) -> usize {
         let entries = self.entries();
         let before = |at: usize| entries.get(at).is_some_and(|entry| entry[..8] < prefix[..]);
-        let guess = (u128::from(u64::from_be_bytes(prefix)) * entries.len() as u128 >> 64) as usize;
+        let guess = ((u128::from(u64::from_be_bytes(prefix)) * entries.len() as u128) >> 64) as usize;
         let (mut low, mut high, mut step) = (guess, guess, 8);
         while low > 0 && !before(low - 1) {
             low = low.saturating_sub(step);

@@ -16,6 +16,10 @@ use walden::repo::{Cluster, RepoError, WalReader, layout};
 use walden::retain::policy::Policy;
 use walden::retain::{expire, gc};
 
+/// What goes on in a round.
+type Work = Pin<Box<dyn Future<Output = Result<(), String>>>>;
+type Backup = Pin<Box<dyn Future<Output = Made>>>;
+
 /// What was seen of a cluster, to be held against what is there later.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -67,7 +71,10 @@ impl World {
         let mut complete: Vec<BackupEntry> =
             snapshot.index.backups.iter().filter(is_complete).cloned().collect();
         complete.sort_by_key(|backup| backup.stop);
-        let newest = snapshot.wal.durable_end().map_or(Timestamp::MIN, |end| end.server_time);
+        let stored = snapshot.wal.durable_end().map_or(Timestamp::MIN, |end| end.server_time);
+        // The server tells its time when a backup ends, too.
+        let made = snapshot.index.backups.iter().map(|backup| backup.stopped_at);
+        let newest = made.chain(seen.complete.iter().map(|(_, at)| *at)).max().unwrap_or(stored).max(stored);
         let back = i64::try_from(policy.window.as_micros()).unwrap();
         let start = newest.saturating_add_micros(-back);
         let needed = seen.complete.iter().map(|(_, at)| *at).filter(|at| *at <= start).max();
@@ -160,7 +167,7 @@ async fn keeper(world: &mut World, client: u32, policy: Policy) -> impl Future<O
 
 /// Backups one after the other; those that fail are not.
 async fn backups(world: &mut World, client: u32) -> impl Future<Output = Result<(), String>> + use<> {
-    let mut all: Vec<(u64, Pin<Box<dyn Future<Output = Made>>>)> = Vec::new();
+    let mut all: Vec<(u64, Backup)> = Vec::new();
     for number in 0..8 {
         all.push((world.rng.u64(5..40), Box::pin(world.backup(client + number).await)));
     }
@@ -194,7 +201,7 @@ pub async fn keeping(seed: u64) -> Result<usize, String> {
     }
     let mut seen = Seen::default();
     let mut gates = Vec::new();
-    let mut works: Vec<Pin<Box<dyn Future<Output = Result<(), String>>>>> = Vec::new();
+    let mut works: Vec<Work> = Vec::new();
     for lane in 0..2 {
         let (gate, open) = watch::channel(true);
         gates.push(((100 + 10 * lane)..(108 + 10 * lane), gate));
@@ -260,10 +267,7 @@ pub async fn keeping(seed: u64) -> Result<usize, String> {
 }
 
 /// Runs all of `works` for so long; an error of one is one of the round.
-async fn run_for(
-    works: &mut [Option<Pin<Box<dyn Future<Output = Result<(), String>>>>>],
-    span: Duration,
-) -> Result<(), String> {
+async fn run_for(works: &mut [Option<Work>], span: Duration) -> Result<(), String> {
     let all = std::future::poll_fn(|context| {
         for work in works.iter_mut() {
             if let Some(running) = work

@@ -240,7 +240,7 @@ impl History {
 
     fn backup(&mut self, at: usize) {
         // Whoever backs up sees the server switch its WAL segment first.
-        while self.places[at].end.get() % SEGMENT != 0 {
+        while !self.places[at].end.get().is_multiple_of(SEGMENT) {
             self.write(at);
         }
         self.epoch = None;
