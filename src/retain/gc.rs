@@ -91,7 +91,8 @@ pub async fn collect_with(
     let first_needed = root.pending.iter().map(|entry| entry.root).min().unwrap_or(u64::MAX);
     let keep_from = oldest_root_kept(cluster, &root, cutoff).await?.min(first_needed);
     let floor_root = raise_floor(cluster, &root, keep_from).await?;
-    done.swept = sweep::sweep(cluster, limits::PAGES_LIVE_PERCENT_MIN).await?;
+    // Boxed: it is large, and seldom has anything to do.
+    done.swept = Box::pin(sweep::sweep(cluster, limits::PAGES_LIVE_PERCENT_MIN)).await?;
     let mut collection = Collection { cluster, undeleted: Undeleted::default() };
     done.roots = collection.roots(floor_root).await?;
     // What a root at or below the floor's let go, no root that can still be read refers to.
