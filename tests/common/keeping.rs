@@ -361,6 +361,7 @@ pub async fn woken_below_the_floor(seed: u64) -> Result<(), String> {
     let root = theirs.newest_root().await.map_err(|error| error.to_string())?;
     let index = theirs.index(&root).await.map_err(|error| error.to_string())?;
     let backup = index.backups.first().ok_or("no backup")?.id.clone();
+    let server = world.server.clone();
     stalled.hold_after(world.rng.u64(1..40));
     let (gate, open) = watch::channel(true);
     let pinning = Gated::new(
@@ -372,8 +373,11 @@ pub async fn woken_below_the_floor(seed: u64) -> Result<(), String> {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         gate.send_replace(false);
-        // Roots are made and removed meanwhile.
-        tokio::time::sleep(GRACE * 4).await;
+        // Roots are made and removed meanwhile: new WAL is compacted.
+        for _ in 0..8 {
+            server.write_more(16 << 10);
+            tokio::time::sleep(GRACE / 2).await;
+        }
         stalled.hold(false);
         gate.send_replace(true);
         std::future::pending::<()>().await;
@@ -396,7 +400,8 @@ pub async fn woken_below_the_floor(seed: u64) -> Result<(), String> {
 /// The host's clock is a year ahead of the store's: what was let go a moment ago stays for the grace period all the same.
 pub async fn grace_by_the_store(seed: u64) -> Result<(), String> {
     let mut world = with_backups(seed, 3).await;
-    // Of the store's clock: it is what lags.
+    // Everything that is there is older than the grace period; then the store's clock is set back.
+    tokio::time::sleep(GRACE * 2).await;
     world.store.skew_clock(-365 * 86_400 * 1_000_000);
     let ours = world.cluster_of(7).await.map_err(|error| error.to_string())?;
     let index = ours.index(&ours.newest_root().await.map_err(|error| error.to_string())?).await;
