@@ -297,7 +297,8 @@ fn damage_of_a_backup_and_of_a_segment_is_named_with_the_wal_that_it_costs() {
     place.ok(&["verify"]);
 
     // The backup itself.
-    let manifest = place.path("repo").join(layout::manifest(&cluster, &found.index.backups[0].id).as_str());
+    let manifest =
+        place.path("repo").join(layout::manifest(&cluster, &found.index.backups[0].id, 0).as_str());
     fs::rename(&manifest, place.path("manifest")).unwrap();
     let text = verify_fails(&place);
     assert!(text.contains("it needs pages of backup") && text.contains("cannot be decoded"), "{text}");

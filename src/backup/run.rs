@@ -424,6 +424,7 @@ fn entry_of(
         bytes_stored: stats.bytes_stored + manifest_len,
         bytes_new: stats.bytes_new + manifest_len,
         manifest_len,
+        manifest_number: 0,
         damaged_blocks,
         root,
         state: BackupState::Pending,

@@ -36,6 +36,8 @@ pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 pub const WORK_GRACE_MIN: Duration = Duration::from_secs(3600);
 /// Time between two renewals of registered work. Each is a root.
 pub const WORK_RENEW_INTERVAL: Duration = Duration::from_secs(900);
+/// How often a receiver looks for a new key epoch; whoever commits a root looks then.
+pub const EPOCH_FOLLOW_INTERVAL: Duration = Duration::from_secs(60);
 /// What the files of a journal may take, when nobody says.
 pub const JOURNAL_BYTES_MAX: u64 = 16 << 30;
 /// Bytes of pages that WAL deltas of one epoch refer to, when nobody says: in a file under `--cache-dir`.

@@ -23,6 +23,10 @@ pub enum Bug {
     AcknowledgeBeforeSync = 8,
     /// Begins an epoch of WAL deltas with the pages of the one before.
     EpochOutlived = 9,
+    /// Gives the next key epoch to every slot, also to those that nobody vouches for.
+    VoucherNotChecked = 10,
+    /// Destroys a key epoch without counting the flush objects that are sealed under it.
+    FlushesNotCounted = 11,
 }
 
 /// Whether `bug` is planted in this process.

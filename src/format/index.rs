@@ -128,6 +128,8 @@ record! {
         pub bytes_new: u64,
         /// Bytes of the manifest object.
         pub manifest_len: u64,
+        /// Which of its manifest objects counts: one more each time it was sealed anew.
+        pub manifest_number: u32,
         /// Blocks whose checksum was wrong.
         pub damaged_blocks: u64,
         /// The newest root before its work was registered: an epoch of deltas that began there or before is not the one of its recovery.
@@ -178,6 +180,8 @@ code! {
         Pages = 2,
         /// A backup.
         Backup = 3,
+        /// A manifest object of a backup that another one replaced. It hides nothing.
+        Manifest = 4,
     }
 }
 

@@ -94,9 +94,19 @@ async fn upkeep(
             tokio::time::sleep(COLLECT_INTERVAL).await;
         }
     };
+    let following = async {
+        loop {
+            tokio::time::sleep(limits::EPOCH_FOLLOW_INTERVAL).await;
+            match cluster.repo().follow_epochs().await {
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "the next key epoch could not be looked for"),
+            }
+        }
+    };
     tokio::select! {
         () = compacting => {}
         never = collecting => match never {},
+        never = following => match never {},
     }
 }
 

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod exit;
 pub mod failure;
 pub mod info;
+pub mod keys;
 pub mod log;
 pub mod own_wal;
 pub mod settings;

@@ -124,7 +124,7 @@ async fn close(
                 return Ok(Chain { end: ChainEnd::Fenced { number, fence }, ..chain });
             }
             // A flush object won the number, or another fence: the chain is longer than it was, or closed.
-            Created::Taken(bytes) => match chain::open_numbered(cluster, older.id, number, bytes)? {
+            Created::Taken(bytes) => match chain::open_numbered(cluster, older.id, number, bytes).await? {
                 Numbered::Flush(_) | Numbered::Fence(_) => {}
             },
         }

@@ -49,6 +49,7 @@ mod tests {
             bytes_stored: 0,
             bytes_new: 0,
             manifest_len: 0,
+            manifest_number: 0,
             damaged_blocks: 0,
             root: 0,
             state: BackupState::Pending,

@@ -88,7 +88,7 @@ pub enum Numbered {
 }
 
 /// Opens what stands at `number` of `stream`, whose bytes were read from its key.
-pub fn open_numbered(
+pub async fn open_numbered(
     cluster: &Cluster,
     stream: StreamId,
     number: u64,
@@ -105,7 +105,7 @@ pub fn open_numbered(
         ObjectKind::Fence => ObjectKind::Fence,
         _ => ObjectKind::Flush,
     };
-    let object = repo.open_object(&key, kind, bytes)?;
+    let object = repo.open_object(&key, kind, bytes).await?;
     match kind {
         ObjectKind::Fence => {
             Ok(Numbered::Fence(object.meta().map_err(|error| RepoError::open(&key, error))?))
@@ -159,7 +159,7 @@ async fn read_to_end(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, R
             other => other?,
         };
         let object_len = bytes.len() as u64;
-        match open_numbered(cluster, stream.id, number, bytes)? {
+        match open_numbered(cluster, stream.id, number, bytes).await? {
             Numbered::Fence(fence) => {
                 check_fence(cluster, &chain, number, &fence)?;
                 chain.end = ChainEnd::Fenced { number, fence };

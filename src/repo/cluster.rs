@@ -178,6 +178,8 @@ impl Cluster {
             let index = if with_index { self.index(&base).await } else { Ok(Index::default()) };
             let Some(index) = self.unless_moved(&base, index).await? else { continue };
             let Some(change) = edit(&base, &index)? else { return Ok(base) };
+            // After the root that it builds on: what was made before that root is known then (formats/keys.md).
+            self.follow_epochs().await?;
             if let Some(before) = *last_commit {
                 tokio::time::sleep_until(before + limits::ROOT_INTERVAL).await;
             }
@@ -240,6 +242,15 @@ impl Cluster {
         Ok(NewRoot::Won)
     }
 
+    /// Seals under the newest key epoch from now on.
+    pub(super) async fn follow_epochs(&self) -> Result<(), RepoError> {
+        if let Err(epoch) = self.repo.follow_epochs().await? {
+            let slot = self.repo.slot().name();
+            tracing::warn!("key epoch {epoch} was not given to key slot {slot}, which opened the repository");
+        }
+        Ok(())
+    }
+
     async fn find_root(&self) -> Result<Option<(Root, u64)>, RepoError> {
         let known = self.shared.root_known.load(Ordering::Relaxed);
         let found = roots::newest_root(&self.repo, &self.name, known).await?;
@@ -250,6 +261,7 @@ impl Cluster {
     }
 
     async fn create_first(&self, record: &GenerationRecord) -> Result<(), RepoError> {
+        self.follow_epochs().await?;
         let key = layout::generation(&self.name, record.generation);
         let writer = self.repo.writer(ObjectKind::Generation, &key, [0; 16], record.generation.0.into(), 0);
         // Taken: an interrupted or concurrent start made it; `check_server` compares afterwards.

@@ -123,7 +123,7 @@ pub async fn write(
     for part in split(page) {
         entry_count += count(&part);
         let plain = part.encode();
-        let chunk = crate::codec::KeySource::chunk_id_key(cluster.repo().keys()).chunk_id(&plain);
+        let chunk = cluster.repo().chunk_id(&plain);
         writer.add(&plain, chunk, 0);
     }
     let meta = IndexMeta { levels, entry_count, extensions: Vec::new() };
@@ -184,7 +184,7 @@ fn read_page(
     number: usize,
     cluster: &Cluster,
 ) -> Result<IndexPage, RepoError> {
-    let plain = object.chunk(number, cluster.repo().keys()).map_err(|error| RepoError::open(key, error))?;
+    let plain = object.chunk(number, &*cluster.repo().keys()).map_err(|error| RepoError::open(key, error))?;
     IndexPage::decode(&plain).map_err(|error| RepoError::damage(key, error))
 }
 

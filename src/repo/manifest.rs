@@ -14,7 +14,6 @@ use super::error::RepoError;
 use super::repository::Created;
 use super::{Cluster, layout};
 use crate::base::{BackupId, ChunkId, crc32c};
-use crate::codec::KeySource;
 use crate::codec::object::Finished;
 use crate::format::Reader;
 use crate::format::header::ObjectKind;
@@ -122,7 +121,7 @@ impl Manifest {
     /// # Errors
     /// [`RepoError::Conflict`] when another backup has the id.
     pub async fn create(&self, cluster: &Cluster) -> Result<u64, RepoError> {
-        let key = layout::manifest(cluster.name(), &self.meta.id);
+        let key = layout::manifest(cluster.name(), &self.meta.id, 0);
         let finished = self.seal(cluster);
         match cluster.repo().create(&key, &finished.bytes).await? {
             Created::Ours => Ok(finished.bytes.len() as u64),
@@ -133,19 +132,19 @@ impl Manifest {
     }
 
     fn seal(&self, cluster: &Cluster) -> Finished {
-        let key = layout::manifest(cluster.name(), &self.meta.id);
+        let key = layout::manifest(cluster.name(), &self.meta.id, 0);
         let mut writer = cluster.repo().writer(ObjectKind::Manifest, &key, [0; 16], 0, 0);
         for pages in self.pages.chunks(FRAME_PAGES_MAX) {
             let plain = ManifestPages { pages: pages.to_vec() }.encode();
-            let id = cluster.repo().keys().chunk_id_key().chunk_id(&plain);
+            let id = cluster.repo().chunk_id(&plain);
             writer.add(&plain, id, 0);
         }
         writer.finish(self.meta.encode())
     }
 
-    /// Reads the manifest of `id`.
-    pub async fn open(cluster: &Cluster, id: &BackupId) -> Result<Manifest, RepoError> {
-        let key = layout::manifest(cluster.name(), id);
+    /// Reads the manifest of `id`; `number` is what the index says of it.
+    pub async fn open(cluster: &Cluster, id: &BackupId, number: u32) -> Result<Manifest, RepoError> {
+        let key = layout::manifest(cluster.name(), id, number);
         let object = cluster.repo().read_object(&key, ObjectKind::Manifest).await?;
         let meta: ManifestMeta = object.meta().map_err(|error| RepoError::open(&key, error))?;
         if meta.id != *id || meta.cluster != *cluster.name() {
@@ -156,8 +155,9 @@ impl Manifest {
         }
         let mut pages = Vec::new();
         for number in 0..object.directory().frames.len() {
-            let plain =
-                object.chunk(number, cluster.repo().keys()).map_err(|error| RepoError::open(&key, error))?;
+            let plain = object
+                .chunk(number, &*cluster.repo().keys())
+                .map_err(|error| RepoError::open(&key, error))?;
             pages
                 .extend(ManifestPages::decode(&plain).map_err(|error| RepoError::damage(&key, error))?.pages);
         }
@@ -243,7 +243,7 @@ impl Manifest {
     }
 
     fn damage(&self, chunks: &ChunkReader, reason: String) -> RepoError {
-        RepoError::damage(&layout::manifest(chunks.cluster().name(), &self.meta.id), reason)
+        RepoError::damage(&layout::manifest(chunks.cluster().name(), &self.meta.id, 0), reason)
     }
 }
 

@@ -60,6 +60,8 @@ impl Registration {
                 Ok(Some(RootChange::of(next)))
             })
             .await?;
+        // Epochs made before the work was registered are known to it from its beginning: destroying an older one rests on that.
+        cluster.follow_epochs().await?;
         Ok(Registration { cluster: cluster.clone(), work, root, ids: Mutex::new(vec![id]) })
     }
 

@@ -96,7 +96,7 @@ pub async fn plan(cluster: &Cluster, options: &RestoreOptions) -> Result<Planned
         refuse_lost_end(&snapshot)?;
     }
     let (loaded, resolution) = resolve(cluster, &snapshot, &options.request).await?;
-    let manifest = Manifest::open(cluster, &resolution.backup.id).await?;
+    let manifest = Manifest::open(cluster, &resolution.backup.id, resolution.backup.manifest_number).await?;
     let plan = draw_up(cluster, options, &loaded, resolution, &manifest.meta).await?;
     let threads = options.threads;
     Ok(Planned { plan, cluster: cluster.clone(), snapshot, manifest, threads })

@@ -199,7 +199,7 @@ fn removed_key(cluster: &Cluster, removed: &RemovedEntry) -> Option<ObjectKey> {
         RemovedKind::Wal | RemovedKind::Pages => {
             Some(layout::segment(cluster.name(), removed.name.parse().ok()?))
         }
-        RemovedKind::Backup => Some(layout::manifest(cluster.name(), &removed.name.parse().ok()?)),
+        RemovedKind::Backup | RemovedKind::Manifest => layout::manifest_named(cluster.name(), &removed.name),
     }
 }
 
@@ -263,7 +263,7 @@ fn named_objects(cluster: &Cluster, root: &Root, index: &Index) -> HashSet<Objec
     let segments = index.wal.iter().map(|entry| entry.id).chain(index.pages.iter().map(|entry| entry.id));
     segments
         .map(|id| layout::segment(name, id))
-        .chain(index.backups.iter().map(|backup| layout::manifest(name, &backup.id)))
+        .chain(index.backups.iter().map(|backup| layout::manifest(name, &backup.id, backup.manifest_number)))
         .chain(index.removed.iter().filter_map(|removed| removed_key(cluster, removed)))
         .chain(root.pending.iter().map(|entry| layout::pending(name, entry.id)))
         .collect()

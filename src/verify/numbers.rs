@@ -21,16 +21,18 @@ pub fn clusters(listed: &BTreeSet<ObjectKey>) -> BTreeSet<ClusterName> {
     listed.iter().filter_map(name).collect()
 }
 
-/// Slots without an epoch, and epochs without a slot.
+/// Slots without an epoch, epochs without a slot, and epochs of which one of their two copies is gone.
 pub fn slots(listed: &BTreeSet<ObjectKey>) -> Vec<Finding> {
-    let (mut slots, mut epochs) = (BTreeSet::new(), BTreeMap::<SlotName, BTreeSet<u32>>::new());
+    let (mut slots, mut made) = (BTreeSet::new(), BTreeSet::new());
+    let mut epochs = BTreeMap::<SlotName, BTreeSet<u32>>::new();
     for object in listed.iter().filter_map(layout::parse_key_object) {
         match object {
             KeyObject::Slot(slot) => drop(slots.insert(slot)),
-            KeyObject::Epoch(epoch, slot) => drop(epochs.entry(slot).or_default().insert(epoch)),
+            KeyObject::Epoch(epoch) => drop(made.insert(epoch)),
+            KeyObject::EpochSlot(epoch, slot) => drop(epochs.entry(slot).or_default().insert(epoch)),
         }
     }
-    let newest = epochs.values().flatten().max().copied().unwrap_or(1);
+    let newest = epochs.values().flatten().chain(&made).max().copied().unwrap_or(1);
     let orphans = epochs.iter().filter(|(slot, _)| !slots.contains(*slot)).map(|(slot, epochs)| Finding {
         key: layout::slot(slot).to_string(),
         reason: format!("it is gone, and key epochs are sealed to it: {epochs:?}"),
@@ -38,11 +40,17 @@ pub fn slots(listed: &BTreeSet<ObjectKey>) -> Vec<Finding> {
     });
     let opens_newest = |slot: &&SlotName| epochs.get(*slot).is_some_and(|epochs| epochs.contains(&newest));
     let shut = slots.iter().filter(|slot| !opens_newest(slot)).map(|slot| Finding {
-        key: layout::key_epoch(newest, slot).to_string(),
+        key: layout::epoch_slot(newest, slot).to_string(),
         reason: "it is not there".into(),
-        cost: format!("key slot {slot} does not open key epoch {newest}"),
+        cost: format!("key slot {slot} does not open key epoch {newest}, unless the epoch was made for it"),
     });
-    orphans.chain(shut).collect()
+    let gone = epochs.values().flatten().copied().collect::<BTreeSet<u32>>();
+    let gone = gone.into_iter().filter(|epoch| !made.contains(epoch)).map(|epoch| Finding {
+        key: layout::epoch(epoch).to_string(),
+        reason: "it is gone, and the epoch is sealed to slots".into(),
+        cost: format!("nothing, as long as key epoch {epoch} is sealed to each slot in an object of its own"),
+    });
+    orphans.chain(shut).chain(gone).collect()
 }
 
 /// Holes among the roots, floors and generations of `name`.

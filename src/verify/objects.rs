@@ -1,11 +1,12 @@
 //! Every object of a repository as it lies: checksums, lengths and place always; seals and chunk ids with a key.
 
 use crate::base::{ObjectKey, Progress, RepositoryId};
+use crate::codec::Keyring;
 use crate::codec::check::{check_header, check_without_key};
 use crate::codec::read::{Expect, OpenObject};
 use crate::format::envelope::PlainObject;
 use crate::format::frame::Codec;
-use crate::format::keyslot::{EpochSlot, KeySlot};
+use crate::format::keyslot::{Epoch, EpochSlot, KeySlot};
 use crate::format::marker::RepositoryMarker;
 use crate::repo::layout::{self, KeyObject};
 use crate::repo::{RepoError, Repository};
@@ -103,11 +104,16 @@ async fn check(
         Err(error) => return Err(error.into()),
     };
     let len = bytes.len() as u64;
-    let (key, repo) = (meta.key, repo.cloned());
+    // What is sealed under an epoch that came while this reads has its epoch looked for.
+    let keys = match repo {
+        Some(repo) => Some(repo.keys_of(&bytes).await?),
+        None => None,
+    };
+    let key = meta.key;
     // Checksums, seals and decompression keep a core busy: off the runtime's threads.
     let checking = tokio::task::spawn_blocking(move || {
         let says = repository_of(&key, &bytes);
-        let verdict = judge(&key, bytes, id, repo.as_deref());
+        let verdict = judge(&key, bytes, id, keys.as_deref());
         Some(Checked { key, len, says, verdict })
     });
     Ok(checking.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic())))
@@ -117,7 +123,8 @@ async fn check(
 fn repository_of(key: &ObjectKey, bytes: &[u8]) -> Option<RepositoryId> {
     match layout::parse_key_object(key) {
         Some(KeyObject::Slot(_)) => KeySlot::from_object(bytes).ok().map(|slot| slot.repository),
-        Some(KeyObject::Epoch(..)) => EpochSlot::from_object(bytes).ok().map(|epoch| epoch.repository),
+        Some(KeyObject::Epoch(_)) => Epoch::from_object(bytes).ok().map(|epoch| epoch.repository),
+        Some(KeyObject::EpochSlot(..)) => EpochSlot::from_object(bytes).ok().map(|epoch| epoch.repository),
         None => {
             let any = Expect { repository: None, key: None, kind: None };
             check_header(bytes, &any).ok().map(|(header, _)| header.repository)
@@ -129,20 +136,20 @@ fn judge(
     key: &ObjectKey,
     bytes: Bytes,
     id: Option<RepositoryId>,
-    repo: Option<&Repository>,
+    keys: Option<&Keyring>,
 ) -> Result<(), String> {
     if let Some(object) = layout::parse_key_object(key) {
         return judge_key_object(&object, &bytes, id);
     }
     let expect = Expect { repository: id, key: Some(key), kind: None };
     check_without_key(&bytes, &expect).map_err(|error| error.to_string())?;
-    let Some(repo) = repo else { return Ok(()) };
-    let object = OpenObject::open(bytes, repo.keys(), &expect).map_err(|error| error.to_string())?;
+    let Some(keys) = keys else { return Ok(()) };
+    let object = OpenObject::open(bytes, keys, &expect).map_err(|error| error.to_string())?;
     for (number, frame) in object.directory().frames.iter().enumerate() {
         let opened = match frame.codec {
             // It needs others of its epoch: here its seal is looked at, and `deltas` decodes it.
             Codec::Delta => object.packed_chunk(number).map(drop),
-            Codec::Raw | Codec::Zstd => object.chunk(number, repo.keys()).map(drop),
+            Codec::Raw | Codec::Zstd => object.chunk(number, keys).map(drop),
         };
         opened.map_err(|error| error.to_string())?;
     }
@@ -156,9 +163,13 @@ fn judge_key_object(object: &KeyObject, bytes: &[u8], id: Option<RepositoryId>) 
             let slot = KeySlot::from_object(bytes).map_err(|error| error.to_string())?;
             (slot.repository, KeyObject::Slot(slot.name))
         }
-        KeyObject::Epoch(..) => {
+        KeyObject::Epoch(_) => {
+            let epoch = Epoch::from_object(bytes).map_err(|error| error.to_string())?;
+            (epoch.repository, KeyObject::Epoch(epoch.epoch))
+        }
+        KeyObject::EpochSlot(..) => {
             let epoch = EpochSlot::from_object(bytes).map_err(|error| error.to_string())?;
-            (epoch.repository, KeyObject::Epoch(epoch.epoch, epoch.slot))
+            (epoch.repository, KeyObject::EpochSlot(epoch.epoch, epoch.slot))
         }
     };
     if id.is_some_and(|id| id != repository) {

@@ -142,7 +142,7 @@ async fn check_backups(
         Err(error) => return Err(error),
     };
     for backup in &snapshot.index.backups {
-        let key = layout::manifest(cluster.name(), &backup.id);
+        let key = layout::manifest(cluster.name(), &backup.id, backup.manifest_number);
         let name = format!("backup {}", backup.id);
         if let Some(reason) = missing_or_damaged(cluster, &key, damaged).await? {
             findings.push(Finding { key: key.to_string(), reason, cost: name });
@@ -151,7 +151,7 @@ async fn check_backups(
         let mut hurt = BTreeSet::new();
         let mut missing: u64 = 0;
         let visited = async {
-            let manifest = Manifest::open(cluster, &backup.id).await?;
+            let manifest = Manifest::open(cluster, &backup.id, backup.manifest_number).await?;
             let visit = |id: &_| {
                 let whole = index.find_all(id).filter_map(|at| index.segment_key(at)).collect::<Vec<_>>();
                 match whole.iter().find(|key| !bad_segments.contains(**key)) {
@@ -209,6 +209,9 @@ pub fn cost_unreferenced(key: &ObjectKey) -> String {
     let parts: Vec<&str> = key.as_str().split('/').collect();
     match parts.as_slice() {
         ["walden"] => "everything: without the marker this is no repository".into(),
+        ["keys", "epochs", epoch, "_epoch"] => {
+            format!("nothing, as long as key epoch {epoch} is sealed to each slot in an object of its own")
+        }
         ["keys", "epochs", epoch, slot] => format!("key slot {slot} does not open key epoch {epoch}"),
         ["keys", slot] => format!("key slot {slot} opens nothing"),
         ["clusters", _, "roots", _] => "nothing, unless it is the newest root".into(),

@@ -348,7 +348,7 @@ pub async fn read_backup(
     reader: &ChunkReader,
     backup: &BackupEntry,
 ) -> Result<Sent, RepoError> {
-    let manifest = Manifest::open(cluster, &backup.id).await?;
+    let manifest = Manifest::open(cluster, &backup.id, backup.manifest_number).await?;
     let files: Vec<Vec<FileEntry>> = manifest.files(reader).try_collect().await?;
     let mut all = Sent::new();
     for file in files.into_iter().flatten().filter(|file| file.kind == FileKind::Regular) {

@@ -9,7 +9,7 @@ use std::fs;
 use std::sync::Once;
 use walden::base::{ChunkId, Entropy, Lsn, ObjectKey, SlotName};
 use walden::codec::keyslot::{SlotPublic, create_slot, seal_epoch};
-use walden::codec::{EpochKeys, KeySource, ObjectWriter, SlotCost, Unlock};
+use walden::codec::{EpochKeys, EpochObject, KeySource, ObjectWriter, SlotCost, Unlock};
 use walden::format::envelope::PlainObject;
 use walden::format::header::{ObjectHeader, ObjectKind};
 use walden::format::marker::{REPOSITORY_VERSION, RepositoryMarker};
@@ -196,6 +196,10 @@ fn keys() -> Vec<Made> {
         };
         made.push(plain(&file, "epoch", "keys.md", &name, bytes, reason));
     }
+    let slots = [keys.main.1.clone(), keys.spare.1.clone()];
+    let second = EpochObject::create(REPOSITORY, &keys.second, &slots, &entropy).to_object();
+    let reason = "the second epoch as it was made, for both slots at once";
+    made.push(plain("keys/epoch-2.bin", "made-epoch", "keys.md", "keys/epochs/2/_epoch", second, reason));
     made
 }
 
@@ -275,7 +279,7 @@ fn numbered(
         owner: [0; 16],
         number,
         writer_epoch: 0,
-        key_epoch: 2,
+        key_epoch: if kind.is_lasting() { 0 } else { 2 },
         meta: Some(meta),
         frames: Vec::new(),
     }
@@ -339,6 +343,7 @@ fn objects() -> Vec<Made> {
         owner: [stream; 16],
         number,
         writer_epoch: epoch,
+        key_epoch: if kind.is_lasting() { 0 } else { 1 },
         meta: Some(meta),
         frames: Vec::new(),
         ..flush()

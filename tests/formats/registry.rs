@@ -60,6 +60,7 @@ pub const RECORDS: &[RecordType] = records![
     journal::JournalHead,
     journal::JournalPrevious,
     keyslot::KeySlot,
+    keyslot::Epoch,
     keyslot::EpochSlot,
     manifest::ManifestMeta,
     manifest::Tablespace,

@@ -249,6 +249,7 @@ fn backup_entry() -> BackupEntry {
         bytes_stored: 400_002,
         bytes_new: 100_003,
         manifest_len: 2_004,
+        manifest_number: 2,
         damaged_blocks: 1,
         root: 17,
         state: BackupState::Damaged,

@@ -107,7 +107,7 @@ impl Deltas {
     }
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub fn bytes(text: &str) -> Result<u64, String> {
     units::bytes(text).ok_or_else(|| "expected a size such as 512MB or 4GB".to_owned())
 }
 

@@ -7,6 +7,7 @@ mod check;
 mod cli;
 mod compact;
 mod completions;
+mod confirm;
 mod context;
 mod gc;
 mod info;

@@ -77,7 +77,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Analyze(analyze) => until_signal(analyze.run(&context)).await,
             Command::Gc(gc) => until_signal(gc.run(&context)).await,
             Command::Slot(slot) => until_signal(slot.run(&context)).await,
-            Command::Key(key) => key.run(&context),
+            Command::Key(key) => until_signal(key.run(&context)).await,
             Command::Completions(completions) => completions.run(),
         }
     });

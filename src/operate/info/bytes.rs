@@ -45,13 +45,15 @@ impl References {
         live.insert(layout::root(name, root.number));
         live.extend(index.wal.iter().map(|entry| layout::segment(name, entry.id)));
         live.extend(index.pages.iter().map(|entry| layout::segment(name, entry.id)));
-        live.extend(index.backups.iter().map(|entry| layout::manifest(name, &entry.id)));
+        live.extend(
+            index.backups.iter().map(|entry| layout::manifest(name, &entry.id, entry.manifest_number)),
+        );
         live.extend(root.pending.iter().map(|entry| layout::pending(name, entry.id)));
         let waiting = index.removed.iter().filter_map(|removed| match removed.kind {
             RemovedKind::Wal | RemovedKind::Pages => {
                 removed.name.parse().ok().map(|id| layout::segment(name, id))
             }
-            RemovedKind::Backup => removed.name.parse().ok().map(|id| layout::manifest(name, &id)),
+            RemovedKind::Backup | RemovedKind::Manifest => layout::manifest_named(name, &removed.name),
         });
         let prefix = layout::cluster_prefix(name);
         References {

@@ -44,6 +44,7 @@ fn backup_at(start: u64, stop: u64, second: i64) -> BackupEntry {
         bytes_stored: 1 << 30,
         bytes_new: 1 << 30,
         manifest_len: 100,
+        manifest_number: 0,
         damaged_blocks: 0,
         root: 0,
         state: BackupState::Complete,

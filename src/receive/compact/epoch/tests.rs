@@ -45,6 +45,7 @@ fn backup(id: &str, root: u64, second: i64, state: BackupState) -> BackupEntry {
         bytes_stored: 0,
         bytes_new: 0,
         manifest_len: 0,
+        manifest_number: 0,
         damaged_blocks: 0,
         root,
         state,
