@@ -7,6 +7,7 @@ mod common;
 
 use common::archive::Archive;
 use common::crash::{Mode, Planted, diverging_round, duel, round, seal_one, simulate};
+use common::keys::{planted_slot, rekeyed};
 use common::pg::Pg;
 use common::walden::Place;
 use std::time::Duration;
@@ -94,7 +95,27 @@ fn a_nonce_used_twice_is_found() {
 }
 
 #[test]
+fn a_rotation_that_asks_nobody_for_a_voucher_is_found() {
+    expect_found(
+        "voucher not checked",
+        found(Some(Bug::VoucherNotChecked), |seed| simulate(planted_slot(seed))),
+    );
+}
+
+#[test]
+fn destroying_an_epoch_that_flush_objects_need_is_found() {
+    expect_found(
+        "flush objects not counted",
+        found(Some(Bug::FlushesNotCounted), |seed| simulate(rekeyed(seed))),
+    );
+}
+
+#[test]
 fn without_a_bug_nothing_is_found() {
+    for seed in 1..=3 {
+        simulate(planted_slot(seed)).unwrap();
+        simulate(rekeyed(seed)).unwrap();
+    }
     for (mode, seeds) in [(Mode::Object, 1..=20), (Mode::Journal, 21..=40)] {
         for seed in seeds {
             audit::take_reused();

@@ -53,6 +53,8 @@ record! {
         pub low_water_lsn: Option<Lsn>,
         /// The BLAKE3 of the object before it, zero when there is none.
         pub low_water_link: [u8; 32],
+        /// The key epoch of the object before it: its writer has not sealed under an older one since. 0 when there is none.
+        pub low_water_key_epoch: u32,
     }
 }
 

@@ -72,6 +72,7 @@ pub async fn take_over(
                 low_water: 0,
                 low_water_lsn: None,
                 low_water_link: [0; 32],
+                low_water_key_epoch: 0,
             });
             Ok(Some(RootChange::of(next)))
         })

@@ -124,12 +124,12 @@ pub async fn each(
     progress: &dyn Progress,
     mut found: impl FnMut(Counted),
 ) -> Result<(), RepoError> {
+    let mut all: BTreeMap<ObjectKey, Option<u64>> = named.into_iter().map(|key| (key, None)).collect();
     let listed = store.list(layout::CLUSTERS_PREFIX).await?;
-    let mut keys = named;
-    keys.extend(listed.into_iter().map(|meta| meta.key));
-    progress.stage("reading headers", Some((keys.len() * HEADER_BYTES) as u64));
-    let mut reads = futures_util::stream::iter(keys)
-        .map(|key| async move { look(store, key).await })
+    all.extend(listed.into_iter().map(|meta| (meta.key, Some(meta.len))));
+    progress.stage("reading headers", Some((all.len() * HEADER_BYTES) as u64));
+    let mut reads = futures_util::stream::iter(all)
+        .map(|(key, len)| async move { look(store, key, len).await })
         .buffer_unordered(READS_IN_FLIGHT);
     while let Some(counted) = reads.next().await {
         progress.advance(HEADER_BYTES as u64);
@@ -139,18 +139,45 @@ pub async fn each(
 }
 
 /// One object; `None` when it is not there any more.
-pub async fn look(store: &dyn Store, key: ObjectKey) -> Result<Option<Counted>, RepoError> {
-    let len = match store.head(&key).await {
-        Ok(meta) => meta.len,
-        Err(StoreError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
+async fn look(store: &dyn Store, key: ObjectKey, len: Option<u64>) -> Result<Option<Counted>, RepoError> {
+    let header = match header(store, &key).await? {
+        Header::Gone => return Ok(None),
+        Header::Unreadable => None,
+        Header::Read(header) => Some(*header),
     };
-    let bytes = match store.get_range(&key, 0..(HEADER_BYTES as u64).min(len)).await {
-        Ok(bytes) => bytes,
-        Err(StoreError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
+    let len = match len {
+        Some(len) => len,
+        None => match store.head(&key).await {
+            Ok(meta) => meta.len,
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        },
     };
-    let expect = Expect { repository: None, key: Some(&key), kind: None };
-    let header = check_header(&bytes, &expect).ok().map(|(header, _)| header);
     Ok(Some(Counted { key, header, len }))
+}
+
+/// What the start of an object says.
+#[derive(Debug)]
+pub enum Header {
+    /// The object is not there.
+    Gone,
+    /// It is no header, or not of this object.
+    Unreadable,
+    /// Its header.
+    Read(Box<ObjectHeader>),
+}
+
+/// Reads the header of an object.
+pub async fn header(store: &dyn Store, key: &ObjectKey) -> Result<Header, RepoError> {
+    let bytes = match store.get_range(key, 0..HEADER_BYTES as u64).await {
+        Ok(bytes) => bytes,
+        Err(StoreError::NotFound { .. }) => return Ok(Header::Gone),
+        Err(StoreError::Short { .. }) => return Ok(Header::Unreadable),
+        Err(error) => return Err(error.into()),
+    };
+    let expect = Expect { repository: None, key: Some(key), kind: None };
+    Ok(match check_header(&bytes, &expect) {
+        Ok((header, _)) => Header::Read(Box::new(header)),
+        Err(_) => Header::Unreadable,
+    })
 }

@@ -2,7 +2,7 @@
 //! Refuses while an object that counts is sealed under it, and while somebody may still seal one. Spec: formats/keys.md.
 //! In this order: nobody writes under it any more, every root is taken, everything is counted, the secrets go.
 
-use super::census::{self, Counted, Kind, Kinds, look};
+use super::census::{self, Header, Kind, Kinds};
 use crate::base::planted::{Bug, planted};
 use crate::base::{ClusterName, ObjectKey, Progress, StreamId};
 use crate::format::header::ObjectKind;
@@ -122,36 +122,29 @@ async fn view(cluster: Cluster, root: Root, epoch: u32) -> Result<(View, Vec<Nee
     for stream in &root.streams {
         let (end, shown) = chain_end(&cluster, stream).await?;
         ends.insert(stream.id, end);
-        if shown.is_none_or(|shown| shown <= epoch) {
+        if shown <= epoch {
             needed.push(Needed::Stream { cluster: cluster.name().clone(), stream: stream.id });
         }
     }
     Ok((View { cluster, root, ends }, needed))
 }
 
-/// One past the last number of a stream's chain, its fence counted, and the newest epoch that its writer was seen to use: none when it
+/// One past the last number of a stream's chain, its fence counted, and the newest epoch that its writer was seen to use: 0 when it
 /// left no trace, and more than any when it is fenced.
-async fn chain_end(cluster: &Cluster, stream: &StreamEntry) -> Result<(u64, Option<u32>), RepoError> {
+async fn chain_end(cluster: &Cluster, stream: &StreamEntry) -> Result<(u64, u32), RepoError> {
     let store = &**cluster.repo().store();
     let key = |number| layout::flush(cluster.name(), stream.id, number);
-    // What compaction replaced last is there for its grace period.
-    let mut shown = match stream.low_water.checked_sub(1) {
-        Some(before) => {
-            look(store, key(before)).await?.and_then(|it| it.header).map(|header| header.key_epoch)
-        }
-        None => None,
-    };
+    let mut shown = stream.low_water_key_epoch;
     let mut number = stream.low_water;
     loop {
-        match look(store, key(number)).await? {
-            None => return Ok((number, shown)),
-            Some(Counted { key, header: None, .. }) => {
-                return Err(RepoError::damage(&key, "its header cannot be read; `walden verify` says more"));
+        match census::header(store, &key(number)).await? {
+            Header::Gone => return Ok((number, shown)),
+            Header::Unreadable => {
+                let reason = "its header cannot be read; `walden verify` says more";
+                return Err(RepoError::damage(&key(number), reason));
             }
-            Some(Counted { header: Some(header), .. }) if header.kind == ObjectKind::Fence => {
-                return Ok((number + 1, Some(u32::MAX)));
-            }
-            Some(Counted { header: Some(header), .. }) => shown = Some(header.key_epoch),
+            Header::Read(header) if header.kind == ObjectKind::Fence => return Ok((number + 1, u32::MAX)),
+            Header::Read(header) => shown = header.key_epoch,
         }
         number += 1;
     }

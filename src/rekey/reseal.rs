@@ -2,7 +2,7 @@
 //! new one for the old, which collection removes a grace period later. Nothing is decompressed; a chunk keeps its id, and delta frames
 //! what they are made of. Flush objects leave by compaction, and roots by collection. Spec: formats/keys.md.
 
-use super::census::look;
+use super::census::{self, Header};
 use crate::base::{ObjectId, ObjectKey, Progress, limits};
 use crate::codec::object::{Finished, OpenObject};
 use crate::format::header::ObjectKind;
@@ -11,6 +11,7 @@ use crate::format::root::{PendingKind, Root};
 use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{Index, IndexEdit, empty_page};
 use crate::repo::{Cluster, Created, PendingError, Registration, RepoError, Repository, layout};
+use crate::store::StoreError;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::time::Duration;
@@ -72,11 +73,11 @@ impl Job {
 pub async fn reseal(cluster: &Cluster, bytes_max: u64, progress: &dyn Progress) -> Result<Moved, RepoError> {
     let mut moved = Moved::default();
     let mut tries = 0;
-    loop {
+    'looking: loop {
         cluster.repo().follow_epochs().await?.ok();
         let root = cluster.newest_root().await?;
         let index = cluster.index(&root).await?;
-        let (jobs, more) = match plan(cluster, &index).await {
+        let jobs = match plan(cluster, &index).await {
             Ok(planned) => planned,
             Err(error) if object_is_gone(&error) && tries < PASS_TRIES => {
                 tries += 1;
@@ -89,30 +90,35 @@ pub async fn reseal(cluster: &Cluster, bytes_max: u64, progress: &dyn Progress) 
             moved.finished = true;
             return Ok(moved);
         }
-        if moved.bytes >= bytes_max {
-            return Ok(moved);
-        }
-        match pass(cluster, jobs, bytes_max - moved.bytes, progress).await {
-            Ok(done) => {
-                moved.segments += done.segments;
-                moved.manifests += done.manifests;
-                moved.bytes += done.bytes;
-                tries = 0;
+        for batch in jobs.chunks(MOVES_PER_COMMIT) {
+            if moved.bytes >= bytes_max {
+                return Ok(moved);
             }
-            // Compaction merged it, or expiry let it go: there is less to move.
-            Err(error @ RepoError::Conflict { .. }) if tries < PASS_TRIES => {
-                tracing::info!(%error, "somebody else was faster; looking again");
-                tries += 1;
+            match pass(cluster, batch, bytes_max - moved.bytes, progress).await {
+                Ok(done) => {
+                    moved.segments += done.segments;
+                    moved.manifests += done.manifests;
+                    moved.bytes += done.bytes;
+                    tries = 0;
+                }
+                // Compaction merged it, or expiry let it go: there is less to move.
+                Err(error @ RepoError::Conflict { .. }) if tries < PASS_TRIES => {
+                    tracing::info!(%error, "somebody else was faster; looking again");
+                    tries += 1;
+                    continue 'looking;
+                }
+                Err(error) if object_is_gone(&error) && tries < PASS_TRIES => {
+                    tries += 1;
+                    continue 'looking;
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) if object_is_gone(&error) && tries < PASS_TRIES => tries += 1,
-            Err(error) => return Err(error),
         }
-        tracing::debug!(more, "a pass of moving is done");
     }
 }
 
-/// Objects under older epochs, a bounded number, and whether there are more.
-async fn plan(cluster: &Cluster, index: &Index) -> Result<(Vec<Job>, bool), RepoError> {
+/// Everything that the index names and that is under an older epoch. Each header is read once.
+async fn plan(cluster: &Cluster, index: &Index) -> Result<Vec<Job>, RepoError> {
     let wal = index.wal.iter().map(|entry| Job::Segment(ObjectKind::WalSegment, entry.id));
     let pages = index.pages.iter().map(|entry| Job::Segment(ObjectKind::PagesSegment, entry.id));
     let manifests = index.backups.iter().map(|entry| Job::Manifest(Box::new(entry.clone())));
@@ -122,31 +128,27 @@ async fn plan(cluster: &Cluster, index: &Index) -> Result<(Vec<Job>, bool), Repo
         .buffered(READS_IN_FLIGHT);
     let mut jobs = Vec::new();
     while let Some(job) = old.next().await {
-        let Some(job) = job? else { continue };
-        if jobs.len() == MOVES_PER_COMMIT {
-            return Ok((jobs, true));
-        }
-        jobs.push(job);
+        jobs.extend(job?);
     }
-    Ok((jobs, false))
+    Ok(jobs)
 }
 
 /// Whether an object that the index names is sealed under another epoch than the newest.
 async fn is_old(cluster: &Cluster, key: &ObjectKey) -> Result<bool, RepoError> {
     let newest = cluster.repo().keys().newest().epoch;
-    let Some(found) = look(&**cluster.repo().store(), key.clone()).await? else {
-        return Err(crate::store::StoreError::NotFound { key: key.clone() }.into());
-    };
-    match found.header {
-        Some(header) => Ok(header.key_epoch < newest),
-        None => Err(RepoError::damage(key, "its header cannot be read; `walden verify` says more")),
+    match census::header(&**cluster.repo().store(), key).await? {
+        Header::Gone => Err(StoreError::NotFound { key: key.clone() }.into()),
+        Header::Unreadable => {
+            Err(RepoError::damage(key, "its header cannot be read; `walden verify` says more"))
+        }
+        Header::Read(header) => Ok(header.key_epoch < newest),
     }
 }
 
 /// Moves `jobs` until `bytes_max` is reached, one at least, registered as work in progress from before the first is written.
 async fn pass(
     cluster: &Cluster,
-    jobs: Vec<Job>,
+    jobs: &[Job],
     bytes_max: u64,
     progress: &dyn Progress,
 ) -> Result<Moved, RepoError> {
@@ -167,7 +169,7 @@ async fn pass(
 
 async fn move_all(
     cluster: &Cluster,
-    jobs: Vec<Job>,
+    jobs: &[Job],
     bytes_max: u64,
     progress: &dyn Progress,
     registration: &Registration,
@@ -175,7 +177,7 @@ async fn move_all(
     let (mut all, mut moved) = (Vec::new(), Moved::default());
     progress.stage("sealing anew", None);
     for job in jobs {
-        let done = copy(cluster, job).await?;
+        let done = copy(cluster, job.clone()).await?;
         match &done.job {
             Job::Segment(..) => moved.segments += 1,
             Job::Manifest(_) => moved.manifests += 1,

@@ -3,7 +3,8 @@
 
 use super::walmap::WalMap;
 use crate::base::{LsnRange, SegmentSize};
-use crate::format::index::{BackupEntry, BackupState};
+use crate::format::index::{BackupEntry, BackupState, RemovedEntry, RemovedKind};
+use crate::repo::layout;
 
 /// The WAL without which `backup` is worth nothing: from the start of the WAL segment that holds its redo LSN to its stop LSN.
 pub fn needed_wal(backup: &BackupEntry, size: SegmentSize) -> LsnRange {
@@ -23,6 +24,16 @@ pub fn state_now(backup: &BackupEntry, wal: &WalMap, size: SegmentSize) -> Backu
         BackupState::Complete => BackupState::Complete,
         BackupState::Damaged => BackupState::Damaged,
     }
+}
+
+/// The removals that take `backup` out of the index from `root` on: of the backup, and of its manifest object, if that was sealed anew.
+pub fn removal(backup: &BackupEntry, root: u64) -> Vec<RemovedEntry> {
+    let mut removed = vec![RemovedEntry { kind: RemovedKind::Backup, name: backup.id.to_string(), root }];
+    if backup.manifest_number > 0 {
+        let name = layout::manifest_name(&backup.id, backup.manifest_number);
+        removed.push(RemovedEntry { kind: RemovedKind::Manifest, name, root });
+    }
+    removed
 }
 
 #[cfg(test)]
@@ -93,5 +104,21 @@ mod tests {
         assert_eq!(state(&[(0x100_0000, 0x280_0000), (0x280_0000, 0x310_0000)]), BackupState::Complete);
         let damaged = BackupEntry { damaged_blocks: 1, ..backup() };
         assert_eq!(state_now(&damaged, &wal(&[(0x200_0000, 0x310_0000)]), size), BackupState::Damaged);
+    }
+
+    #[test]
+    fn the_manifest_object_that_counts_goes_with_its_backup() {
+        let cluster = "shop".parse().unwrap();
+        let keys = |backup: &BackupEntry| -> Vec<String> {
+            let named = removal(backup, 7).into_iter().map(|removed| removed.name);
+            named.map(|name| layout::manifest_named(&cluster, &name).unwrap().to_string()).collect()
+        };
+        let first = backup();
+        assert_eq!(keys(&first), ["clusters/shop/backups/20261122T195501Z"]);
+        let moved = BackupEntry { manifest_number: 3, ..first };
+        let expected = layout::manifest(&cluster, &moved.id, 3).to_string();
+        assert_eq!(keys(&moved).last(), Some(&expected));
+        assert_eq!(expected, "clusters/shop/backups/20261122T195501Z-3");
+        assert_eq!(layout::manifest_named(&cluster, "20261122T195501Z-x"), None);
     }
 }

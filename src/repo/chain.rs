@@ -26,6 +26,8 @@ pub struct ChainObject {
     pub object_len: u64,
     /// The BLAKE3 of the whole object.
     pub link: [u8; 32],
+    /// The key epoch that it is sealed under.
+    pub key_epoch: u32,
 }
 
 /// How a chain ends.
@@ -168,7 +170,8 @@ async fn read_to_end(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, R
             Numbered::Flush(object) => {
                 let key = layout::flush(cluster.name(), stream.id, number);
                 let meta: WalMeta = object.meta().map_err(|error| RepoError::open(&key, error))?;
-                let next = ChainObject { number, key, meta, object_len, link: object.link() };
+                let key_epoch = object.header().key_epoch;
+                let next = ChainObject { number, key, meta, object_len, link: object.link(), key_epoch };
                 check_link(&chain, &next)?;
                 chain.objects.push(next);
             }

@@ -1,14 +1,21 @@
 //! Slots and their secrets for tests, a stop at every request, and a slot that somebody planted.
 
-use super::crash::{Mode, World};
+use super::crash::{GRACE, Mode, WORK_GRACE, World};
+use super::sim_server::SimServer;
 use super::sim_store::SimStore;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
+use walden::base::progress::Unwatched;
 use walden::base::{Env, SlotName};
 use walden::codec::KeySource;
 use walden::codec::keyslot::{SlotCost, Unlock, create_slot, seal_epoch};
 use walden::codec::{ChunkIdKey, EpochKeys, EpochObject};
-use walden::repo::{RepoError, Repository, layout, slots};
+use walden::format::root::Root;
+use walden::rekey::destroy::destroy;
+use walden::rekey::reseal::reseal;
+use walden::repo::{Cluster, RepoError, Repository, RootChange, layout, slots};
+use walden::retain::gc;
 use walden::store::Store;
 use zeroize::Zeroizing;
 
@@ -82,4 +89,55 @@ pub async fn planted_slot(seed: u64) -> Result<(), String> {
     assert!(rotated.passed_over.iter().any(|(slot, _)| *slot == evil), "{rotated:?}");
     assert!(repo.keys().epoch_secret(2).is_some());
     Ok(())
+}
+
+/// Archives, rotates, shows the new epoch, moves everything but flush objects, and destroys the first epoch as soon as that is allowed;
+/// what was lost by it.
+pub async fn rekeyed(seed: u64) -> Result<(), String> {
+    let told = |error: RepoError| error.to_string();
+    let mut world = World::new(seed, Mode::Object, 32 << 10).await;
+    world.server = SimServer::new(seed, 32 << 10, false);
+    world.pace = Some(Duration::from_secs(360_000));
+    let (stop, stopped) = watch::channel(false);
+    let receiving = world.receiver(1, stopped).await;
+    let rotator = world.open(2).await.map_err(told)?;
+    let (name, server) = (world.cluster.clone(), world.server.clone());
+    let changing = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        slots::rotate(&rotator).await.map_err(told)?;
+        let cluster = Cluster::open(rotator.clone(), name).await.map_err(told)?;
+        server.write_more(8 << 10);
+        // Roots of the first epoch go once they are old enough.
+        for _ in 0..3 {
+            reseal(&cluster, u64::MAX, &Unwatched).await.map_err(told)?;
+            tokio::time::sleep(WORK_GRACE * 2).await;
+            gc::collect_with(&cluster, GRACE, WORK_GRACE).await.map_err(told)?;
+        }
+        Ok::<_, String>(())
+    };
+    let ended = tokio::select! {
+        ended = receiving => return Err(format!("receive ended: {ended:?}")),
+        changed = changing => changed,
+    };
+    ended?;
+    drop(stop);
+    // Another receiver knows the new epoch from its beginning, and fences the one before.
+    world.server.write_more(8 << 10);
+    let (stop, stopped) = watch::channel(false);
+    let receiving = world.receiver(3, stopped).await;
+    let stopping = async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        stop.send_replace(true);
+    };
+    let (received, ()) = tokio::join!(receiving, stopping);
+    received.map_err(|error| error.to_string())?;
+    let cluster = Cluster::open(rotator.clone(), world.cluster.clone()).await.map_err(told)?;
+    for _ in 0..3 {
+        tokio::time::sleep(WORK_GRACE * 2).await;
+        gc::collect_with(&cluster, GRACE, WORK_GRACE).await.map_err(told)?;
+        let again = |root: &Root| Ok::<_, RepoError>(Some(RootChange::of(root.clone())));
+        cluster.commit(again).await.map_err(told)?;
+    }
+    destroy(&rotator, 1, &Unwatched).await.map_err(told)?;
+    world.lost().await.map_or(Ok(()), Err)
 }

@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod crash;
+pub mod keys;
 pub mod load;
 pub mod mount;
 pub mod pages;

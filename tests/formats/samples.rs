@@ -52,6 +52,7 @@ pub fn root() -> Root {
                 low_water: 17,
                 low_water_lsn: Some(lsn(0x1_0000_0000)),
                 low_water_link: [0x52; 32],
+                low_water_key_epoch: 2,
             },
             StreamEntry {
                 id: stream(0x53),
@@ -61,6 +62,7 @@ pub fn root() -> Root {
                 low_water: 0,
                 low_water_lsn: None,
                 low_water_link: [0; 32],
+                low_water_key_epoch: 0,
             },
         ],
         retired: vec![RetiredFlush { stream: stream(0x51), from: 11, to: 17, root: 6 }],

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use walden::base::Env;
 use walden::codec::keyslot::{SlotCost, Unlock};
-use walden::format::keyslot::EpochSlot;
 use walden::format::envelope::PlainObject;
+use walden::format::keyslot::EpochSlot;
 use walden::repo::slots::{self, Standing};
 use walden::repo::{RepoError, Repository, layout};
 
@@ -154,18 +154,19 @@ fn of_removals_at_the_same_time_one_slot_is_always_left() {
             let main = open(&store.client(2), &unlock(), env.clone()).await.unwrap();
             let ops = open(&store.client(3), &key(2), env.clone()).await.unwrap();
             let later = std::time::Duration::from_millis(world.rng.u64(0..300));
-            let (by_ops, by_main) = tokio::join!(
-                async { slots::remove(&ops, &BTreeSet::from([name("main")])).await },
-                async {
+            let (by_ops, by_main) =
+                tokio::join!(async { slots::remove(&ops, &BTreeSet::from([name("main")])).await }, async {
                     tokio::time::sleep(later).await;
                     slots::remove(&main, &BTreeSet::from([name("ops")])).await
-                }
-            );
+                });
             let (main, ops) = (epochs(&store, &unlock(), &env).await, epochs(&store, &key(2), &env).await);
             let done = usize::from(by_ops.is_ok()) + usize::from(by_main.is_ok());
             assert!(done < 2, "seed {seed}: both were removed");
             let left = if by_ops.is_ok() { &ops } else { &main };
-            assert!(left.as_ref().is_ok_and(|epochs| epochs.contains(&3)) || done == 0, "seed {seed}: {left:?}");
+            assert!(
+                left.as_ref().is_ok_and(|epochs| epochs.contains(&3)) || done == 0,
+                "seed {seed}: {left:?}"
+            );
             assert!(main.is_ok() || ops.is_ok(), "seed {seed}");
             if done == 1 { one += 1 } else { none += 1 }
         });
@@ -210,8 +211,8 @@ fn a_slot_that_is_added_beside_a_rotation_opens_the_newest_epoch() {
             let adder = open(&store.client(2), &unlock(), env.clone()).await.unwrap();
             let rotator = open(&store.client(3), &unlock(), world.env()).await.unwrap();
             let later = std::time::Duration::from_millis(world.rng.u64(0..200));
-            let ops = name("ops");
-            let (added, rotated) = tokio::join!(slots::add(&adder, &ops, &key(2), SlotCost::LEAST), async {
+            let (ops, secret) = (name("ops"), key(2));
+            let (added, rotated) = tokio::join!(slots::add(&adder, &ops, &secret, SlotCost::LEAST), async {
                 tokio::time::sleep(later).await;
                 slots::rotate(&rotator).await
             });

@@ -10,7 +10,7 @@ struct OneKey(EpochSecret, ChunkIdKey);
 
 impl KeySource for OneKey {
     fn epoch_secret(&self, epoch: u32) -> Option<&EpochSecret> {
-        (epoch == 1).then_some(&self.0)
+        (epoch == 0).then_some(&self.0)
     }
 
     fn chunk_id_key(&self) -> &ChunkIdKey {
@@ -41,7 +41,7 @@ fn file(salt: u8, bodies: &[&[u8]]) -> Vec<Bytes> {
         owner: [4; 16],
         number: 7,
         writer_epoch: 5,
-        key_epoch: 1,
+        key_epoch: 0,
         place: ObjectHeader::place_of(&journal_place(&cluster, 7)),
         salt: [salt; 32],
     };

@@ -30,7 +30,8 @@ const REMOVE_HELP: &str = "\
 A new key epoch is made, which is not given to the slots that go, and then they go: nothing stored from then on opens with \
 them. What was stored before stays readable to whoever kept a copy of the slot (in a versioned bucket, the old object is \
 one) and its secret, until `walden key move` has sealed it anew and `walden key destroy` has ended the old epochs; copies \
-of old objects stay readable even then. Done again, it completes what was interrupted. The last slot is never removed.
+of old objects stay readable even then. A receiver that was started with a slot that goes is to be started with another: it \
+cannot read what is stored from then on. Done again, it completes what was interrupted. The last slot is never removed.
 
 Example:
   walden key remove bob --yes";

@@ -89,7 +89,14 @@ fn job(start: u64) -> Job {
 
 fn flushes(plain_from: u64) -> Replaces {
     let stream = StreamId([1; 16]);
-    Replaces::Flushes { stream, from: 0, to: 1, link: [0; 32], plain_from: Lsn::new(plain_from) }
+    Replaces::Flushes {
+        stream,
+        from: 0,
+        to: 1,
+        link: [0; 32],
+        key_epoch: 1,
+        plain_from: Lsn::new(plain_from),
+    }
 }
 
 fn index(backups: Vec<BackupEntry>, wal: Vec<WalEntry>) -> Index {
