@@ -125,7 +125,7 @@ fn what_would_lose_a_repository_is_refused() {
         assert_eq!(ended.code, code, "{args:?}: {}", ended.err);
         assert!(ended.err.contains(says), "{args:?}: {}", ended.err);
     }
-    place.ok(&["info"]);
+    assert_eq!(place.json(&["key", "list"])["slots"].as_array().unwrap().len(), 1);
 }
 
 #[test]
