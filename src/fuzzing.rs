@@ -25,6 +25,7 @@ use crate::format::manifest::{BlockMap, ManifestMeta, ManifestPage, ManifestPage
 use crate::format::marker::RepositoryMarker;
 use crate::format::record::Record;
 use crate::format::root::{Floor, GenerationRecord, Pending, Root};
+use crate::format::verification::Verification;
 use crate::format::wal::{FenceMeta, WalMeta, WalSummary};
 use crate::net::options::{FoundFile, Secret, Surroundings};
 use crate::net::{ConnectOptions, contains_password};
@@ -146,6 +147,7 @@ pub fn root(bytes: &[u8]) {
     record::<Floor>(bytes);
     record::<GenerationRecord>(bytes);
     record::<Pending>(bytes);
+    record::<Verification>(bytes);
 }
 
 /// Everything of a manifest.

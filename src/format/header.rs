@@ -42,6 +42,8 @@ code! {
         Pending = 11,
         /// A local journal file.
         Journal = 12,
+        /// What verification found.
+        Verification = 13,
     }
 }
 

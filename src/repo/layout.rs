@@ -131,6 +131,16 @@ pub fn pending_prefix(cluster: &ClusterName) -> String {
     format!("{CLUSTERS_PREFIX}/{cluster}/pending")
 }
 
+/// What verification found.
+pub fn verification(cluster: &ClusterName, number: u64) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/verifications/{number:020}"))
+}
+
+/// The prefix of what verification found.
+pub fn verifications_prefix(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}/verifications")
+}
+
 /// Reads `clusters/<name>/wal/<stream>/<number>`.
 pub fn parse_flush(key: &ObjectKey) -> Option<(StreamId, u64)> {
     let mut parts = key.as_str().rsplit('/');

@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod pending;
 pub mod repository;
 pub mod roots;
+pub mod verifications;
 pub mod walmap;
 pub mod walread;
 

@@ -376,6 +376,17 @@ fn objects() -> Vec<Made> {
         numbered("generation", ObjectKind::Generation, "generations/000002", 2, generation)
             .made("a generation"),
         id_of("pending", "pending", ObjectKind::Pending, 0x61, 0, pending, Vec::new()).made("pending work"),
+        Draft {
+            page: "verification.md",
+            ..numbered(
+                "verification",
+                ObjectKind::Verification,
+                "verifications/00000000000000000004",
+                4,
+                ("Verification", samples::verification().encode()),
+            )
+        }
+        .made("a verification by samples: a backup that is verified, one that is damaged"),
         flush().made("number 0 of a stream that took over: a zstd frame, a raw frame, events of every kind"),
         stream("heartbeat", 1, ObjectKind::Flush, 5, ("WalMeta", samples::heartbeat().encode()), 0x53)
             .made("a heartbeat: no WAL, no frames"),

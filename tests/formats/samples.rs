@@ -5,6 +5,7 @@ use walden::format::index::*;
 use walden::format::manifest::*;
 use walden::format::record::{Blob, Extension};
 use walden::format::root::*;
+use walden::format::verification::*;
 use walden::format::wal::*;
 
 pub fn cluster() -> ClusterName {
@@ -92,6 +93,50 @@ pub fn pending() -> Pending {
         began_at: time(2),
         backup: Some(backup_id()),
         holder: "db1 4711".into(),
+    }
+}
+
+pub fn verification() -> Verification {
+    let backup = |outcome, depth, reason: &str| BackupVerification {
+        backup: backup_id(),
+        outcome,
+        depth,
+        at: time(41),
+        reason: reason.into(),
+    };
+    Verification {
+        cluster: cluster(),
+        number: 4,
+        root: 7,
+        started_at: time(42),
+        finished_at: time(43),
+        depth: VerifyDepth::Content,
+        scope: VerifyScope::Sample,
+        objects: 17,
+        bytes: 123_456,
+        bytes_covered: 234_567,
+        bytes_total: 345_678,
+        backups: vec![
+            backup(VerifyOutcome::Verified, VerifyDepth::Content, ""),
+            backup(VerifyOutcome::Damaged, VerifyDepth::References, "3 of its chunks are in no segment"),
+        ],
+        damage: vec![DamageEntry {
+            key: "clusters/shop/backups/20261122T195501Z".into(),
+            reason: "it is gone".into(),
+            cost: "backup 20261122T195501Z".into(),
+            found_at: time(44),
+        }],
+        damage_count: 2,
+        arcs: vec![
+            VerifiedArc { first: 0, last: 0x1000, listed_unix_micros: 1_795_377_301_123_456, at: time(45) },
+            VerifiedArc {
+                first: 0x1001,
+                last: u64::MAX,
+                listed_unix_micros: 1_795_377_301_123_457,
+                at: time(46),
+            },
+        ],
+        extensions: extensions(),
     }
 }
 
