@@ -3,6 +3,9 @@
 
 mod bytes;
 mod show;
+mod verified;
+
+pub use verified::depth_name;
 
 use super::failure::Failure;
 use crate::base::limits::BLOCK_BYTES;
@@ -12,7 +15,7 @@ use crate::format::wal::{DeltaStats, WalDeltas};
 use crate::net::server::WalPosition;
 use crate::repo::backups::state_now;
 use crate::repo::walmap::{self, Snapshot};
-use crate::repo::{Cluster, WalSource};
+use crate::repo::{Cluster, WalSource, verifications};
 use crate::restore::archive::{self, Loaded};
 use crate::restore::resolve::Window;
 use bytes::Usage;
@@ -49,6 +52,8 @@ pub struct ClusterInfo {
     pub lag: Lag,
     /// Backups, oldest first.
     pub backups: Vec<BackupInfo>,
+    /// The newest verification; none when there was none.
+    pub verification: Option<VerificationInfo>,
     /// WAL.
     pub wal: WalInfo,
     /// Everything stored of the cluster.
@@ -117,6 +122,55 @@ pub struct BackupInfo {
     pub state: &'static str,
     /// Blocks whose checksum was wrong on the server.
     pub damaged_blocks: u64,
+    /// What verification says of it; none when it was never verified.
+    pub verified: Option<VerifiedInfo>,
+}
+
+/// What verification says of a backup.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerifiedInfo {
+    /// `verified`, or `damaged`: something that it needs is damaged or gone.
+    pub outcome: &'static str,
+    /// `references` (everything is there), `content` (everything opens and is what it should be) or `restored`.
+    pub depth: &'static str,
+    /// Since when that is known.
+    pub at: String,
+    /// Of one that is damaged, why.
+    pub reason: Option<String>,
+}
+
+/// The newest verification of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerificationInfo {
+    /// When it ended, by its host's clock.
+    pub finished_at: String,
+    /// How deep it looked.
+    pub depth: &'static str,
+    /// `whole`, or `sample`.
+    pub scope: &'static str,
+    /// Bytes that it, or one before it, read.
+    pub bytes_covered: u64,
+    /// Bytes that there were.
+    pub bytes_total: u64,
+    /// When the part was read that was read longest ago; none when nothing was.
+    pub covered_since: Option<String>,
+    /// How much is damaged.
+    pub damage_count: u64,
+    /// What is damaged; when it is much, some of it.
+    pub damage: Vec<DamageInfo>,
+}
+
+/// One thing that is damaged.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DamageInfo {
+    /// The object, or the one that refers to what is missing.
+    pub object: String,
+    /// What is wrong with it.
+    pub found: String,
+    /// What that costs.
+    pub cost: String,
+    /// When it was first found.
+    pub found_at: String,
 }
 
 /// WAL of the cluster.
@@ -182,7 +236,12 @@ pub async fn cluster(cluster: &Cluster, server: Option<WalPosition>) -> Result<C
     }
     let usage = bytes::usage(cluster, &snapshot).await?;
     let now = cluster.repo().env().clock.now();
-    Ok(describe(cluster.name().as_str(), &snapshot, &loaded, &usage, server, now)?)
+    let verification = verifications::newest(cluster).await?.result;
+    let mut info = describe(cluster.name().as_str(), &snapshot, &loaded, &usage, server, now)?;
+    if let Some(verification) = &verification {
+        verified::add(&mut info, verification);
+    }
+    Ok(info)
 }
 
 fn describe(
@@ -203,6 +262,7 @@ fn describe(
         durable_lsn: snapshot.wal.durable_end().map(|end| end.lsn.to_string()),
         lag: lag(snapshot, server, now),
         backups: loaded.archive.backups.iter().map(BackupInfo::from).collect(),
+        verification: None,
         wal: wal(snapshot, usage),
         bytes: BytesInfo { live: usage.live, waiting: usage.waiting, unreferenced: usage.unreferenced },
     })
@@ -282,6 +342,7 @@ impl From<&BackupEntry> for BackupInfo {
                 BackupState::Damaged => "damaged",
             },
             damaged_blocks: entry.damaged_blocks,
+            verified: None,
         }
     }
 }

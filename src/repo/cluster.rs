@@ -52,7 +52,7 @@ impl RootChange {
 impl Cluster {
     /// The cluster `name`. [`RepoError::NotFound`] when the repository has none of that name.
     pub async fn open(repo: Arc<Repository>, name: ClusterName) -> Result<Cluster, RepoError> {
-        let cluster = Cluster::handle(repo, name);
+        let cluster = Cluster::unchecked(repo, name);
         match cluster.find_root().await? {
             Some(_) => Ok(cluster),
             None => Err(RepoError::NotFound {
@@ -65,7 +65,7 @@ impl Cluster {
     /// The cluster `record.cluster`, made if it is not there. Refuses another system identifier, version or geometry
     /// than the current generation's.
     pub async fn create(repo: Arc<Repository>, record: GenerationRecord) -> Result<Cluster, RepoError> {
-        let cluster = Cluster::handle(repo, record.cluster.clone());
+        let cluster = Cluster::unchecked(repo, record.cluster.clone());
         if cluster.find_root().await?.is_none() {
             cluster.create_first(&record).await?;
         }
@@ -73,7 +73,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn handle(repo: Arc<Repository>, name: ClusterName) -> Cluster {
+    /// The cluster `name`, whether it is there or not: for who looks into what is damaged.
+    pub fn unchecked(repo: Arc<Repository>, name: ClusterName) -> Cluster {
         let shared = Shared { root_known: AtomicU64::new(NONE), last_commit: Mutex::new(None) };
         Cluster { repo, name, shared: Arc::new(shared) }
     }

@@ -22,7 +22,7 @@ use walden::repo::{Cluster, RepoError, Repository, WalReader, layout, walmap};
 use walden::restore::run::plan;
 use walden::retain::gc;
 use walden::store::{ObjectMeta, Store, StoreError};
-use walden::verify::{self, Report};
+use walden::verify::{self, Options, Report};
 
 /// The cluster that is damaged, and the one that is not.
 pub const CLUSTER: &str = "shop";
@@ -200,7 +200,7 @@ fn env() -> Env {
 
 /// What `walden verify` finds.
 pub async fn verified(store: &Damaged) -> Result<Report, RepoError> {
-    verify::unlocking(Arc::new(store.clone()), &unlock(), env(), &Unwatched).await
+    verify::unlocking(Arc::new(store.clone()), &unlock(), env(), Options::WHOLE, &Unwatched).await
 }
 
 /// What `walden verify --no-key` finds.

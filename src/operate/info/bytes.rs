@@ -33,7 +33,7 @@ struct References {
     /// Streams with the least number in use.
     streams: HashMap<StreamId, u64>,
     roots_prefix: String,
-    /// Whatever is of these kinds is in use: floors, generations, what is pending.
+    /// Whatever is of these kinds is in use: floors, generations, what was verified.
     kept: Vec<String>,
 }
 
@@ -59,7 +59,7 @@ impl References {
             waiting: waiting.collect(),
             streams: root.streams.iter().map(|stream| (stream.id, stream.low_water)).collect(),
             roots_prefix: layout::roots_prefix(name),
-            kept: ["floors", "generations"].map(|kind| format!("{prefix}/{kind}/")).to_vec(),
+            kept: ["floors", "generations", "verifications"].map(|kind| format!("{prefix}/{kind}/")).to_vec(),
         }
     }
 }
