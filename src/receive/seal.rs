@@ -53,6 +53,7 @@ impl Sealer {
         writer.reserve(frames.iter().map(|(_, frame)| frame.stored_len()).sum());
         frames.iter().for_each(|(at, frame)| writer.add_packed(frame, at.get()));
         let meta = WalMeta {
+            generation: self.won.generation,
             timeline: self.won.timeline,
             start: flush.range.start,
             end: flush.range.end,

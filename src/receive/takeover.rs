@@ -18,6 +18,8 @@ pub struct Won {
     pub stream: StreamId,
     /// Its epoch.
     pub writer_epoch: u64,
+    /// The generation it comes from.
+    pub generation: Generation,
     /// Its timeline.
     pub timeline: TimelineId,
     /// The root that names it.
@@ -89,7 +91,7 @@ pub async fn take_over(
             server_time: time.unwrap_or(Timestamp::MIN),
         });
     }
-    Ok(Won { stream, writer_epoch, timeline, root: root.number, before })
+    Ok(Won { stream, writer_epoch, generation, timeline, root: root.number, before })
 }
 
 /// Fences `older` at its first absent number, or finds it fenced.

@@ -191,6 +191,12 @@ fn check_link(chain: &Chain, next: &ChainObject) -> Result<(), RepoError> {
     if next.meta.timeline != chain.stream.timeline {
         return damage(format!("timeline {}, its stream has {}", next.meta.timeline, chain.stream.timeline));
     }
+    if next.meta.generation != chain.stream.generation {
+        return damage(format!(
+            "generation {}, its stream has {}",
+            next.meta.generation, chain.stream.generation
+        ));
+    }
     if next.meta.end < next.meta.start {
         return damage(format!("its range {}..{} runs backwards", next.meta.start, next.meta.end));
     }

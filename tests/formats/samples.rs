@@ -176,6 +176,7 @@ pub fn summary() -> WalSummary {
 /// Number 0 of a stream that took over, of 40,000 bytes of WAL in two frames.
 pub fn flush_first() -> WalMeta {
     WalMeta {
+        generation: Generation(2),
         timeline: TimelineId(2),
         start: lsn(0x1_0000_0000),
         end: lsn(0x1_0000_0000 + 40_000),
@@ -191,6 +192,7 @@ pub fn flush_first() -> WalMeta {
 
 pub fn heartbeat() -> WalMeta {
     WalMeta {
+        generation: Generation(2),
         start: lsn(0x1_0000_9C40),
         end: lsn(0x1_0000_9C40),
         predecessor: None,

@@ -158,6 +158,7 @@ impl<'a> Segment<'a> {
     async fn finish(self, deltas: Option<WalDeltas>) -> Result<WalEntry, RepoError> {
         let Segment { cluster, job, id, key, writer } = self;
         let meta = WalMeta {
+            generation: job.generation,
             timeline: job.timeline,
             start: job.start,
             end: job.end,
