@@ -76,7 +76,7 @@ pub async fn check(task: &Task<'_>, progress: &dyn Progress) -> Result<Outcome, 
     let handle = Cluster::unchecked(task.repo.clone(), task.name.clone());
     let before = verifications::newest(&handle).await?.result;
     let looked = match look(&handle, &mut findings).await? {
-        Some(mut looked) => {
+        Some(looked) => {
             let needs = looked.needs().await?;
             Some((looked.expected(needs), looked))
         }
@@ -154,7 +154,7 @@ pub async fn check(task: &Task<'_>, progress: &dyn Progress) -> Result<Outcome, 
 }
 
 /// What was read of the ring, and whether that is all.
-fn read_of(task: &Task<'_>, turn: &Turn, at: Timestamp) -> (VerifyScope, Vec<VerifiedArc>) {
+fn read_of(task: &Task<'_>, turn: &Turn<'_>, at: Timestamp) -> (VerifyScope, Vec<VerifiedArc>) {
     match task.depth {
         Depth::References => (VerifyScope::Whole, Vec::new()),
         Depth::Content => {
@@ -255,7 +255,7 @@ impl Looked {
         Known { cluster: &self.cluster, snapshot: &self.snapshot, listed, chunks: &self.chunks }
     }
 
-    async fn needs(&mut self) -> Result<Needs, RepoError> {
+    async fn needs(&self) -> Result<Needs, RepoError> {
         let backups = &self.snapshot.index.backups;
         Needs::read(&self.cluster, self.chunks.index(), &self.chunks, backups).await
     }
@@ -291,7 +291,7 @@ impl Looked {
     async fn wal(
         &self,
         task: &Task<'_>,
-        turn: &Turn,
+        turn: &Turn<'_>,
         known: &Known<'_>,
         damaged: &mut BTreeMap<ObjectKey, Damaged>,
         progress: &dyn Progress,
@@ -315,9 +315,14 @@ impl Looked {
             let untold = |bad: &&Unreadable| !lost.iter().any(|lost| lost.key == bad.key);
             let rest: Vec<Unreadable> = bad.iter().filter(untold).cloned().collect();
             lost.extend(rest);
-            for Unreadable { timeline, range, key, reason } in &lost {
+            for Unreadable { timeline, range, key, reason, epoch_start } in &lost {
                 let what = cost::LostWal { timeline: *timeline, range: *range };
-                let cost = cost::of_wal(map, backups, *size, what);
+                let mut cost = cost::of_wal(map, backups, *size, what);
+                if let Some(start) = epoch_start {
+                    cost += &format!(
+                        "; what follows it in its epoch of deltas, which begins at {start}, cannot be decoded"
+                    );
+                }
                 findings.push(Finding {
                     key: key.to_string(),
                     reason: reason.clone(),
@@ -453,7 +458,7 @@ impl Looked {
 }
 
 /// The WAL to decode: all of it; or epochs and segments whose turn it is, all that is not compacted, and what is damaged.
-fn units(cluster: &Cluster, map: &WalMap, turn: &Turn, bad: &[Unreadable]) -> Vec<Unit> {
+fn units(cluster: &Cluster, map: &WalMap, turn: &Turn<'_>, bad: &[Unreadable]) -> Vec<Unit> {
     if turn.is_whole() {
         return wal::runs(map);
     }

@@ -32,18 +32,23 @@ pub fn of_wal(wal: &WalMap, backups: &[BackupEntry], size: Option<SegmentSize>, 
     let of_timeline = wal.pieces().iter().filter(|piece| piece.timeline == timeline);
     let since =
         of_timeline.filter(|piece| piece.range.end <= range.start).map(|piece| piece.server_time).max();
+    // Whoever begins on this timeline and ends on one that branches off behind the loss goes through it too.
+    let branches = match wal.timelines().iter().any(|other| *other > timeline) {
+        true => ", and of later timelines by way of it",
+        false => "",
+    };
     let from = since.map_or(format!("the beginning of timeline {timeline}"), |since| since.to_string());
     let next = own()
         .filter(|backup| backup.timeline == timeline && needed_wal(backup, size).start >= range.end)
         .min_by_key(|backup| backup.stop);
     match next {
         Some(next) => format!(
-            "restores to moments between {from} and {} of timeline {timeline} ({where_it_is}{commits}); backup {} \
+            "restores to moments between {from} and {} of timeline {timeline}{branches} ({where_it_is}{commits}); backup {} \
              serves what follows",
             next.stopped_at, next.id
         ),
         None => format!(
-            "restores to any moment after {from} of timeline {timeline} ({where_it_is}{commits}), until there is another backup"
+            "restores to any moment after {from} of timeline {timeline}{branches} ({where_it_is}{commits}), until there is another backup"
         ),
     }
 }
@@ -75,6 +80,9 @@ pub fn unreferenced(key: &ObjectKey) -> String {
         ["clusters", name, "generations", _] => format!("cluster {name} cannot be told from another"),
         ["clusters", _, "wal", stream, number] => {
             format!("nothing, unless stream {stream} is not compacted up to {number}")
+        }
+        ["clusters", _, "pending", _] => {
+            "nothing, unless work goes on that it stands for: that will be expired".into()
         }
         ["clusters", name, "verifications", _] => {
             format!("nothing to restores; what was verified of cluster {name} before is forgotten")

@@ -150,8 +150,8 @@ pub async fn without_key(store: &dyn Store, progress: &dyn Progress) -> Result<R
     read.add(objects::read(store, &judge, listed.all().iter().cloned(), progress).await?);
     foreign_marker(&mut read, id);
     let cost_of_slot = |key: &ObjectKey| match layout::parse_key_object(key) {
-        Some(_) => cost::unreferenced(key),
-        None => "unknown without a key".into(),
+        None if *key != layout::marker() => "unknown without a key".into(),
+        _ => cost::unreferenced(key),
     };
     let damaged = read.damaged.iter().map(|(key, damaged)| Finding {
         cost: cost_of_slot(key),

@@ -88,6 +88,20 @@ impl Needs {
         Ok(needs)
     }
 
+    /// One backup that starts at `start` and has a segment of one chunk, which begins with `block` of a relation.
+    #[cfg(test)]
+    pub(super) fn of_one_chunk(block: u32, start: Lsn) -> Needs {
+        let backup = BackupNeeds {
+            id: BackupId::at(crate::base::Timestamp::from_micros(0)),
+            start,
+            segments: vec![true],
+            missing: 0,
+            broken: None,
+            damaged: HashSet::new(),
+        };
+        Needs { backups: vec![backup], uses: vec![Box::new([Use { block, backup: 0 }])] }
+    }
+
     /// What the chunk at `at` is of a relation, if it is.
     pub fn use_of(&self, segment: usize, frame: usize) -> Option<(Use, &BackupNeeds)> {
         let found = *self.uses.get(segment)?.get(frame)?;

@@ -195,12 +195,12 @@ impl Judge {
         };
         self.against_index(key, &object, len)?;
         let segment = self.segment_number(key);
-        let mut damaged: Option<Damaged> = None;
+        let (mut damaged, mut chunk) = (None::<Damaged>, Vec::new());
         for (number, frame) in object.directory().frames.iter().enumerate() {
             let opened = match frame.codec {
                 // It needs others of its epoch: here its seal is looked at, and decoding WAL does the rest.
                 Codec::Delta => object.packed_chunk(number).map(drop),
-                Codec::Raw | Codec::Zstd => object.chunk(number, repo.keys()).map(|chunk| {
+                Codec::Raw | Codec::Zstd => object.chunk_into(number, repo.keys(), &mut chunk).map(|()| {
                     if let Some(segment) = segment {
                         self.pages(key, (segment, number), frame.chunk, &chunk, suspects);
                     }
@@ -261,6 +261,7 @@ impl Judge {
                     return Ok(());
                 };
                 let meta: WalMeta = object.meta().map_err(|error| error.to_string())?;
+                same("generation", &meta.generation, &entry.generation)?;
                 same("timeline", &meta.timeline, &entry.timeline)?;
                 same("start", &meta.start, &entry.start)?;
                 same("end", &meta.end, &entry.end)?;
@@ -345,4 +346,54 @@ fn judge_key_object(object: &KeyObject, bytes: &[u8], id: Option<RepositoryId>) 
         return Err(format!("it is {found:?}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::checksum::page_checksum;
+
+    #[test]
+    fn pages_are_judged_by_their_place_in_the_relation_and_the_start_of_the_backup() {
+        let (name, key): (ClusterName, _) =
+            ("shop".parse().unwrap(), layout::segment(&"shop".parse().unwrap(), ObjectId([1; 16])));
+        let start = Lsn::new(0x300_0000);
+        let judge = |block| Judge {
+            repo: None,
+            id: None,
+            expected: Some((
+                name.clone(),
+                Expected {
+                    wal: HashMap::new(),
+                    pages: HashMap::new(),
+                    backups: HashMap::new(),
+                    needs: Needs::of_one_chunk(block, start),
+                },
+            )),
+        };
+        // Block 7 is right, block 8 was changed after the start and is torn, block 9 is new, block 10 is wrong.
+        let page = |lsn: u64, block: u32| {
+            let mut page = [3; BLOCK_BYTES];
+            page[..4].copy_from_slice(&((lsn >> 32) as u32).to_le_bytes());
+            page[4..8].copy_from_slice(&(lsn as u32).to_le_bytes());
+            let sum = page_checksum(&page, block);
+            page[8..10].copy_from_slice(&sum.to_le_bytes());
+            page
+        };
+        let (mut torn, mut wrong) = (page(0x300_0000, 8), page(0x200_0000, 10));
+        torn[5000] ^= 1;
+        wrong[5000] ^= 1;
+        let chunk = [page(0x200_0000, 7), torn, [0; BLOCK_BYTES], wrong].concat();
+        let suspects = |first: u32| {
+            let mut suspects = Vec::new();
+            judge(first).pages(&key, (0, 0), ChunkId([2; 32]), &chunk, &mut suspects);
+            suspects.iter().map(|suspect| suspect.block).collect::<Vec<_>>()
+        };
+        assert_eq!(suspects(7), [10]);
+        assert_eq!(
+            suspects(8),
+            [8, 11],
+            "elsewhere nothing but what was changed since, and what is new, fits"
+        );
+    }
 }

@@ -193,6 +193,8 @@ fn takes_away(record: &Record, place: &Place) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::{Lsn, SystemId, TimelineId};
+    use crate::wal::{Synth, WalVersion};
 
     #[test]
     fn files_name_their_relations() {
@@ -208,5 +210,45 @@ mod tests {
             assert_eq!(relation_of(path), Some((relation, fork)), "{path}");
         }
         assert_eq!(relation_of("pg_xact/0000"), None);
+    }
+
+    /// The records of a piece of synthetic WAL.
+    fn records(make: impl FnOnce(&mut Synth)) -> Vec<Record> {
+        let start = Lsn::new(0x100_0000);
+        let mut synth = Synth::new(WalVersion::V15, SegmentSize::DEFAULT, SystemId(1), TimelineId(1), start);
+        make(&mut synth);
+        let mut decoder = Decoder::new(SegmentSize::DEFAULT, start, DecodeFrom::RecordStart(WalVersion::V15));
+        decoder.feed(start, &synth.take());
+        std::iter::from_fn(|| decoder.next().unwrap()).collect()
+    }
+
+    #[test]
+    fn an_image_a_truncation_and_a_drop_take_a_page_away_and_a_change_does_not() {
+        let image = records(|synth| {
+            synth.page_image(700, 5);
+        });
+        let block = image[0].blocks[0];
+        let place =
+            Place { path: "base/5/1".into(), block_in_file: 5, relation: block.relation, fork: 0, block: 5 };
+        let other = Place { block: 6, block_in_file: 6, ..place.clone() };
+        assert!(takes_away(&image[0], &place) && !takes_away(&image[0], &other));
+        let change = records(|synth| {
+            synth.insert(700, 5, 50);
+        });
+        assert_eq!(change[0].blocks[0].relation, place.relation);
+        assert!(!takes_away(&change[0], &place));
+        let named = |relation: &RelationRef| {
+            let words = [7, relation.tablespace, relation.database, relation.relation, 1];
+            words.iter().flat_map(|word| u32::to_le_bytes(*word)).collect::<Vec<u8>>()
+        };
+        let truncated = records(|synth| {
+            synth.main_record(rmgr::SMGR, INFO_TRUNCATE, 700, &named(&place.relation));
+        });
+        assert!(takes_away(&truncated[0], &place));
+        let elsewhere = RelationRef { relation: 1, ..place.relation };
+        let truncated = records(|synth| {
+            synth.main_record(rmgr::SMGR, INFO_TRUNCATE, 700, &named(&elsewhere));
+        });
+        assert!(!takes_away(&truncated[0], &place));
     }
 }

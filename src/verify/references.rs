@@ -5,7 +5,7 @@ use super::cost::LostWal;
 use super::listing::Listed;
 use super::needs::{self, Needs};
 use super::objects::Damaged;
-use super::wal::{Unreadable, key_of};
+use super::wal::{Unreadable, epoch_of, key_of};
 use super::{Finding, cost};
 use crate::base::{BackupId, LsnRange, ObjectKey, SegmentSize};
 use crate::format::index::{BackupEntry, BackupState};
@@ -117,7 +117,13 @@ pub async fn wal(
             WalSource::Flush { object_len, .. } => *object_len,
         };
         if let Some(wrong) = known.wrong(&key, len, damaged).await? {
-            bad.push(Unreadable { timeline: piece.timeline, range: piece.range, key, reason: wrong.reason });
+            bad.push(Unreadable {
+                timeline: piece.timeline,
+                range: piece.range,
+                key,
+                reason: wrong.reason,
+                epoch_start: epoch_of(piece).map(|epoch| epoch.start),
+            });
         }
     }
     Ok(bad)

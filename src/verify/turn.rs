@@ -1,11 +1,11 @@
 //! What a run reads of a cluster: everything, or what its budget allows, from where nobody looked for the longest time.
 //! Objects and epochs of deltas stand in one order, that of the ring; the next is asked for when there is room for it.
+//! Memory: 24 bytes an object.
 
 use super::rotation;
 use crate::base::{ObjectId, ObjectKey, Timestamp};
 use crate::format::verification::VerifiedArc;
 use crate::store::ObjectMeta;
-use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -51,10 +51,11 @@ impl Budget {
 }
 
 /// One thing on the ring.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Item {
-    Object(ObjectMeta),
-    Epoch(ObjectId),
+    /// An object, by its number in the list.
+    Object(u32),
+    Epoch,
 }
 
 /// An epoch of deltas: its WAL is decoded as a whole.
@@ -68,57 +69,57 @@ pub struct EpochItem {
 
 /// Gives one object after the other.
 #[derive(Debug)]
-pub struct Turn {
+pub struct Turn<'a> {
+    objects: &'a [ObjectMeta],
     /// Place, bytes, what; in the order of reading.
     items: Vec<(u64, u64, Item)>,
     next: usize,
     start: u64,
     limit: Limit,
     used: u64,
-    taken: HashSet<ObjectKey>,
-    epochs: HashSet<ObjectId>,
 }
 
-impl Turn {
+impl<'a> Turn<'a> {
     /// A turn over `objects` and `epochs` that goes on where `arcs` were read longest ago.
-    pub fn new(objects: &[ObjectMeta], epochs: &[EpochItem], arcs: &[VerifiedArc], limit: Limit) -> Turn {
+    pub fn new(
+        objects: &'a [ObjectMeta],
+        epochs: &[EpochItem],
+        arcs: &[VerifiedArc],
+        limit: Limit,
+    ) -> Turn<'a> {
         let start = match limit {
             Limit::Everything => 0,
             Limit::Bytes(_) | Limit::Until(_) => rotation::next_start(arcs),
         };
-        let objects =
-            objects.iter().map(|meta| (rotation::place_of(&meta.key), meta.len, Item::Object(meta.clone())));
-        let epochs = epochs
-            .iter()
-            .map(|epoch| (rotation::place_of_bytes(&epoch.id.0), epoch.bytes, Item::Epoch(epoch.id)));
-        let mut items: Vec<(u64, u64, Item)> = objects.chain(epochs).collect();
-        // What everything is read of lies in the order of its names, which is that of a disk more likely.
+        let numbered = objects.iter().zip(0u32..);
+        let objects_at =
+            numbered.map(|(meta, number)| (rotation::place_of(&meta.key), meta.len, Item::Object(number)));
+        let epochs_at =
+            epochs.iter().map(|epoch| (rotation::place_of_bytes(&epoch.id.0), epoch.bytes, Item::Epoch));
+        let mut items: Vec<(u64, u64, Item)> = objects_at.chain(epochs_at).collect();
+        // Everything is read in the order of its names, which is that of a disk more likely.
         if !matches!(limit, Limit::Everything) {
             items.sort_by_key(|(place, ..)| place.wrapping_sub(start));
         }
-        Turn { items, next: 0, start, limit, used: 0, taken: HashSet::new(), epochs: HashSet::new() }
+        Turn { objects, items, next: 0, start, limit, used: 0 }
     }
 
     /// The next object, while there is room.
     pub fn next_object(&mut self) -> Option<ObjectMeta> {
         loop {
-            let (_, bytes, item) = self.items.get(self.next)?;
+            let (_, bytes, item) = *self.items.get(self.next)?;
             let room = match self.limit {
                 Limit::Everything => true,
-                Limit::Bytes(bytes_max) => self.next == 0 || self.used.saturating_add(*bytes) <= bytes_max,
+                Limit::Bytes(bytes_max) => self.next == 0 || self.used.saturating_add(bytes) <= bytes_max,
                 Limit::Until(until) => self.next == 0 || Instant::now() < until,
             };
             if !room {
                 return None;
             }
             self.next += 1;
-            self.used = self.used.saturating_add(*bytes);
-            match item {
-                Item::Object(meta) => {
-                    self.taken.insert(meta.key.clone());
-                    return Some(meta.clone());
-                }
-                Item::Epoch(id) => drop(self.epochs.insert(*id)),
+            self.used = self.used.saturating_add(bytes);
+            if let Item::Object(number) = item {
+                return self.objects.get(number as usize).cloned();
             }
         }
     }
@@ -130,12 +131,17 @@ impl Turn {
 
     /// Whether an object was given.
     pub fn has(&self, key: &ObjectKey) -> bool {
-        self.taken.contains(key)
+        self.has_place(rotation::place_of(key))
     }
 
     /// Whether it is the turn of an epoch.
     pub fn has_epoch(&self, id: &ObjectId) -> bool {
-        self.epochs.contains(id)
+        self.has_place(rotation::place_of_bytes(&id.0))
+    }
+
+    fn has_place(&self, place: u64) -> bool {
+        let next = self.items.get(self.next);
+        next.is_none_or(|(next, ..)| place.wrapping_sub(self.start) < next.wrapping_sub(self.start))
     }
 
     /// What was read of the ring, once it was.
@@ -154,6 +160,7 @@ impl Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     fn objects() -> Vec<ObjectMeta> {
         let key = |number: u32| ObjectKey::new(format!("clusters/shop/segments/{number:032x}")).unwrap();
@@ -187,9 +194,10 @@ mod tests {
 
     #[test]
     fn one_object_is_read_however_small_the_budget() {
-        let mut turn = Turn::new(&objects(), &[], &[], Limit::Bytes(1));
+        let objects = objects();
+        let mut turn = Turn::new(&objects, &[], &[], Limit::Bytes(1));
         assert!(turn.next_object().is_some() && turn.next_object().is_none() && !turn.is_whole());
-        let mut turn = Turn::new(&objects(), &[], &[], Limit::Everything);
+        let mut turn = Turn::new(&objects, &[], &[], Limit::Everything);
         assert_eq!(std::iter::from_fn(|| turn.next_object()).count(), 100);
         assert!(turn.is_whole());
         assert_eq!(turn.arcs(5, Timestamp::from_micros(1)), rotation::whole(5, Timestamp::from_micros(1)));

@@ -33,6 +33,8 @@ pub struct Unreadable {
     pub key: ObjectKey,
     /// Why.
     pub reason: String,
+    /// The beginning of the epoch of deltas that it is of: all of that from there on is lost.
+    pub epoch_start: Option<Lsn>,
 }
 
 /// The key of the object that holds a piece.
@@ -152,6 +154,7 @@ fn of_object(
 ) -> Unreadable {
     let wanted = LsnRange::new(at, at.saturating_add(1));
     let piece = map.overlapping(timeline, wanted).next();
+    let epoch_start = piece.and_then(epoch_of).map(|epoch| epoch.start);
     let end = piece.map_or(wanted.end, |piece| match epoch_of(piece) {
         Some(epoch) => epoch_end(map, timeline, epoch.id).unwrap_or(piece.range.end),
         None => piece.range.end,
@@ -164,7 +167,7 @@ fn of_object(
         }
         other => (own(), other.to_string()),
     };
-    Unreadable { timeline, range: LsnRange::new(at, end.max(wanted.end)), key, reason }
+    Unreadable { timeline, range: LsnRange::new(at, end.max(wanted.end)), key, reason, epoch_start }
 }
 
 /// Where the WAL of an epoch ends.
@@ -185,6 +188,7 @@ fn of_record(cluster: &Cluster, map: &WalMap, timeline: TimelineId, error: &WalE
         range: wanted,
         key: piece.map_or_else(|| layout::segments(cluster.name()), |piece| key_of(cluster, piece)),
         reason: format!("{error}; it was stored like that, and no recovery gets past it"),
+        epoch_start: None,
     }
 }
 
