@@ -14,7 +14,7 @@ use crate::disk::journal::JournalError;
 use crate::net::{ConnectionStringError, PgError, code};
 use crate::receive::pipeline::ReceiveError;
 use crate::receive::upstream::UpstreamError;
-use crate::repo::RepoError;
+use crate::repo::{RepoError, layout};
 use crate::restore::RestoreError;
 use crate::store::StoreError;
 use std::fmt;
@@ -341,7 +341,10 @@ impl From<RepoError> for Failure {
             RepoError::Damage { key, reason } => Failure::new(Exit::Damage, "something stored is damaged")
                 .fact("where", format!("object {key}"))
                 .fact("found", reason)
-                .hint("run `walden verify` to see everything that is damaged, and what each costs"),
+                .hint(match layout::is_index(&key) {
+                    true => "`walden repair index --dry-run` shows what a new index would be made of",
+                    false => "run `walden verify` to see everything that is damaged, and what each costs",
+                }),
             RepoError::NoKey { .. } => Failure::new(Exit::Key, error),
             RepoError::Key { .. } => Failure::new(Exit::Key, error)
                 .hint("give the passphrase or key of one of the repository's key slots"),

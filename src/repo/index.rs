@@ -154,6 +154,32 @@ async fn absorb(
     Ok((merged, Vec::new()))
 }
 
+/// One index object itself.
+#[derive(Debug)]
+pub struct IndexObject {
+    /// The root that it was made for.
+    pub root: u64,
+    /// The older index objects that it names.
+    pub levels: Vec<ObjectId>,
+    /// Its entries.
+    pub page: IndexPage,
+}
+
+/// Reads one index object, without those that it names.
+pub async fn read_one(cluster: &Cluster, id: ObjectId) -> Result<IndexObject, RepoError> {
+    let key = layout::index(cluster.name(), id);
+    let root = cluster.repo().read_object(&key, ObjectKind::Index).await?.header().number;
+    let (meta, page) = read_object(cluster, id).await?;
+    Ok(IndexObject { root, levels: meta.levels.iter().map(|level| level.id).collect(), page })
+}
+
+/// Entries of several index objects, newest first, as one.
+pub fn merge(pages: Vec<IndexPage>) -> Index {
+    let mut merged = Merge::default();
+    pages.into_iter().for_each(|page| merged.add_older(page));
+    merged.finish()
+}
+
 async fn read_object(cluster: &Cluster, id: ObjectId) -> Result<(IndexMeta, IndexPage), RepoError> {
     let key = layout::index(cluster.name(), id);
     let object = cluster.repo().read_object(&key, ObjectKind::Index).await?;

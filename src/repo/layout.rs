@@ -96,6 +96,11 @@ pub fn index_prefix(cluster: &ClusterName) -> String {
     format!("{CLUSTERS_PREFIX}/{cluster}/index")
 }
 
+/// Whether `key` is of an index object.
+pub fn is_index(key: &ObjectKey) -> bool {
+    matches!(key.as_str().split('/').collect::<Vec<_>>().as_slice(), [CLUSTERS_PREFIX, _, "index", _])
+}
+
 /// A segment: compacted WAL, chunks, logical changes.
 pub fn segment(cluster: &ClusterName, id: ObjectId) -> ObjectKey {
     key(format!("{CLUSTERS_PREFIX}/{cluster}/segments/{id}"))

@@ -20,14 +20,14 @@ const STORE_TRIES_MAX: u32 = 20;
 pub struct Newest {
     /// The highest number that is there, [`NONE`] when there is none.
     pub number: u64,
-    /// What it says; `None` when there is none, or when it is damaged or gone.
+    /// What it says; `None` when there is none, or when it is damaged, gone, or of a key epoch that is not there any more.
     pub result: Option<Verification>,
 }
 
 /// The newest result. One that is damaged is as good as none: `verify` names it.
 ///
 /// # Errors
-/// A store that fails, a key epoch without secret.
+/// A store that fails.
 pub async fn newest(cluster: &Cluster) -> Result<Newest, RepoError> {
     let number = numbers(cluster).await?.into_iter().max().unwrap_or(NONE);
     if number == NONE {
@@ -35,7 +35,9 @@ pub async fn newest(cluster: &Cluster) -> Result<Newest, RepoError> {
     }
     match read(cluster, number).await {
         Ok(result) => Ok(Newest { number, result: Some(result) }),
-        Err(error) if error.is_damage() => Ok(Newest { number, result: None }),
+        Err(error) if error.is_damage() || matches!(error, RepoError::NoKey { .. }) => {
+            Ok(Newest { number, result: None })
+        }
         Err(error) => Err(error),
     }
 }

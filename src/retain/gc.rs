@@ -209,10 +209,20 @@ async fn delete_indexes(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoE
     let newest = cluster.newest_root().await?;
     let mut named: HashSet<ObjectId> = cluster.index(&newest).await?.objects.into_iter().collect();
     match roots::read_root(cluster.repo(), cluster.name(), floor_root).await? {
-        Some(root) => named.extend(cluster.index(&root).await?.objects),
+        Some(root) => match cluster.index(&root).await {
+            Ok(index) => named.extend(index.objects),
+            // It was repaired since: once the floor is above that, its objects are let go.
+            Err(error) if error.is_damage() => return Ok(0),
+            Err(error) => return Err(error),
+        },
         // Another collection raised the floor further: it sees to the rest.
         None => return Ok(0),
     }
+    let floor_modified = match cluster.repo().store().head(&layout::root(cluster.name(), floor_root)).await {
+        Ok(meta) => meta.modified_unix_micros,
+        Err(StoreError::NotFound { .. }) => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
     let mut keys = Vec::new();
     for meta in cluster.repo().store().list(&layout::index_prefix(cluster.name())).await? {
         let Ok(id) = meta.key.file_name().parse::<ObjectId>() else { continue };
@@ -222,6 +232,12 @@ async fn delete_indexes(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoE
         match cluster.repo().read_object(&meta.key, ObjectKind::Index).await {
             Ok(object) if object.header().number <= floor_root => keys.push(meta.key),
             Ok(_) | Err(RepoError::Store(StoreError::NotFound { .. })) => {}
+            // For which root it was made, it does not say. A commit that may still win read a root at or above the floor's first,
+            // and stored its index object after that.
+            Err(RepoError::Damage { .. }) if meta.modified_unix_micros < floor_modified => {
+                keys.push(meta.key)
+            }
+            Err(RepoError::Damage { .. }) => {}
             Err(error) => return Err(error),
         }
     }

@@ -121,6 +121,8 @@ pub enum Command {
     Compact(crate::compact::Compact),
     Verify(crate::verify::Verify),
     Gc(crate::gc::Gc),
+    #[command(subcommand)]
+    Repair(crate::repair::Repair),
     Info(crate::info::Info),
     Log(crate::log::Log),
     Analyze(crate::analyze::Analyze),

@@ -16,6 +16,7 @@ mod log;
 mod output;
 mod progress;
 mod receive;
+mod repair;
 mod restore;
 mod run;
 mod signals;

@@ -76,6 +76,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Log(log) => until_signal(log.run(&context)).await,
             Command::Analyze(analyze) => until_signal(analyze.run(&context)).await,
             Command::Gc(gc) => until_signal(gc.run(&context)).await,
+            Command::Repair(repair) => until_signal(repair.run(&context)).await,
             Command::Slot(slot) => until_signal(slot.run(&context)).await,
             Command::Key(key) => key.run(&context),
             Command::Completions(completions) => completions.run(),
