@@ -1,6 +1,6 @@
 //! Objects as they lie: checksums, lengths and place always; seals, chunk ids, page checksums and what the index says of them with a key.
 //! An object that is gone is passed over: following references finds out whether anybody misses it.
-//! Memory: [`READS_IN_FLIGHT`] objects, of 64 MiB at most.
+//! Memory: `READS_IN_FLIGHT` objects, of 64 MiB at most.
 
 use super::needs::{Needs, Use};
 use crate::base::limits::BLOCK_BYTES;
