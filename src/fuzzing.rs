@@ -20,11 +20,12 @@ use crate::format::frame::{Codec, Trailer};
 use crate::format::header::{ObjectHeader, ObjectKind};
 use crate::format::index::{IndexMeta, IndexPage};
 use crate::format::journal::{JournalFrame, JournalHead, JournalPrevious};
-use crate::format::keyslot::{EpochSlot, KeySlot};
+use crate::format::keyslot::{Epoch, EpochSlot, KeySlot};
 use crate::format::manifest::{BlockMap, ManifestMeta, ManifestPage, ManifestPages};
 use crate::format::marker::RepositoryMarker;
 use crate::format::record::Record;
 use crate::format::root::{Floor, GenerationRecord, Pending, Root};
+use crate::format::verification::Verification;
 use crate::format::wal::{FenceMeta, WalMeta, WalSummary};
 use crate::net::options::{FoundFile, Secret, Surroundings};
 use crate::net::{ConnectOptions, contains_password};
@@ -146,6 +147,7 @@ pub fn root(bytes: &[u8]) {
     record::<Floor>(bytes);
     record::<GenerationRecord>(bytes);
     record::<Pending>(bytes);
+    record::<Verification>(bytes);
 }
 
 /// Everything of a manifest.
@@ -178,6 +180,9 @@ pub fn key_slot(bytes: &[u8]) {
             assert_eq!(slot.to_object(), bytes);
             let opened = keyslot::open_slot(bytes, slot.repository, &slot.name, &unlock);
             assert!(opened.is_err(), "a slot that nobody made opened");
+        }
+        if let Ok(epoch) = Epoch::from_object(bytes) {
+            assert_eq!(epoch.to_object(), bytes);
         }
         if let Ok(epoch) = EpochSlot::from_object(bytes) {
             assert_eq!(epoch.to_object(), bytes);

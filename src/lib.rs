@@ -7,7 +7,7 @@
 //! ```text
 //! tools/walden/     the command line      tools/inspect/  dump any object
 //!   operate         configuration, failures and exit codes, the daemon of one cluster
-//!   receive  backup  restore  retain  verify      workflows: a pure plan or machine, and a driver
+//!   receive  backup  restore  retain  verify  rekey  repair     workflows: a pure plan or machine, and a driver
 //!   repo            what the objects mean: layout, roots, streams, index, chunks, coverage
 //!   store  disk  net      the only IO: objects; journal and host; PostgreSQL connections
 //!   delta           raw WAL into columns and differences of images, and back
@@ -57,6 +57,8 @@ pub mod repo;
 
 pub mod backup;
 pub mod receive;
+pub mod rekey;
+pub mod repair;
 pub mod restore;
 pub mod retain;
 pub mod verify;

@@ -13,11 +13,12 @@ use common::pg::{Pg, Stop, majors};
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::time::Duration;
-use walden::backup::{BackupError, checksum};
+use walden::backup::BackupError;
 use walden::base::{Lsn, SegmentSize};
 use walden::format::index::BackupState;
 use walden::format::manifest::{FileKind, RunKind};
 use walden::repo::{RepoError, backups, walmap};
+use walden::wal::checksum;
 
 /// Two tablespaces, tables over several chunks in each place, files with holes, a table of zero pages.
 fn fill(pg: &Pg) {

@@ -52,6 +52,8 @@ fn on_a_terminal(place: &Place, args: &str, answers: &[(&str, &str)]) -> (i32, S
             assert_eq!(screen.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&shown));
             shown.extend(byte);
         }
+        // Nobody types so fast that the terminal still echoes.
+        std::thread::sleep(Duration::from_millis(300));
         keyboard.write_all(format!("{answer}\n").as_bytes()).unwrap();
     }
     screen.read_to_end(&mut shown).unwrap();
@@ -77,6 +79,55 @@ fn a_passphrase_is_asked_for_on_a_terminal_and_not_shown() {
     let ended = finish(info.env_remove("WALDEN_PASSPHRASE_FILE"));
     assert_eq!(ended.code, 2, "{}", ended.err);
     assert!(ended.err.contains("\nhint: give --passphrase-file"), "{}", ended.err);
+}
+
+#[test]
+fn key_slots_are_added_and_removed_at_a_terminal() {
+    let place = Place::init();
+    let file = place.path("passphrase").display().to_string();
+    let add = format!("key add ops --passphrase-file {file}");
+    let twice = [("New passphrase for key slot ops", "battery"), ("The same again", "battery")];
+    let (code, shown) = on_a_terminal(&place, &add, &twice);
+    assert_eq!(code, 0, "{shown}");
+    assert!(shown.contains("added key slot ops") && !shown.contains("battery"), "{shown}");
+    let remove = format!("key remove main --passphrase-file {file}");
+    let (code, shown) = on_a_terminal(&place, &remove, &[("Type main to go on", "yes")]);
+    assert!(code == 2 && shown.contains("nothing was done"), "{shown}");
+    assert_eq!(place.json(&["key", "list"])["slots"].as_array().unwrap().len(), 2);
+    let (code, shown) = on_a_terminal(&place, &remove, &[("Type main to go on", "main")]);
+    assert!(code == 0 && shown.contains("removed key slot main"), "{shown}");
+    assert_eq!(place.run(&["info"]).code, 5);
+    // Without a key that opens it, what can be seen is shown, and what cannot be is said.
+    let list = place.json(&["key", "list"]);
+    assert_eq!(
+        (&list["opened_by"], &list["slots"][0]["vouched"]),
+        (&serde_json::Value::Null, &serde_json::Value::Null)
+    );
+    assert_eq!(list["slots"][0]["epochs"], serde_json::json!([1, 2]));
+    assert!(list["unchecked"].as_str().unwrap().contains("vouchers were not checked"), "{list}");
+}
+
+#[test]
+fn what_would_lose_a_repository_is_refused() {
+    let place = Place::init();
+    place.write_private("other", "battery staple\n");
+    let other = place.path("other").display().to_string();
+    for (args, code, says) in [
+        (&["key", "remove", "main", "--yes"][..], 7, "no key slot would be left"),
+        (&["key", "remove", "main"], 2, "--yes says that it is meant"),
+        (&["key", "remove", "nobody", "--yes"], 6, "key slot nobody not found"),
+        (&["key", "destroy", "1", "--yes"], 7, "is the newest"),
+        (&["key", "destroy", "9", "--yes"], 6, "key epoch 9 not found"),
+        (&["key", "destroy", "0", "--yes"], 2, "0 is not in 1.."),
+        (&["key", "add", "main", "--new-passphrase-file", &other], 7, "there is a key slot main already"),
+        (&["key", "add", "epochs", "--new-passphrase-file", &other], 2, "epochs"),
+        (&["key", "add", "ops"], 2, "--new-passphrase-file"),
+    ] {
+        let ended = place.run(args);
+        assert_eq!(ended.code, code, "{args:?}: {}", ended.err);
+        assert!(ended.err.contains(says), "{args:?}: {}", ended.err);
+    }
+    assert_eq!(place.json(&["key", "list"])["slots"].as_array().unwrap().len(), 1);
 }
 
 #[test]

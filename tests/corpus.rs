@@ -181,6 +181,7 @@ fn records() -> Vec<Seed> {
         ("root", "floor".into(), samples::floor().encode()),
         ("root", "generation".into(), samples::generation().encode()),
         ("root", "pending".into(), samples::pending().encode()),
+        ("root", "verification".into(), samples::verification().encode()),
         ("manifest", "meta".into(), samples::manifest_meta().encode()),
         ("manifest", "pages".into(), samples::manifest_pages(chunk).encode()),
         ("manifest", "page".into(), samples::manifest_page(chunk, chunk).encode()),

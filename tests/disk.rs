@@ -29,7 +29,7 @@ struct OneKey(EpochSecret, ChunkIdKey);
 
 impl KeySource for OneKey {
     fn epoch_secret(&self, epoch: u32) -> Option<&EpochSecret> {
-        (epoch == 1).then_some(&self.0)
+        (epoch == 0).then_some(&self.0)
     }
 
     fn chunk_id_key(&self) -> &ChunkIdKey {
@@ -54,7 +54,7 @@ async fn open_with(
     let keys = Arc::new(OneKey(EpochSecret([1; 32]), ChunkIdKey([2; 32])));
     let entropy = Arc::new(Seeded(std::sync::Mutex::new(fastrand::Rng::with_seed(seed))));
     let (repository, cluster) = (RepositoryId([3; 16]), "shop".parse().unwrap());
-    let options = JournalOptions { repository, cluster, key_epoch: 1, budget_bytes };
+    let options = JournalOptions { repository, cluster, budget_bytes };
     let (mut journal, recovery) =
         Journal::open(Arc::new(disk.clone()), Path::new(DIR), options, keys, entropy).await?;
     journal.begin_stream(StreamId([7; 16]), 5).await?;

@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use walden::base::{Anonymous, BackupId, Lsn, Memory, Scratch, SegmentSize, TimelineId};
+use walden::base::{Anonymous, BackupId, Memory, Scratch, SegmentSize, TimelineId};
 use walden::format::index::WalEntry;
 use walden::receive::compact::DeltaOptions;
 use walden::repo::layout;
@@ -297,7 +297,8 @@ fn damage_of_a_backup_and_of_a_segment_is_named_with_the_wal_that_it_costs() {
     place.ok(&["verify"]);
 
     // The backup itself.
-    let manifest = place.path("repo").join(layout::manifest(&cluster, &found.index.backups[0].id).as_str());
+    let manifest =
+        place.path("repo").join(layout::manifest(&cluster, &found.index.backups[0].id, 0).as_str());
     fs::rename(&manifest, place.path("manifest")).unwrap();
     let text = verify_fails(&place);
     assert!(text.contains("it needs pages of backup") && text.contains("cannot be decoded"), "{text}");
@@ -307,8 +308,13 @@ fn damage_of_a_backup_and_of_a_segment_is_named_with_the_wal_that_it_costs() {
     let middle = &entries[entries.len() / 2];
     flip(&place, layout::segment(&cluster, middle.id).as_str());
     let text = verify_fails(&place);
-    let named = |at: Lsn| text.contains(&at.to_string());
-    assert!(named(middle.start) && text.contains("what follows it in its epoch") && named(end), "{text}");
+    let key = layout::segment(&cluster, middle.id);
+    let named = |what: &str| text.contains(what);
+    assert!(
+        named(key.as_str()) && named("what follows it in its epoch") && named(&end.to_string()),
+        "{text}"
+    );
+    assert!(named("restores to any moment after"), "the moments that are lost are told: {text}");
 }
 
 fn verify_fails(place: &Place) -> String {

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use walden::base::{Lsn, RepositoryId, TimelineId, Timestamp};
 use walden::codec::journal::{JournalBuffer, JournalSealer};
 use walden::codec::keyslot::{Unlock, open_epoch, open_slot};
+use walden::codec::{KeySource, Keyring};
 use walden::format::header::{ObjectHeader, ObjectKind};
 use walden::format::journal::{JournalFrameKind, JournalHead, JournalPrevious, journal_place};
 use zeroize::Zeroizing;
@@ -185,7 +186,7 @@ fn journal() -> Vec<u8> {
         owner: [0; 16],
         number: 3,
         writer_epoch: 0,
-        key_epoch: 1,
+        key_epoch: 0,
         place: ObjectHeader::place_of(&journal_place(&"shop".parse().unwrap(), 3)),
         salt: [5; 32],
     };
@@ -197,8 +198,10 @@ fn journal() -> Vec<u8> {
         synced_len,
     };
     let previous = JournalPrevious { number: 0, len: 0 };
+    let ring = Keyring::new(REPOSITORY, keys);
+    let secret = ring.epoch_secret(0).unwrap();
     let (mut sealer, begin) =
-        JournalSealer::create(&keys.secret, &header, &head(JournalFrameKind::Begin, 0), previous);
+        JournalSealer::create(secret, &header, &head(JournalFrameKind::Begin, 0), previous);
     let mut buffer = JournalBuffer::new(16);
     buffer.push(b"sixteen wal byte");
     let wal = sealer.seal(&head(JournalFrameKind::Wal, begin.len() as u64), buffer);

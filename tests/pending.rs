@@ -311,7 +311,7 @@ async fn repack(cluster: &Cluster, store: &SimStore) {
         let kind = walden::format::header::ObjectKind::PagesSegment;
         let object = cluster.repo().read_object(key, kind).await.unwrap();
         for number in 0..object.directory().frames.len() {
-            writer.put(object.chunk(number, cluster.repo().keys()).unwrap().into()).await.unwrap();
+            writer.put(object.chunk(number, &*cluster.repo().keys()).unwrap().into()).await.unwrap();
         }
     }
     let (pages, _) = writer.finish().await.unwrap();

@@ -4,9 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "retain/history.rs"]
+mod history;
+#[path = "retain/promises.rs"]
+mod promises;
 
 use common::archive::Archive;
 use common::crash::{Mode, Planted, diverging_round, duel, round, seal_one, simulate};
+use common::keeping::{grace_by_the_store, keeping, keeping_beside_backups, woken_below_the_floor};
+use common::keys::{planted_slot, rekeyed};
 use common::pg::Pg;
 use common::walden::Place;
 use std::time::Duration;
@@ -94,7 +100,51 @@ fn a_nonce_used_twice_is_found() {
 }
 
 #[test]
+fn expiry_by_name_is_found() {
+    expect_found("expiry by name", found(Some(Bug::ExpiryByName), promises::life));
+}
+
+#[test]
+fn a_floor_that_is_not_checked_is_found() {
+    let found = found(Some(Bug::FloorNotChecked), |seed| simulate(woken_below_the_floor(seed)));
+    expect_found("floor not checked", found);
+}
+
+#[test]
+fn a_grace_period_by_the_hosts_clock_is_found() {
+    let found = found(Some(Bug::GraceByHostClock), |seed| simulate(grace_by_the_store(seed)));
+    expect_found("grace by the host's clock", found);
+}
+
+#[test]
+fn a_rotation_that_asks_nobody_for_a_voucher_is_found() {
+    expect_found(
+        "voucher not checked",
+        found(Some(Bug::VoucherNotChecked), |seed| simulate(planted_slot(seed))),
+    );
+}
+
+#[test]
+fn destroying_an_epoch_that_flush_objects_need_is_found() {
+    expect_found(
+        "flush objects not counted",
+        found(Some(Bug::FlushesNotCounted), |seed| simulate(rekeyed(seed))),
+    );
+}
+
+#[test]
 fn without_a_bug_nothing_is_found() {
+    for seed in 1..=20 {
+        promises::life(seed).unwrap();
+        simulate(keeping(seed)).unwrap();
+        simulate(keeping_beside_backups(seed)).unwrap();
+        simulate(woken_below_the_floor(seed)).unwrap();
+        simulate(grace_by_the_store(seed)).unwrap();
+    }
+    for seed in 1..=3 {
+        simulate(planted_slot(seed)).unwrap();
+        simulate(rekeyed(seed)).unwrap();
+    }
     for (mode, seeds) in [(Mode::Object, 1..=20), (Mode::Journal, 21..=40)] {
         for seed in seeds {
             audit::take_reused();

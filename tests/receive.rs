@@ -223,7 +223,7 @@ async fn swap_a_chunk(repo: &Arc<Repository>, snapshot: &walmap::Snapshot) {
     for (number, frame) in frames.iter().enumerate() {
         let mut packed = object.packed_chunk(number).unwrap();
         if number == 0 {
-            let mut other = object.chunk(number, repo.keys()).unwrap();
+            let mut other = object.chunk(number, &*repo.keys()).unwrap();
             other[1000] ^= 1;
             packed = PackedChunk::pack(&other, packed.id);
         }

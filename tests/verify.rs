@@ -11,3 +11,7 @@ mod damage;
 mod flips;
 #[path = "verify/journal.rs"]
 mod journal;
+#[path = "verify/repair.rs"]
+mod repair;
+#[path = "verify/results.rs"]
+mod results;

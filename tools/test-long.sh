@@ -109,7 +109,7 @@ part() {
 }
 
 # The names of the tests of these binaries that are long because of their numbers, for nextest.
-LONG_TESTS='binary(crash) + binary(kill) + binary(duel) + test(/^journal_crashes::what/) + test(/^flips::/) + test(/^journal::a_receiver_notices/) + test(/^servers::wal_comes_back_on/)'
+LONG_TESTS='binary(crash) + binary(kill) + binary(duel) + test(/^journal_crashes::what/) + test(/^flips::/) + test(/^races::of_backups/) + test(/^promises::/) + test(/^journal::a_receiver_notices/) + test(/^servers::wal_comes_back_on/)'
 tests() {
     local name=$1 filter=$2
     shift 2
@@ -139,6 +139,10 @@ done
 for major in 14 15 16 17 18; do
     tests "deltas-$major" "test(/^servers::wal_comes_back_on_$major\$/)"
 done
+# Retention beside backups, compaction and stalled processes, and lives of some months by the resolver.
+for ((first = 0; first < CRASH_SEEDS; first += CRASH_SLICE)); do
+    tests "retain-$first" 'binary(retain) & (test(/^races::of_backups/) + test(/^promises::/))' WALDEN_SEED=$((SEED + first)) WALDEN_SEEDS=$CRASH_SLICE
+done
 tests duel 'binary(duel)'
 tests flips 'test(/^flips::/)'
 tests flips-journal 'test(/^journal::a_receiver_notices/) + test(/^servers::wal_comes_back_on/)'
@@ -165,7 +169,7 @@ fuzz
 
 part demo tools/demo.sh
 part figures tools/bench-peers
-part benches cargo bench --locked --bench codec --bench segment --bench wal --bench replication
+part benches cargo bench --locked --bench codec --bench gc --bench segment --bench wal --bench replication
 
 [ -z "$LIST" ] || exit 0
 [ ! -s "$DIR/figures.log" ] || grep '^{"' "$DIR/figures.log" || true

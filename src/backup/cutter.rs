@@ -98,40 +98,6 @@ pub fn is_zero(content: &[u8]) -> bool {
     blocks.iter().all(|block| zero(block)) && zero(rest)
 }
 
-/// The number of a relation's file: 0 for the first, `N` for `.N`; `None` when `path` is not of a relation, which alone has pages with
-/// checksums. Main, free space, visibility and init forks; in `global/`, `base/<database>/` and
-/// `pg_tblspc/<oid>/PG_<version>/<database>/`.
-pub fn relation_file(path: &str) -> Option<u32> {
-    let parts: Vec<&str> = path.split('/').collect();
-    let name = match parts.as_slice() {
-        ["global", name] => name,
-        ["base", database, name] if is_oid(database) => name,
-        ["pg_tblspc", oid, version, database, name]
-            if is_oid(oid) && version.starts_with("PG_") && is_oid(database) =>
-        {
-            name
-        }
-        _ => return None,
-    };
-    let (stem, number) = match name.split_once('.') {
-        Some((stem, number)) if is_oid(number) => (stem, number.parse().ok()?),
-        Some(_) => return None,
-        None => (*name, 0),
-    };
-    let relation = match stem.split_once('_') {
-        Some((relation, "fsm" | "vm" | "init")) => relation,
-        Some(_) => return None,
-        None => stem,
-    };
-    is_oid(relation).then_some(number)
-}
-
-/// Decimal digits of a 32-bit number, as PostgreSQL writes them.
-fn is_oid(text: &str) -> bool {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    digits && !text.starts_with('0') && text.parse::<u32>().is_ok()
-}
-
 /// The kind of a manifest entry.
 impl From<EntryKind> for crate::format::manifest::FileKind {
     fn from(kind: EntryKind) -> Self {

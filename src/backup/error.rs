@@ -2,7 +2,7 @@
 
 use super::label::LabelError;
 use super::tar::TarError;
-use crate::base::{BackupId, LsnRange, TimelineId};
+use crate::base::{BackupId, LsnRange, ObjectKey, TimelineId};
 use crate::net::PgError;
 use crate::repo::{PendingError, RepoError};
 
@@ -40,6 +40,12 @@ pub enum BackupError {
         "the backup stalled for so long that its registration was collected, and what it stored may be too"
     )]
     Expired,
+    /// A segment that holds chunks of it left the index while it ran. Nothing was committed.
+    #[error("object {key}, which holds chunks that the backup found stored, was let go while it ran")]
+    ChunksGone {
+        /// Which.
+        key: ObjectKey,
+    },
     /// Nobody keeps the WAL that the backup would need; it was not begun.
     #[error("the backup's WAL: {source}")]
     Wal {

@@ -1,8 +1,7 @@
 //! Files as they come out of the archives: pages judged and read again, content stored as chunks, entries collected.
 //! Memory: the open chunk, the bounds of the chunk writer and the manifest builder.
 
-use super::checksum::{PageVerdict, Suspect, judge_page, page_lsn, suspects};
-use super::cutter::{Piece, is_zero, relation_file};
+use super::cutter::{Piece, is_zero};
 use super::error::BackupError;
 use super::label::{BACKUP_LABEL, LABEL_BYTES_MAX};
 use super::source::BlockRead;
@@ -13,6 +12,9 @@ use crate::base::{Lsn, crc32c};
 use crate::format::manifest::{CHUNK_BYTES, DamagedBlock, FileEntry, FileKind, Tablespace};
 use crate::repo::chunks::ChunkWriter;
 use crate::repo::manifest::{ManifestBuilder, RunBuilder};
+use crate::wal::checksum::{
+    BLOCKS_PER_FILE, PageVerdict, Suspect, judge_page, page_lsn, relation_file, suspects,
+};
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -201,7 +203,7 @@ impl<'a, 's> Intake<'a, 's> {
             }
             return Ok(());
         }
-        let block = suspect.block.wrapping_add(number.wrapping_mul(super::checksum::BLOCKS_PER_FILE));
+        let block = suspect.block.wrapping_add(number.wrapping_mul(BLOCKS_PER_FILE));
         let tries = if self.found.damaged.len() < PATIENT_BLOCKS_MAX { TRIES_MAX } else { 1 };
         let mut wait = TRY_WAIT;
         for again in 0..tries {
@@ -244,7 +246,7 @@ impl<'a, 's> Intake<'a, 's> {
             let Ok(BlockRead::Page(page)) = self.source.read_block(&block.path, block.block).await else {
                 continue;
             };
-            let in_relation = block.block.wrapping_add(number.wrapping_mul(super::checksum::BLOCKS_PER_FILE));
+            let in_relation = block.block.wrapping_add(number.wrapping_mul(BLOCKS_PER_FILE));
             let verdict = judge_page(&page, in_relation, Lsn::ZERO);
             let wrong = !matches!(verdict, PageVerdict::Ok | PageVerdict::New);
             if wrong && page_lsn(&page) > stop && page_lsn(&page) > self.source.position().await?.end {

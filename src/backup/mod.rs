@@ -1,8 +1,7 @@
 //! Base backups: BASE_BACKUP's stream in; chunks, a manifest and an index entry out.
-//! Machines without IO ([`tar`], [`checksum`], [`cutter`], [`label`], [`config`]), and a driver beside them ([`run`]).
+//! Machines without IO ([`tar`], [`cutter`], [`label`], [`config`]), and a driver beside them ([`run`]).
 //! Spec: formats/manifest.md.
 
-pub mod checksum;
 pub mod config;
 pub mod cutter;
 mod error;

@@ -11,17 +11,18 @@ use super::upstream::{Connected, Replication, Server, Source};
 use super::wal::{self, EnsureWal};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::progress::Progress;
-use crate::base::{BackupId, ClusterName, Generation, Lsn, LsnRange, TimelineId, Timestamp};
+use crate::base::{BackupId, ClusterName, Generation, Lsn, LsnRange, ObjectKey, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState, PagesEntry};
 use crate::format::manifest::{DamagedBlock, ManifestMeta, Tablespace};
-use crate::format::root::{GenerationRecord, PendingKind};
+use crate::format::root::{GenerationRecord, PendingKind, Root};
 use crate::net::server::ServerSettings;
 use crate::net::{BaseBackupEvent, BaseBackupOptions, Checkpoint, ServerManifest};
 use crate::repo::chunks::{ChunkIndex, ChunkStats, ChunkWriter};
 use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{IndexEdit, empty_page};
 use crate::repo::manifest::Manifest;
-use crate::repo::{Cluster, Registration, RepoError, Repository, backups};
+use crate::repo::{Cluster, Index, Registration, RepoError, Repository, backups, layout};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -113,7 +114,7 @@ pub async fn run(job: BackupJob<'_>) -> Result<BackupReport, BackupError> {
         expired = registration.keep(job.options.renew_interval) => Err(expired.into()),
     };
     let committed = match stored {
-        Ok((report, segments)) => backup.commit(&report.entry, segments).await.map(|()| report),
+        Ok((report, new)) => backup.commit(&report.entry, new).await.map(|()| report),
         Err(error) => Err(error),
     };
     let mut report = match committed {
@@ -162,6 +163,14 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     }
 }
 
+/// The segments that hold the chunks of a backup.
+struct Segments {
+    /// It made them: they are to be committed with it.
+    made: Vec<PagesEntry>,
+    /// It found them, with chunks of it.
+    relied_on: Vec<ObjectKey>,
+}
+
 struct Backup<'a> {
     job: &'a BackupJob<'a>,
     cluster: &'a Cluster,
@@ -185,7 +194,7 @@ impl Backup<'_> {
     async fn store_and_settle(
         &mut self,
         replication: Box<dyn Replication>,
-    ) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
+    ) -> Result<(BackupReport, Segments), BackupError> {
         let (mut report, segments) = self.store(replication).await?;
         self.job.progress.stage("waiting for WAL", None);
         let deadline = Instant::now() + SETTLE_LIMIT.min(self.job.options.wal_timeout);
@@ -209,7 +218,7 @@ impl Backup<'_> {
     async fn store(
         &mut self,
         replication: Box<dyn Replication>,
-    ) -> Result<(BackupReport, Vec<PagesEntry>), BackupError> {
+    ) -> Result<(BackupReport, Segments), BackupError> {
         let (job, cluster) = (self.job, self.cluster);
         job.progress.stage("reading the index", None);
         let index = cluster.index(self.registration.root()).await?;
@@ -231,7 +240,8 @@ impl Backup<'_> {
         let label = BackupLabel::parse(&label)?;
         let file_count = manifest.file_count();
         let pages = manifest.finish(&mut chunks).await?;
-        let (segments, stats) = chunks.finish().await?;
+        let relied_on = chunks.relied_on();
+        let (made, stats) = chunks.finish().await?;
         let meta = ManifestMeta {
             id: BackupId::at(span.started_at),
             cluster: cluster.name().clone(),
@@ -260,7 +270,8 @@ impl Backup<'_> {
         let root = self.registration.began_after();
         let entry = entry_of(&manifest.meta, &stats, manifest_len, found.damaged_count, root);
         let damaged = manifest.meta.damaged;
-        Ok((BackupReport { entry, file_count, chunks: stats, damaged, warnings }, segments))
+        let report = BackupReport { entry, file_count, chunks: stats, damaged, warnings };
+        Ok((report, Segments { made, relied_on }))
     }
 
     /// Runs BASE_BACKUP and takes its files in.
@@ -328,8 +339,14 @@ impl Backup<'_> {
     /// Creates the manifest object under the first id that nobody has.
     async fn create_manifest(&self, manifest: &mut Manifest) -> Result<u64, BackupError> {
         let began = manifest.meta.started_at;
+        let index = self.cluster.index(self.registration.root()).await?;
         for bump in 0..ID_BUMPS_MAX {
             manifest.meta.id = BackupId::at(began.saturating_add_micros(bump * MICROS));
+            // The first manifest of a backup goes when it is sealed anew, and its id stays taken.
+            let id = &manifest.meta.id;
+            if index.backup(id).is_some() || index.removed.iter().any(|removed| removed.name == id.as_str()) {
+                continue;
+            }
             match manifest.create(self.cluster).await {
                 Err(RepoError::Conflict { .. }) => {}
                 other => return Ok(other?),
@@ -339,12 +356,27 @@ impl Backup<'_> {
         Err(RepoError::Conflict { reason }.into())
     }
 
-    /// Commits segments and backup.
-    async fn commit(&self, entry: &BackupEntry, segments: Vec<PagesEntry>) -> Result<(), BackupError> {
+    /// Commits segments and backup. Collection lets nothing go while a backup is registered; this does not rest on that alone.
+    async fn commit(&self, entry: &BackupEntry, segments: Segments) -> Result<(), BackupError> {
         let mut page = empty_page();
-        page.pages = segments;
+        page.pages = segments.made;
         page.backups.push(entry.clone());
-        Ok(self.registration.commit(&page).await?)
+        let edit = |root: &Root, index: &Index| {
+            let root = self.registration.leave(root).ok_or(BackupError::Expired)?;
+            let name = self.cluster.name();
+            if index.backup(&entry.id).is_some() {
+                let reason = format!("another backup has the id {}", entry.id);
+                return Err(RepoError::Conflict { reason }.into());
+            }
+            let there: HashSet<_> = index.pages.iter().map(|entry| layout::segment(name, entry.id)).collect();
+            match segments.relied_on.iter().find(|key| !there.contains(key)) {
+                Some(key) => Err(BackupError::ChunksGone { key: key.clone() }),
+                None => Ok(Some(RootChange { root, index: IndexEdit::Add(page.clone()) })),
+            }
+        };
+        self.cluster.commit_indexed(edit).await?;
+        self.registration.left().await;
+        Ok(())
     }
 
     /// Waits for the WAL, and commits that the backup is restorable.
@@ -375,13 +407,13 @@ impl Backup<'_> {
             Err(source) => return Err(missing(source.to_string(), Some(source))),
         }
         entry.state = state_with_wal(entry);
-        let mut page = empty_page();
-        page.backups.push(entry.clone());
-        let commit = |root: &crate::format::root::Root, index: &crate::repo::Index| {
-            // A backup removed meanwhile stays removed.
-            let there = index.backup(&entry.id).is_some();
-            let add = || RootChange { root: root.clone(), index: IndexEdit::Add(page.clone()) };
-            Ok::<_, RepoError>(there.then(add))
+        let commit = |root: &Root, index: &Index| {
+            // A backup removed meanwhile stays removed, and a manifest that was sealed anew meanwhile stays the one it has.
+            let Some(now) = index.backup(&entry.id) else { return Ok::<_, RepoError>(None) };
+            *entry = BackupEntry { state: entry.state, ..now.clone() };
+            let mut page = empty_page();
+            page.backups.push(entry.clone());
+            Ok(Some(RootChange { root: root.clone(), index: IndexEdit::Add(page) }))
         };
         cluster.commit_indexed(commit).await?;
         Ok(())
@@ -424,6 +456,7 @@ fn entry_of(
         bytes_stored: stats.bytes_stored + manifest_len,
         bytes_new: stats.bytes_new + manifest_len,
         manifest_len,
+        manifest_number: 0,
         damaged_blocks,
         root,
         state: BackupState::Pending,

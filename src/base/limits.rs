@@ -36,12 +36,16 @@ pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 pub const WORK_GRACE_MIN: Duration = Duration::from_secs(3600);
 /// Time between two renewals of registered work. Each is a root.
 pub const WORK_RENEW_INTERVAL: Duration = Duration::from_secs(900);
+/// How often a receiver looks for a new key epoch; whoever commits a root looks then.
+pub const EPOCH_FOLLOW_INTERVAL: Duration = Duration::from_secs(60);
 /// What the files of a journal may take, when nobody says.
 pub const JOURNAL_BYTES_MAX: u64 = 16 << 30;
 /// Bytes of pages that WAL deltas of one epoch refer to, when nobody says: in a file under `--cache-dir`.
 pub const DELTA_CACHE_BYTES: u64 = 4 << 30;
 /// How long the tail may take to become durable when the primary shuts down.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// Of a hundred bytes of a segment of chunks, so many are referred to at least: with fewer it is written anew.
+pub const PAGES_LIVE_PERCENT_MIN: u64 = 50;
 /// Stored bytes of one segment of chunks, about.
 pub const PAGES_SEGMENT_BYTES: usize = 32 << 20;
 

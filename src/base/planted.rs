@@ -23,6 +23,16 @@ pub enum Bug {
     AcknowledgeBeforeSync = 8,
     /// Begins an epoch of WAL deltas with the pages of the one before.
     EpochOutlived = 9,
+    /// Believes in a root that was won below the floor.
+    FloorNotChecked = 10,
+    /// Takes the highest timeline for the one that the cluster is on, and nothing for the others.
+    ExpiryByName = 11,
+    /// Measures the grace period by the host's clock.
+    GraceByHostClock = 12,
+    /// Gives the next key epoch to every slot, also to those that nobody vouches for.
+    VoucherNotChecked = 13,
+    /// Destroys a key epoch without counting the flush objects that are sealed under it.
+    FlushesNotCounted = 14,
 }
 
 /// Whether `bug` is planted in this process.

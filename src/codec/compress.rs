@@ -91,12 +91,20 @@ pub fn decompress(codec: Codec, packed: Vec<u8>, plain_len: usize) -> Result<Vec
 
 /// Undoes zstd. Takes `plain_len` bytes of memory at most, whatever `packed` claims.
 pub(super) fn unzstd(packed: &[u8], plain_len: usize) -> Result<Vec<u8>, String> {
+    let mut plain = Vec::new();
+    unzstd_into(packed, plain_len, &mut plain)?;
+    Ok(plain)
+}
+
+/// [`unzstd`] into `plain`, whose content is replaced. What it has room for already may be filled; more is never taken.
+pub(super) fn unzstd_into(packed: &[u8], plain_len: usize, plain: &mut Vec<u8>) -> Result<(), String> {
+    plain.clear();
+    plain.reserve_exact(plain_len);
     DECOMPRESSOR.with_borrow_mut(|kept| {
         let error = |error: io::Error| format!("zstd: {error}");
         let decompressor = kept_or_made(kept, Decompressor::new).map_err(error)?;
-        let mut plain = Vec::with_capacity(plain_len);
-        decompressor.decompress_to_buffer(packed, &mut plain).map_err(error)?;
-        expect_len(plain, plain_len)
+        decompressor.decompress_to_buffer(packed, plain).map_err(error)?;
+        if plain.len() == plain_len { Ok(()) } else { Err(format!("{} bytes", plain.len())) }
     })
 }
 

@@ -4,12 +4,14 @@ use super::keyslot::KeySlotError;
 use super::seal::{ChunkIdKey, EpochSecret, KeySource, derive};
 use crate::base::clock::random_bytes;
 use crate::base::{Entropy, RepositoryId};
+use crate::format::header::LASTING_EPOCH;
 use std::collections::BTreeMap;
 use std::fmt;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
 const LINK_CONTEXT: &str = "walden v1 epoch link";
+const LASTING_CONTEXT: &str = "walden v1 lasting secret";
 
 /// The secrets of one epoch.
 #[derive(Clone)]
@@ -80,6 +82,8 @@ impl fmt::Debug for EpochKeys {
 pub struct Keyring {
     repository: RepositoryId,
     chunk_id_key: ChunkIdKey,
+    /// What seals objects that stay readable as long as the repository.
+    lasting: EpochSecret,
     epochs: BTreeMap<u32, EpochKeys>,
     newest: u32,
 }
@@ -88,7 +92,8 @@ impl Keyring {
     /// A ring of one epoch.
     pub fn new(repository: RepositoryId, keys: EpochKeys) -> Self {
         let (chunk_id_key, newest) = (keys.chunk_id_key.clone(), keys.epoch);
-        Keyring { repository, chunk_id_key, epochs: BTreeMap::from([(keys.epoch, keys)]), newest }
+        let lasting = EpochSecret(*derive(LASTING_CONTEXT, &[&chunk_id_key.0, &repository.0]));
+        Keyring { repository, chunk_id_key, lasting, epochs: BTreeMap::from([(keys.epoch, keys)]), newest }
     }
 
     /// Adds an epoch, in any order. Refuses one of another chunk id key, one that its neighbours' links do not
@@ -128,6 +133,11 @@ impl Keyring {
         }
     }
 
+    /// One epoch.
+    pub fn epoch(&self, epoch: u32) -> Option<&EpochKeys> {
+        self.epochs.get(&epoch)
+    }
+
     /// Epochs held, oldest first.
     pub fn epochs(&self) -> impl Iterator<Item = &EpochKeys> {
         self.epochs.values()
@@ -140,7 +150,10 @@ impl Keyring {
 
 impl KeySource for Keyring {
     fn epoch_secret(&self, epoch: u32) -> Option<&EpochSecret> {
-        self.epochs.get(&epoch).map(|keys| &keys.secret)
+        match epoch {
+            LASTING_EPOCH => Some(&self.lasting),
+            epoch => self.epochs.get(&epoch).map(|keys| &keys.secret),
+        }
     }
 
     fn chunk_id_key(&self) -> &ChunkIdKey {

@@ -140,6 +140,11 @@ pub struct SlotPublic {
 }
 
 impl SlotPublic {
+    /// The repository it belongs to.
+    pub fn repository(&self) -> RepositoryId {
+        self.repository
+    }
+
     /// Its name.
     pub fn name(&self) -> &SlotName {
         &self.name
@@ -148,6 +153,11 @@ impl SlotPublic {
     /// What opens it.
     pub fn kind(&self) -> SlotKind {
         self.kind
+    }
+
+    /// Whether `sealed` was made for this slot: its name, and its public half.
+    pub fn is_of(&self, sealed: &EpochSlot) -> bool {
+        sealed.slot == self.name && sealed.slot_public == self.public
     }
 
     /// Reads the public half out of a slot. Refuses points of low order, whose shared secrets everyone knows.
@@ -341,7 +351,11 @@ fn same<T: PartialEq + fmt::Display>(
     if found == expected { Ok(()) } else { Err(misplaced(what, found, expected)) }
 }
 
-fn misplaced(what: &'static str, found: &dyn fmt::Display, expected: &dyn fmt::Display) -> KeySlotError {
+pub(super) fn misplaced(
+    what: &'static str,
+    found: &dyn fmt::Display,
+    expected: &dyn fmt::Display,
+) -> KeySlotError {
     KeySlotError::Misplaced { what, found: found.to_string(), expected: expected.to_string() }
 }
 

@@ -6,6 +6,7 @@ pub mod audit;
 pub mod check;
 pub mod compress;
 pub mod crc;
+pub mod epoch;
 pub mod journal;
 pub mod keyring;
 pub mod keyslot;
@@ -13,6 +14,7 @@ pub mod object;
 pub mod read;
 pub mod seal;
 
+pub use epoch::EpochObject;
 pub use keyring::{EpochKeys, Keyring};
 pub use keyslot::{KeySlotError, SlotCost, Unlock};
 pub use object::{ObjectReader, ObjectWriter, OpenError};

@@ -4,7 +4,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::check::{check_header, read_trailer, slice_from};
-use super::compress::{PackedChunk, unzstd, with_scratch};
+use super::compress::{PackedChunk, unzstd_into, with_scratch};
 use super::seal::{KeySource, ObjectKeys};
 use crate::base::{ObjectKey, RepositoryId};
 use crate::format::FormatError;
@@ -109,13 +109,25 @@ impl ObjectReader {
     }
 
     fn open_frame(&self, number: u64, head: &FrameHead, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
+        let mut plain = Vec::new();
+        self.open_frame_into(number, head, sealed, &mut plain)?;
+        Ok(plain)
+    }
+
+    fn open_frame_into(
+        &self,
+        number: u64,
+        head: &FrameHead,
+        sealed: &[u8],
+        plain: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
         let broken = |_| OpenError::Broken { frame: number };
         let plain_len = head.plain_len as usize;
         match head.codec {
-            Codec::Raw => self.keys.open_frame(number, head, sealed).map_err(broken),
+            Codec::Raw => self.keys.open_frame_into(number, head, sealed, plain).map_err(broken),
             Codec::Zstd => with_scratch(|packed| {
                 self.keys.open_frame_into(number, head, sealed, packed).map_err(broken)?;
-                unzstd(packed, plain_len).map_err(|found| OpenError::Content {
+                unzstd_into(packed, plain_len, plain).map_err(|found| OpenError::Content {
                     frame: number,
                     found,
                     expected: format!("{plain_len} bytes"),
@@ -169,14 +181,28 @@ impl ObjectReader {
         bytes: &[u8],
         keys: &dyn KeySource,
     ) -> Result<Vec<u8>, OpenError> {
+        let mut chunk = Vec::new();
+        self.chunk_into(number, entry, bytes, keys, &mut chunk)?;
+        Ok(chunk)
+    }
+
+    /// The same into `chunk`, whose content is replaced: for who looks at many, one after the other.
+    pub fn chunk_into(
+        &self,
+        number: u64,
+        entry: &FrameEntry,
+        bytes: &[u8],
+        keys: &dyn KeySource,
+        chunk: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
         let (head, sealed) = split_entry(number, entry, bytes)?;
-        let chunk = self.open_frame(number, &head, sealed)?;
-        let found = keys.chunk_id_key().chunk_id(&chunk);
+        self.open_frame_into(number, &head, sealed, chunk)?;
+        let found = keys.chunk_id_key().chunk_id(chunk);
         if found != entry.chunk {
             let (found, expected) = (format!("chunk {found}"), entry.chunk.to_string());
             return Err(OpenError::Content { frame: number, found, expected });
         }
-        Ok(chunk)
+        Ok(())
     }
 
     /// The same chunk as it was packed: the seal vouches for it, what it unpacks to is not checked.
@@ -260,6 +286,17 @@ impl OpenObject {
     pub fn chunk(&self, number: usize, keys: &dyn KeySource) -> Result<Vec<u8>, OpenError> {
         let entry = self.entry(number)?;
         self.reader.chunk(number as u64, entry, slice_from(&self.bytes, entry.offset)?, keys)
+    }
+
+    /// Chunk `number`, checked, into `chunk`, whose content is replaced.
+    pub fn chunk_into(
+        &self,
+        number: usize,
+        keys: &dyn KeySource,
+        chunk: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
+        let entry = self.entry(number)?;
+        self.reader.chunk_into(number as u64, entry, slice_from(&self.bytes, entry.offset)?, keys, chunk)
     }
 
     /// Chunk `number` as it was packed, for another object: whoever unpacks it there checks it against its id.

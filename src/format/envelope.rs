@@ -7,7 +7,7 @@
 use super::bytes::{FormatError, Reader, Writer};
 use super::record::{Field, Record};
 
-/// The most bytes a plain object may take. Ours take a few hundred.
+/// The most bytes a plain object may take, unless its kind says otherwise. Ours take a few hundred.
 pub const PLAIN_OBJECT_BYTES_MAX: usize = 4096;
 /// Magic and required bits.
 pub const ENVELOPE_HEAD_BYTES: usize = 12;
@@ -19,6 +19,8 @@ const CRC_BYTES: usize = 4;
 pub trait PlainObject: Record {
     /// The first eight bytes: a name and the major version.
     const MAGIC: [u8; 8];
+    /// The most bytes it may take.
+    const BYTES_MAX: usize = PLAIN_OBJECT_BYTES_MAX;
 
     /// The whole object.
     fn to_object(&self) -> Vec<u8> {
@@ -40,10 +42,10 @@ pub trait PlainObject: Record {
             let (found, expected) = (format!("{magic:02x?}"), format!("{:02x?}", Self::MAGIC));
             return Err(FormatError::new(Self::TYPE, 0, found, expected));
         }
-        if bytes.len() > PLAIN_OBJECT_BYTES_MAX {
+        if bytes.len() > Self::BYTES_MAX {
             let (found, expected) =
-                (format!("{} bytes", bytes.len()), format!("at most {PLAIN_OBJECT_BYTES_MAX}"));
-            return Err(FormatError::new(Self::TYPE, PLAIN_OBJECT_BYTES_MAX, found, expected));
+                (format!("{} bytes", bytes.len()), format!("at most {}", Self::BYTES_MAX));
+            return Err(FormatError::new(Self::TYPE, Self::BYTES_MAX, found, expected));
         }
         let crc_at = bytes.len().saturating_sub(CRC_BYTES);
         let (covered, stored) = bytes.split_at_checked(crc_at).unwrap_or((bytes, &[]));

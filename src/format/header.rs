@@ -14,6 +14,8 @@ pub const HEADER_BYTES: usize = 160;
 /// The feature bits this version knows; any other is refused.
 pub const REQUIRED_KNOWN: u32 = 0;
 const COMMITMENT_AT: usize = 120;
+/// The key epoch of objects that are never removed, and of journals: sealed under the lasting key.
+pub const LASTING_EPOCH: u32 = 0;
 
 code! {
     /// What an object is.
@@ -42,6 +44,26 @@ code! {
         Pending = 11,
         /// A local journal file.
         Journal = 12,
+        /// What verification found.
+        Verification = 13,
+    }
+}
+
+impl ObjectKind {
+    /// Whether it is sealed under the lasting key, and under no epoch: it must stay readable as long as the repository.
+    pub fn is_lasting(self) -> bool {
+        match self {
+            ObjectKind::Fence | ObjectKind::Floor | ObjectKind::Generation | ObjectKind::Journal => true,
+            ObjectKind::Flush
+            | ObjectKind::WalSegment
+            | ObjectKind::PagesSegment
+            | ObjectKind::LogicalSegment
+            | ObjectKind::Index
+            | ObjectKind::Root
+            | ObjectKind::Manifest
+            | ObjectKind::Pending
+            | ObjectKind::Verification => false,
+        }
     }
 }
 
@@ -60,7 +82,7 @@ pub struct ObjectHeader {
     pub number: u64,
     /// The epoch of the writer; 0 where writers have none.
     pub writer_epoch: u64,
-    /// The key epoch whose secret seals it.
+    /// The key epoch whose secret seals it; [`LASTING_EPOCH`] for the lasting key.
     pub key_epoch: u32,
     /// The first 16 bytes of the BLAKE3 of its key, so that an object moved elsewhere is refused.
     pub place: [u8; 16],
@@ -141,7 +163,13 @@ impl ObjectHeader {
         let owner = from.array()?;
         let number = u64::get(&mut from)?;
         let writer_epoch = u64::get(&mut from)?;
+        let before = from.clone();
         let key_epoch = u32::get(&mut from)?;
+        if kind.is_lasting() != (key_epoch == LASTING_EPOCH) {
+            // Whoever ever held a slot has the lasting key: it must open nothing but what it is for.
+            let expected = if kind.is_lasting() { "the lasting key" } else { "an epoch" };
+            return Err(before.error(format!("{kind:?} under key epoch {key_epoch}"), expected));
+        }
         zero(&mut from, 4)?;
         let place = from.array()?;
         let salt = from.array()?;

@@ -42,6 +42,10 @@ record! {
         pub gaps: Vec<GapEntry>,
         /// Timeline histories.
         pub histories: Vec<HistoryEntry>,
+        /// Backups that the operator keeps.
+        pub pins: Vec<PinEntry>,
+        /// WAL that retention let go.
+        pub expired: Vec<ExpiredEntry>,
         /// Identities that are gone: they hide entries of older levels.
         pub removed: Vec<RemovedEntry>,
     }
@@ -128,6 +132,8 @@ record! {
         pub bytes_new: u64,
         /// Bytes of the manifest object.
         pub manifest_len: u64,
+        /// Which of its manifest objects counts: one more each time it was sealed anew.
+        pub manifest_number: u32,
         /// Blocks whose checksum was wrong.
         pub damaged_blocks: u64,
         /// The newest root before its work was registered: an epoch of deltas that began there or before is not the one of its recovery.
@@ -169,6 +175,34 @@ record! {
     }
 }
 
+record! {
+    /// The operator keeps a backup, whatever the retention policy says.
+    pub struct PinEntry {
+        /// The backup.
+        pub backup: BackupId,
+        /// When it was pinned, by the clock of whoever did; shown, never decided upon.
+        pub pinned_at: Timestamp,
+        /// Until when; `None` until it is unpinned.
+        pub until: Option<Timestamp>,
+        /// Why, for people.
+        pub reason: String,
+    }
+}
+
+record! {
+    /// WAL that retention let go, so that nobody takes it for lost.
+    pub struct ExpiredEntry {
+        /// Its generation.
+        pub generation: Generation,
+        /// Its timeline.
+        pub timeline: TimelineId,
+        /// The first byte that is gone.
+        pub start: Lsn,
+        /// One past the last.
+        pub end: Lsn,
+    }
+}
+
 code! {
     /// Kinds of identities that can go.
     pub enum RemovedKind {
@@ -178,6 +212,10 @@ code! {
         Pages = 2,
         /// A backup.
         Backup = 3,
+        /// What a backup that is gone referred to: not an object, but work for collection.
+        Chunks = 4,
+        /// A manifest object of a backup that another one replaced. It hides nothing.
+        Manifest = 5,
     }
 }
 

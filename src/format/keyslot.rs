@@ -4,7 +4,7 @@
 
 use super::bytes::FormatError;
 use super::envelope::PlainObject;
-use super::record::{Field, code, record};
+use super::record::{Blob, Field, code, record};
 use crate::base::{RepositoryId, SlotName};
 
 code! {
@@ -42,7 +42,19 @@ record! {
 }
 
 record! {
-    /// A `keys/epochs/<n>/<slot>` object: the secrets of epoch n, sealed to the slot's public half.
+    /// A `keys/epochs/<n>/_epoch` object: its creation makes epoch n, and gives it to every slot at once.
+    pub struct Epoch {
+        /// The repository it belongs to.
+        pub repository: RepositoryId,
+        /// The epoch; in the key too.
+        pub epoch: u32,
+        /// For each slot that was given the epoch when it was made, the bytes of an [`EpochSlot`] object.
+        pub slots: Vec<Blob>,
+    }
+}
+
+record! {
+    /// A `keys/epochs/<n>/<slot>` object, or one of those in an [`Epoch`]: the secrets of epoch n, sealed to the slot's public half.
     pub struct EpochSlot {
         /// The repository it belongs to.
         pub repository: RepositoryId,
@@ -136,6 +148,22 @@ impl PlainObject for KeySlot {
         }
         let found = format!("argon2id cost of {} KiB, {} passes, {} lanes", costs.0, costs.1, costs.2);
         Err(FormatError::new(Self::TYPE, 0, found, expected))
+    }
+}
+
+/// The most slots a repository may have: what its epochs are given to at once fits into one request.
+pub const SLOTS_MAX: usize = 128;
+
+impl PlainObject for Epoch {
+    const MAGIC: [u8; 8] = *b"WALDEPA\x01";
+    const BYTES_MAX: usize = 64 << 10;
+
+    fn check(&self) -> Result<(), FormatError> {
+        if (1..=SLOTS_MAX).contains(&self.slots.len()) {
+            return Ok(());
+        }
+        let found = format!("{} slots", self.slots.len());
+        Err(FormatError::new(Self::TYPE, 0, found, "1 to 128"))
     }
 }
 

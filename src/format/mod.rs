@@ -16,6 +16,7 @@ pub mod marker;
 pub mod record;
 pub mod root;
 pub mod show;
+pub mod verification;
 pub mod wal;
 
 pub use bytes::{FormatError, Reader, Writer};

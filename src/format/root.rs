@@ -53,6 +53,8 @@ record! {
         pub low_water_lsn: Option<Lsn>,
         /// The BLAKE3 of the object before it, zero when there is none.
         pub low_water_link: [u8; 32],
+        /// The key epoch of the object before it: its writer has not sealed under an older one since. 0 when there is none.
+        pub low_water_key_epoch: u32,
     }
 }
 
@@ -79,6 +81,8 @@ code! {
         Restore = 2,
         /// A compaction that writes segments.
         Compaction = 3,
+        /// A collection that writes segments anew without what nothing refers to.
+        Collection = 4,
     }
 }
 

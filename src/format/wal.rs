@@ -1,11 +1,13 @@
 //! What the directories of flush objects, fences and compacted WAL say. Spec: formats/wal.md.
 
 use super::record::{Extension, code, record};
-use crate::base::{BackupId, Lsn, ObjectId, StreamId, TimelineId, Timestamp};
+use crate::base::{BackupId, Generation, Lsn, ObjectId, StreamId, TimelineId, Timestamp};
 
 record! {
     /// The directory's meta of a flush object or a compacted WAL segment.
     pub struct WalMeta {
+        /// The generation of the cluster it comes from.
+        pub generation: Generation,
         /// The timeline the bytes were streamed on.
         pub timeline: TimelineId,
         /// The first byte.

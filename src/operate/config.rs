@@ -1,6 +1,10 @@
 //! The configuration file: `[repository.NAME]` and `[cluster.NAME]` tables. Pure but for [`load`].
 //! Refuses keys it does not know, with the nearest one it knows, and every key that would hold a secret.
 
+mod retention;
+
+pub use retention::Retention;
+
 use super::units;
 use crate::base::ClusterName;
 use crate::disk::SecretSource;
@@ -39,6 +43,7 @@ const CLUSTER_KEYS: &[&str] = &[
     "wal_deltas",
     "delta_cache",
     "cache_dir",
+    "retention",
 ];
 /// What people call secrets. Store credentials come from the environment or the cloud's own files.
 const SECRET_WORDS: &[&str] =
@@ -101,6 +106,8 @@ pub struct ClusterTable {
     pub delta_cache_bytes: Option<u64>,
     /// `cache_dir`.
     pub cache_dir: Option<PathBuf>,
+    /// `retention`.
+    pub retention: Option<Retention>,
 }
 
 /// Whether something is done.
@@ -441,6 +448,7 @@ impl Section<'_, '_, '_> {
                 value.as_str().and_then(units::bytes)
             })?,
             cache_dir: self.path("cache_dir")?,
+            retention: self.retention()?,
         })
     }
 }

@@ -5,6 +5,7 @@ use super::config::ConfigError;
 use super::exit::Exit;
 use super::when::WhenError;
 use crate::backup::BackupError;
+use crate::base::BackupId;
 use crate::base::ids::IdError;
 use crate::base::lsn::LsnParseError;
 use crate::codec::OpenError;
@@ -14,8 +15,10 @@ use crate::disk::journal::JournalError;
 use crate::net::{ConnectionStringError, PgError, code};
 use crate::receive::pipeline::ReceiveError;
 use crate::receive::upstream::UpstreamError;
-use crate::repo::RepoError;
+use crate::repo::backups::NameError;
+use crate::repo::{RepoError, layout};
 use crate::restore::RestoreError;
+use crate::retain::delete::DeleteError;
 use crate::store::StoreError;
 use std::fmt;
 use std::io;
@@ -233,6 +236,9 @@ impl From<BackupError> for Failure {
             BackupError::Expired => Failure::new(Exit::Conflict, error).hint(
                 "take the backup again; if nothing held this process up, see what kept it from the store",
             ),
+            BackupError::ChunksGone { .. } => {
+                Failure::new(Exit::Conflict, error).hint("take the backup again")
+            }
             BackupError::Wal { source } => match source.downcast::<Failure>() {
                 Ok(failure) => *failure,
                 Err(source) => Failure::new(Exit::Postgres, format!("the backup's WAL: {source}")),
@@ -242,6 +248,42 @@ impl From<BackupError> for Failure {
                 Failure::new(cause.map_or(Exit::Postgres, |failure| failure.exit), &error)
                     .hint("it becomes restorable as soon as `walden receive` has stored that WAL")
             }
+        }
+    }
+}
+
+impl From<NameError> for Failure {
+    fn from(error: NameError) -> Failure {
+        let list = |ids: &[BackupId]| ids.iter().map(BackupId::as_str).collect::<Vec<_>>().join(", ");
+        match &error {
+            NameError::Unknown { known, .. } => {
+                let there = if known.is_empty() { "none".into() } else { list(known) };
+                Failure::new(Exit::NotFound, &error).fact("there are", there)
+            }
+            NameError::Ambiguous { fits, .. } => Failure::new(Exit::Usage, &error).fact("found", list(fits)),
+        }
+    }
+}
+
+impl From<DeleteError> for Failure {
+    fn from(error: DeleteError) -> Failure {
+        match &error {
+            DeleteError::NotFound(_) => Failure::new(Exit::NotFound, error),
+            DeleteError::Last { .. } => Failure::new(Exit::Conflict, error)
+                .hint("take another backup first; the last one goes only with its cluster"),
+            DeleteError::Pinned { id, .. } => {
+                let hint = format!("`walden unpin {id}`, or give --force");
+                Failure::new(Exit::Conflict, error).hint(hint)
+            }
+            DeleteError::Reading(_) => Failure::new(Exit::Conflict, error)
+                .hint("wait until it ended; one that was killed counts as running for an hour"),
+            DeleteError::Deltas { .. } => Failure::new(Exit::Conflict, error).hint(
+                "remove the older backups first, or let `walden expire` remove what the policy does not keep",
+            ),
+            DeleteError::Repo(_) => match error {
+                DeleteError::Repo(error) => error.into(),
+                other => Failure::new(Exit::Internal, other),
+            },
         }
     }
 }
@@ -341,7 +383,10 @@ impl From<RepoError> for Failure {
             RepoError::Damage { key, reason } => Failure::new(Exit::Damage, "something stored is damaged")
                 .fact("where", format!("object {key}"))
                 .fact("found", reason)
-                .hint("run `walden verify` to see everything that is damaged, and what each costs"),
+                .hint(match layout::is_index(&key) {
+                    true => "`walden repair index --dry-run` shows what a new index would be made of",
+                    false => "run `walden verify` to see everything that is damaged, and what each costs",
+                }),
             RepoError::NoKey { .. } => Failure::new(Exit::Key, error),
             RepoError::Key { .. } => Failure::new(Exit::Key, error)
                 .hint("give the passphrase or key of one of the repository's key slots"),

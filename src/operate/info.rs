@@ -3,21 +3,27 @@
 
 mod bytes;
 mod show;
+mod verified;
+
+pub use verified::depth_name;
 
 use super::failure::Failure;
 use crate::base::limits::BLOCK_BYTES;
-use crate::base::{Lsn, Timestamp};
-use crate::format::index::{BackupEntry, BackupState, WalEntry};
+use crate::base::{BackupId, Lsn, Timestamp};
+use crate::format::index::{BackupEntry, BackupState, ExpiredEntry, WalEntry};
 use crate::format::wal::{DeltaStats, WalDeltas};
 use crate::net::server::WalPosition;
 use crate::repo::backups::state_now;
 use crate::repo::walmap::{self, Snapshot};
-use crate::repo::{Cluster, WalSource};
+use crate::repo::{Cluster, WalSource, verifications};
 use crate::restore::archive::{self, Loaded};
 use crate::restore::resolve::Window;
 use bytes::Usage;
 use serde::Serialize;
 use std::collections::BTreeSet;
+
+/// Why WAL between a backup that is kept for long and the window is not there.
+const LET_GO: &str = "let go by retention";
 
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -49,6 +55,8 @@ pub struct ClusterInfo {
     pub lag: Lag,
     /// Backups, oldest first.
     pub backups: Vec<BackupInfo>,
+    /// The newest verification; none when there was none.
+    pub verification: Option<VerificationInfo>,
     /// WAL.
     pub wal: WalInfo,
     /// Everything stored of the cluster.
@@ -117,6 +125,68 @@ pub struct BackupInfo {
     pub state: &'static str,
     /// Blocks whose checksum was wrong on the server.
     pub damaged_blocks: u64,
+    /// Whether it stays whatever the retention policy says; none when it is not pinned.
+    pub pin: Option<PinInfo>,
+    /// What verification says of it; none when it was never verified.
+    pub verified: Option<VerifiedInfo>,
+}
+
+/// A pin.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PinInfo {
+    /// When it was made.
+    pub pinned_at: String,
+    /// Until when it holds; none until it is taken away.
+    pub until: Option<String>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What verification says of a backup.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerifiedInfo {
+    /// `verified`, or `damaged`: something that it needs is damaged or gone.
+    pub outcome: &'static str,
+    /// `references` (everything is there), `content` (everything opens and is what it should be) or `restored`.
+    pub depth: &'static str,
+    /// Since when that is known.
+    pub at: String,
+    /// Of one that is damaged, why.
+    pub reason: Option<String>,
+}
+
+/// The newest verification of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerificationInfo {
+    /// When it ended, by its host's clock.
+    pub finished_at: String,
+    /// How deep it looked.
+    pub depth: &'static str,
+    /// `whole`, or `sample`.
+    pub scope: &'static str,
+    /// Bytes that it, or one before it, read.
+    pub bytes_covered: u64,
+    /// Bytes that there were.
+    pub bytes_total: u64,
+    /// When the part was read that was read longest ago; none when nothing was.
+    pub covered_since: Option<String>,
+    /// How much is damaged.
+    pub damage_count: u64,
+    /// What is damaged; when it is much, some of it.
+    pub damage: Vec<DamageInfo>,
+}
+
+/// One thing that is damaged.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DamageInfo {
+    /// The object, or the one that refers to what is missing.
+    pub object: String,
+    /// What is wrong with it.
+    pub found: String,
+    /// What that costs.
+    pub cost: String,
+    /// When it was first found.
+    pub found_at: String,
 }
 
 /// WAL of the cluster.
@@ -182,7 +252,12 @@ pub async fn cluster(cluster: &Cluster, server: Option<WalPosition>) -> Result<C
     }
     let usage = bytes::usage(cluster, &snapshot).await?;
     let now = cluster.repo().env().clock.now();
-    Ok(describe(cluster.name().as_str(), &snapshot, &loaded, &usage, server, now)?)
+    let verification = verifications::newest(cluster).await?.result;
+    let mut info = describe(cluster.name().as_str(), &snapshot, &loaded, &usage, server, now)?;
+    if let Some(verification) = &verification {
+        verified::add(&mut info, verification);
+    }
+    Ok(info)
 }
 
 fn describe(
@@ -199,20 +274,39 @@ fn describe(
         major_version: loaded.record.major_version,
         generation: loaded.record.generation.0,
         timeline: loaded.archive.current.0,
-        window: window(&loaded.archive.window()?, loaded),
+        window: window(&loaded.archive.window()?, loaded, &snapshot.index.expired),
         durable_lsn: snapshot.wal.durable_end().map(|end| end.lsn.to_string()),
         lag: lag(snapshot, server, now),
-        backups: loaded.archive.backups.iter().map(BackupInfo::from).collect(),
+        backups: backups(snapshot, loaded, now),
+        verification: None,
         wal: wal(snapshot, usage),
         bytes: BytesInfo { live: usage.live, waiting: usage.waiting, unreferenced: usage.unreferenced },
     })
 }
 
+fn backups(snapshot: &Snapshot, loaded: &Loaded, now: Timestamp) -> Vec<BackupInfo> {
+    let pin = |id: &BackupId| {
+        let mut pins = snapshot.index.pins.iter();
+        let pin = pins.find(|pin| pin.backup == *id && pin.until.is_none_or(|until| until > now))?;
+        Some(PinInfo {
+            pinned_at: pin.pinned_at.to_string(),
+            until: pin.until.map(|until| until.to_string()),
+            reason: pin.reason.clone(),
+        })
+    };
+    let entries = loaded.archive.backups.iter();
+    entries.map(|entry| BackupInfo { pin: pin(&entry.id), ..BackupInfo::from(entry) }).collect()
+}
+
 /// Gaps are holes between the parts of the window, and recorded ones that no part follows yet.
-fn window(window: &Window, loaded: &Loaded) -> WindowInfo {
+fn window(window: &Window, loaded: &Loaded, expired: &[ExpiredEntry]) -> WindowInfo {
+    let generation = loaded.archive.generation;
     let reason = |start: Lsn, end: Lsn| {
         let mut recorded = loaded.archive.gaps.iter();
-        recorded.find(|gap| gap.start < end && start < gap.end).map(|gap| gap.reason.clone())
+        let lost = recorded.find(|gap| gap.start < end && start < gap.end).map(|gap| gap.reason.clone());
+        let mut gone = expired.iter().filter(|gone| gone.generation == generation);
+        let gone = gone.any(|gone| gone.start < end && start < gone.end);
+        lost.or_else(|| gone.then(|| LET_GO.to_owned()))
     };
     let mut gaps: Vec<GapInfo> = Vec::new();
     for pair in window.parts.windows(2) {
@@ -282,6 +376,8 @@ impl From<&BackupEntry> for BackupInfo {
                 BackupState::Damaged => "damaged",
             },
             damaged_blocks: entry.damaged_blocks,
+            pin: None,
+            verified: None,
         }
     }
 }

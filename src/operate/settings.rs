@@ -1,12 +1,15 @@
 //! What a command works with: option over environment over file. Pure: the environment is a function, the file is parsed.
 
 use super::config::{
-    Ack, ClusterTable, ConfigError, ConfigFile, Place, RepositoryTable, Switch, nearest, one_secret,
+    Ack, ClusterTable, ConfigError, ConfigFile, Place, RepositoryTable, Retention, Switch, nearest,
+    one_secret,
 };
 use crate::base::{ClusterName, limits};
 use crate::disk::SecretSource;
 use crate::net::contains_password;
 use crate::receive::compact::DeltaOptions;
+use crate::retain::policy::Policy;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Where journals lie when nobody says: a directory for each cluster.
@@ -70,6 +73,7 @@ pub struct Settings {
     repository: Option<RepositoryTable>,
     cluster_name: Option<ClusterName>,
     cluster: ClusterTable,
+    retentions: BTreeMap<ClusterName, Retention>,
 }
 
 impl Settings {
@@ -91,7 +95,9 @@ impl Settings {
         if let Some(dir) = flags.cache_dir.clone().or_else(|| env.cache_dir.clone()) {
             cluster.cache_dir = Some(dir);
         }
-        Ok(Settings { repository, cluster_name, cluster })
+        let retention = |(name, table): (&ClusterName, &ClusterTable)| Some((name.clone(), table.retention?));
+        let retentions = file.clusters.iter().filter_map(retention).collect();
+        Ok(Settings { repository, cluster_name, cluster, retentions })
     }
 
     /// The repository. An error when none was given.
@@ -139,6 +145,16 @@ impl Settings {
         let switch = switch.or(self.cluster.wal_deltas).unwrap_or(Switch::On);
         let cache_bytes = cache_bytes.or(self.cluster.delta_cache_bytes).unwrap_or(limits::DELTA_CACHE_BYTES);
         (switch == Switch::On).then_some(DeltaOptions { cache_bytes })
+    }
+
+    /// What the file says of the retention of a cluster, if it says anything.
+    pub fn retention(&self, cluster: &ClusterName) -> Option<Retention> {
+        self.retentions.get(cluster).copied()
+    }
+
+    /// What is to be kept of a cluster: by `flags`, else by the file, else by default.
+    pub fn policy(&self, cluster: &ClusterName, flags: Retention) -> Policy {
+        flags.or(self.retention(cluster).unwrap_or_default()).policy()
     }
 
     /// The slot's name: `flag`, else the file's, else `walden_<cluster>`.

@@ -278,10 +278,10 @@ fn commit(
     let number = root.number + 1;
     for (job, entry) in written {
         if let Some(deltas) = entry.as_ref().and_then(|entry| entry.deltas.as_ref()) {
-            epoch::check(root, index, &job.replaces, deltas)?;
+            epoch::check(root, index, job, deltas)?;
         }
         match &job.replaces {
-            Replaces::Flushes { stream, from, to, link, .. } => {
+            Replaces::Flushes { stream, from, to, link, key_epoch, .. } => {
                 let Some(open) = next.streams.iter_mut().find(|open| open.id == *stream) else {
                     return Err(conflict(format!("stream {stream} is compacted already")));
                 };
@@ -291,6 +291,7 @@ fn commit(
                 open.low_water = *to;
                 open.low_water_lsn = Some(job.end);
                 open.low_water_link = *link;
+                open.low_water_key_epoch = *key_epoch;
                 retire(
                     &mut next.retired,
                     RetiredFlush { stream: *stream, from: *from, to: *to, root: number },

@@ -371,7 +371,9 @@ async fn upload(cluster: Cluster, won: Won, sealed: Sealed) -> Result<Uploaded, 
     };
     match created {
         Created::Ours => Ok(Uploaded { number: sealed.number, stored_bytes }),
-        Created::Taken(bytes) => match chain::open_numbered(&cluster, won.stream, sealed.number, bytes)? {
+        Created::Taken(bytes) => match chain::open_numbered(&cluster, won.stream, sealed.number, bytes)
+            .await?
+        {
             Numbered::Fence(fence) => Err(fenced(won.stream, sealed.number, fence.writer_epoch)),
             Numbered::Flush(_) => Err(RepoError::damage(&sealed.key, "another writer uses our stream's id")),
         },

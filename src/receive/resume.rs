@@ -51,13 +51,9 @@ pub(super) async fn open_journal(
     cluster: &ClusterName,
     place: &JournalPlace,
 ) -> Result<JournalHandle, ReceiveError> {
-    let options = JournalOptions {
-        repository: repo.id(),
-        cluster: cluster.clone(),
-        key_epoch: repo.keys().newest().epoch,
-        budget_bytes: place.budget_bytes,
-    };
-    let keys = Arc::new(repo.keys().clone());
+    let options =
+        JournalOptions { repository: repo.id(), cluster: cluster.clone(), budget_bytes: place.budget_bytes };
+    let keys = repo.keys();
     let entropy = repo.env().entropy.clone();
     let (journal, recovery) = Journal::open(place.disk.clone(), &place.dir, options, keys, entropy).await?;
     for (file, byte) in &recovery.torn {

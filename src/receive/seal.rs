@@ -4,7 +4,6 @@
 use super::machine::Flush;
 use super::takeover::Won;
 use crate::base::{Lsn, ObjectKey, limits};
-use crate::codec::KeySource;
 use crate::codec::object::PackedChunk;
 use crate::format::header::ObjectKind;
 use crate::format::record::Record;
@@ -53,6 +52,7 @@ impl Sealer {
         writer.reserve(frames.iter().map(|(_, frame)| frame.stored_len()).sum());
         frames.iter().for_each(|(at, frame)| writer.add_packed(frame, at.get()));
         let meta = WalMeta {
+            generation: self.won.generation,
             timeline: self.won.timeline,
             start: flush.range.start,
             end: flush.range.end,
@@ -88,8 +88,7 @@ pub struct Packed {
 
 /// Compresses the flush's bytes, cut at multiples of [`limits::WAL_FRAME_BYTES`], so that equal WAL makes equal chunks.
 pub fn pack(cluster: &Cluster, flush: Flush) -> Packed {
-    let ids = cluster.repo().keys().chunk_id_key();
-    let pack = |frame: &[u8]| PackedChunk::pack(frame, ids.chunk_id(frame));
+    let pack = |frame: &[u8]| PackedChunk::pack(frame, cluster.repo().chunk_id(frame));
     let mut frames = Vec::new();
     let mut frame = Vec::with_capacity(limits::WAL_FRAME_BYTES);
     let mut at = flush.range.start;

@@ -18,6 +18,8 @@ pub struct Won {
     pub stream: StreamId,
     /// Its epoch.
     pub writer_epoch: u64,
+    /// The generation it comes from.
+    pub generation: Generation,
     /// Its timeline.
     pub timeline: TimelineId,
     /// The root that names it.
@@ -72,6 +74,7 @@ pub async fn take_over(
                 low_water: 0,
                 low_water_lsn: None,
                 low_water_link: [0; 32],
+                low_water_key_epoch: 0,
             });
             Ok(Some(RootChange::of(next)))
         })
@@ -89,7 +92,7 @@ pub async fn take_over(
             server_time: time.unwrap_or(Timestamp::MIN),
         });
     }
-    Ok(Won { stream, writer_epoch, timeline, root: root.number, before })
+    Ok(Won { stream, writer_epoch, generation, timeline, root: root.number, before })
 }
 
 /// Fences `older` at its first absent number, or finds it fenced.
@@ -124,7 +127,7 @@ async fn close(
                 return Ok(Chain { end: ChainEnd::Fenced { number, fence }, ..chain });
             }
             // A flush object won the number, or another fence: the chain is longer than it was, or closed.
-            Created::Taken(bytes) => match chain::open_numbered(cluster, older.id, number, bytes)? {
+            Created::Taken(bytes) => match chain::open_numbered(cluster, older.id, number, bytes).await? {
                 Numbered::Flush(_) | Numbered::Fence(_) => {}
             },
         }

@@ -2,8 +2,9 @@
 //! A backup that was committed as pending becomes restorable by itself once its WAL is durable, whoever stored that.
 
 use super::walmap::WalMap;
-use crate::base::{LsnRange, SegmentSize};
-use crate::format::index::{BackupEntry, BackupState};
+use crate::base::{BackupId, Lsn, LsnRange, SegmentSize};
+use crate::format::index::{BackupEntry, BackupState, RemovedEntry, RemovedKind};
+use crate::repo::layout;
 
 /// The WAL without which `backup` is worth nothing: from the start of the WAL segment that holds its redo LSN to its stop LSN.
 pub fn needed_wal(backup: &BackupEntry, size: SegmentSize) -> LsnRange {
@@ -11,13 +12,52 @@ pub fn needed_wal(backup: &BackupEntry, size: SegmentSize) -> LsnRange {
     LsnRange::new(start, backup.stop.max(start))
 }
 
+/// Why a name names no backup.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// None begins like it.
+    #[error("there is no backup {name}")]
+    Unknown {
+        /// What was given.
+        name: String,
+        /// Those that are there.
+        known: Vec<BackupId>,
+    },
+    /// Several do.
+    #[error("backup {name} is ambiguous")]
+    Ambiguous {
+        /// What was given.
+        name: String,
+        /// Those that begin like it.
+        fits: Vec<BackupId>,
+    },
+}
+
+/// The one backup whose id begins with `name`.
+pub fn named<'a>(backups: &'a [BackupEntry], name: &str) -> Result<&'a BackupEntry, NameError> {
+    let fits: Vec<&BackupEntry> =
+        backups.iter().filter(|backup| backup.id.as_str().starts_with(name)).collect();
+    let ids = |of: &[&BackupEntry]| of.iter().map(|backup| backup.id.clone()).collect();
+    match fits.as_slice() {
+        [backup] => Ok(backup),
+        [] => {
+            let known = backups.iter().map(|backup| backup.id.clone()).collect();
+            Err(NameError::Unknown { name: name.to_owned(), known })
+        }
+        several => Err(NameError::Ambiguous { name: name.to_owned(), fits: ids(several) }),
+    }
+}
+
 /// What `backup` is now that `wal` is durable. `wal` is of its generation.
 pub fn state_now(backup: &BackupEntry, wal: &WalMap, size: SegmentSize) -> BackupState {
     let needed = needed_wal(backup, size);
+    state_when(backup, needed, wal.contiguous_end(backup.timeline, needed.start))
+}
+
+/// What `backup` is when the WAL that it needs is durable up to `end`.
+pub fn state_when(backup: &BackupEntry, needed: LsnRange, end: Lsn) -> BackupState {
     match backup.state {
-        BackupState::Pending if wal.contiguous_end(backup.timeline, needed.start) < needed.end => {
-            BackupState::Pending
-        }
+        BackupState::Pending if end < needed.end => BackupState::Pending,
         BackupState::Pending if backup.damaged_blocks > 0 => BackupState::Damaged,
         BackupState::Pending => BackupState::Complete,
         BackupState::Complete => BackupState::Complete,
@@ -25,10 +65,20 @@ pub fn state_now(backup: &BackupEntry, wal: &WalMap, size: SegmentSize) -> Backu
     }
 }
 
+/// The removals that take `backup` out of the index from `root` on: of the backup, and of its manifest object, if that was sealed anew.
+pub fn removal(backup: &BackupEntry, root: u64) -> Vec<RemovedEntry> {
+    let mut removed = vec![RemovedEntry { kind: RemovedKind::Backup, name: backup.id.to_string(), root }];
+    if backup.manifest_number > 0 {
+        let name = layout::manifest_name(&backup.id, backup.manifest_number);
+        removed.push(RemovedEntry { kind: RemovedKind::Manifest, name, root });
+    }
+    removed
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Generation, Lsn, ObjectId, TimelineId, Timestamp};
+    use crate::base::{Generation, ObjectId, TimelineId, Timestamp};
     use crate::format::index::WalEntry;
     use crate::format::wal::WalSummary;
     use crate::repo::Index;
@@ -49,6 +99,7 @@ mod tests {
             bytes_stored: 0,
             bytes_new: 0,
             manifest_len: 0,
+            manifest_number: 0,
             damaged_blocks: 0,
             root: 0,
             state: BackupState::Pending,
@@ -92,5 +143,21 @@ mod tests {
         assert_eq!(state(&[(0x100_0000, 0x280_0000), (0x280_0000, 0x310_0000)]), BackupState::Complete);
         let damaged = BackupEntry { damaged_blocks: 1, ..backup() };
         assert_eq!(state_now(&damaged, &wal(&[(0x200_0000, 0x310_0000)]), size), BackupState::Damaged);
+    }
+
+    #[test]
+    fn the_manifest_object_that_counts_goes_with_its_backup() {
+        let cluster = "shop".parse().unwrap();
+        let keys = |backup: &BackupEntry| -> Vec<String> {
+            let named = removal(backup, 7).into_iter().map(|removed| removed.name);
+            named.map(|name| layout::manifest_named(&cluster, &name).unwrap().to_string()).collect()
+        };
+        let first = backup();
+        assert_eq!(keys(&first), ["clusters/shop/backups/20261122T195501Z"]);
+        let moved = BackupEntry { manifest_number: 3, ..first };
+        let expected = layout::manifest(&cluster, &moved.id, 3).to_string();
+        assert_eq!(keys(&moved).last(), Some(&expected));
+        assert_eq!(expected, "clusters/shop/backups/20261122T195501Z-3");
+        assert_eq!(layout::manifest_named(&cluster, "20261122T195501Z-x"), None);
     }
 }

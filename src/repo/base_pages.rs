@@ -101,9 +101,11 @@ impl BasePages {
         chunks_max: usize,
         page_key: Option<[u8; 32]>,
     ) -> Result<BasePages, RepoError> {
-        let manifest = Manifest::open(cluster, backup).await?;
         let root = cluster.newest_root().await?;
         let index = index::load(cluster, root.index).await?;
+        // One that the index let go may be there still.
+        let number = index.backup(backup).map_or(0, |entry| entry.manifest_number);
+        let manifest = Manifest::open(cluster, backup, number).await?;
         let chunk_index = Arc::new(ChunkIndex::load(cluster, &index.pages).await?);
         // One thread: this is beside what the server waits for.
         let chunks = ChunkReader::new(cluster.clone(), chunk_index, 1);
@@ -205,7 +207,7 @@ impl BasePages {
                     let map = self.chunks.read(*id).await?;
                     let damage = |reason| {
                         RepoError::damage(
-                            &layout::manifest(self.chunks.cluster().name(), &self.backup),
+                            &layout::manifest(self.chunks.cluster().name(), &self.backup, 0),
                             reason,
                         )
                     };

@@ -26,6 +26,8 @@ pub struct ChainObject {
     pub object_len: u64,
     /// The BLAKE3 of the whole object.
     pub link: [u8; 32],
+    /// The key epoch that it is sealed under.
+    pub key_epoch: u32,
 }
 
 /// How a chain ends.
@@ -88,7 +90,7 @@ pub enum Numbered {
 }
 
 /// Opens what stands at `number` of `stream`, whose bytes were read from its key.
-pub fn open_numbered(
+pub async fn open_numbered(
     cluster: &Cluster,
     stream: StreamId,
     number: u64,
@@ -105,7 +107,7 @@ pub fn open_numbered(
         ObjectKind::Fence => ObjectKind::Fence,
         _ => ObjectKind::Flush,
     };
-    let object = repo.open_object(&key, kind, bytes)?;
+    let object = repo.open_object(&key, kind, bytes).await?;
     match kind {
         ObjectKind::Fence => {
             Ok(Numbered::Fence(object.meta().map_err(|error| RepoError::open(&key, error))?))
@@ -159,7 +161,7 @@ async fn read_to_end(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, R
             other => other?,
         };
         let object_len = bytes.len() as u64;
-        match open_numbered(cluster, stream.id, number, bytes)? {
+        match open_numbered(cluster, stream.id, number, bytes).await? {
             Numbered::Fence(fence) => {
                 check_fence(cluster, &chain, number, &fence)?;
                 chain.end = ChainEnd::Fenced { number, fence };
@@ -168,7 +170,8 @@ async fn read_to_end(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, R
             Numbered::Flush(object) => {
                 let key = layout::flush(cluster.name(), stream.id, number);
                 let meta: WalMeta = object.meta().map_err(|error| RepoError::open(&key, error))?;
-                let next = ChainObject { number, key, meta, object_len, link: object.link() };
+                let key_epoch = object.header().key_epoch;
+                let next = ChainObject { number, key, meta, object_len, link: object.link(), key_epoch };
                 check_link(&chain, &next)?;
                 chain.objects.push(next);
             }
@@ -190,6 +193,12 @@ fn check_link(chain: &Chain, next: &ChainObject) -> Result<(), RepoError> {
     let damage = |reason: String| Err(RepoError::damage(&next.key, reason));
     if next.meta.timeline != chain.stream.timeline {
         return damage(format!("timeline {}, its stream has {}", next.meta.timeline, chain.stream.timeline));
+    }
+    if next.meta.generation != chain.stream.generation {
+        return damage(format!(
+            "generation {}, its stream has {}",
+            next.meta.generation, chain.stream.generation
+        ));
     }
     if next.meta.end < next.meta.start {
         return damage(format!("its range {}..{} runs backwards", next.meta.start, next.meta.end));

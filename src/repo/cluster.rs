@@ -6,6 +6,7 @@ use super::index::{self, Index, IndexEdit};
 use super::layout;
 use super::repository::{Created, Repository};
 use super::roots::{self, NONE};
+use crate::base::planted::{Bug, planted};
 use crate::base::{ClusterName, Generation, limits};
 use crate::format::header::ObjectKind;
 use crate::format::record::Record;
@@ -52,7 +53,7 @@ impl RootChange {
 impl Cluster {
     /// The cluster `name`. [`RepoError::NotFound`] when the repository has none of that name.
     pub async fn open(repo: Arc<Repository>, name: ClusterName) -> Result<Cluster, RepoError> {
-        let cluster = Cluster::handle(repo, name);
+        let cluster = Cluster::unchecked(repo, name);
         match cluster.find_root().await? {
             Some(_) => Ok(cluster),
             None => Err(RepoError::NotFound {
@@ -65,7 +66,7 @@ impl Cluster {
     /// The cluster `record.cluster`, made if it is not there. Refuses another system identifier, version or geometry
     /// than the current generation's.
     pub async fn create(repo: Arc<Repository>, record: GenerationRecord) -> Result<Cluster, RepoError> {
-        let cluster = Cluster::handle(repo, record.cluster.clone());
+        let cluster = Cluster::unchecked(repo, record.cluster.clone());
         if cluster.find_root().await?.is_none() {
             cluster.create_first(&record).await?;
         }
@@ -73,7 +74,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn handle(repo: Arc<Repository>, name: ClusterName) -> Cluster {
+    /// The cluster `name`, whether it is there or not: for who looks into what is damaged.
+    pub fn unchecked(repo: Arc<Repository>, name: ClusterName) -> Cluster {
         let shared = Shared { root_known: AtomicU64::new(NONE), last_commit: Mutex::new(None) };
         Cluster { repo, name, shared: Arc::new(shared) }
     }
@@ -178,6 +180,8 @@ impl Cluster {
             let index = if with_index { self.index(&base).await } else { Ok(Index::default()) };
             let Some(index) = self.unless_moved(&base, index).await? else { continue };
             let Some(change) = edit(&base, &index)? else { return Ok(base) };
+            // After the root that it builds on: what was made before that root is known then (formats/keys.md).
+            self.follow_epochs().await?;
             if let Some(before) = *last_commit {
                 tokio::time::sleep_until(before + limits::ROOT_INTERVAL).await;
             }
@@ -233,11 +237,21 @@ impl Cluster {
         }
         // A number below the floor may have been won before, and removed: winning it again is void.
         let floor = roots::newest_floor(&self.repo, &self.name, root.floor).await?;
-        if let Some(floor) = floor.filter(|floor| floor.root > root.number) {
+        let floor = floor.filter(|floor| floor.root > root.number && !planted(Bug::FloorNotChecked));
+        if let Some(floor) = floor {
             return Ok(NewRoot::Void { floor: floor.root });
         }
         self.shared.root_known.fetch_max(root.number, Ordering::Relaxed);
         Ok(NewRoot::Won)
+    }
+
+    /// Seals under the newest key epoch from now on.
+    pub(super) async fn follow_epochs(&self) -> Result<(), RepoError> {
+        if let Err(epoch) = self.repo.follow_epochs().await? {
+            let slot = self.repo.slot().name();
+            tracing::warn!("key epoch {epoch} was not given to key slot {slot}, which opened the repository");
+        }
+        Ok(())
     }
 
     async fn find_root(&self) -> Result<Option<(Root, u64)>, RepoError> {
@@ -250,6 +264,7 @@ impl Cluster {
     }
 
     async fn create_first(&self, record: &GenerationRecord) -> Result<(), RepoError> {
+        self.follow_epochs().await?;
         let key = layout::generation(&self.name, record.generation);
         let writer = self.repo.writer(ObjectKind::Generation, &key, [0; 16], record.generation.0.into(), 0);
         // Taken: an interrupted or concurrent start made it; `check_server` compares afterwards.

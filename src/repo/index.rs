@@ -5,11 +5,11 @@
 use super::cluster::Cluster;
 use super::error::RepoError;
 use super::layout;
-use crate::base::{BackupId, ObjectId, ObjectKey};
+use crate::base::{BackupId, Generation, Lsn, ObjectId, ObjectKey, TimelineId};
 use crate::format::header::ObjectKind;
 use crate::format::index::{
-    BackupEntry, GapEntry, HistoryEntry, IndexLevel, IndexMeta, IndexPage, PagesEntry, RemovedEntry,
-    RemovedKind, WalEntry,
+    BackupEntry, ExpiredEntry, GapEntry, HistoryEntry, IndexLevel, IndexMeta, IndexPage, PagesEntry,
+    PinEntry, RemovedEntry, RemovedKind, WalEntry,
 };
 use crate::format::record::{Field, Record, stored};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -45,6 +45,10 @@ pub struct Index {
     pub gaps: Vec<GapEntry>,
     /// Timeline histories, by generation and timeline.
     pub histories: Vec<HistoryEntry>,
+    /// Backups that the operator keeps, by backup.
+    pub pins: Vec<PinEntry>,
+    /// WAL that retention let go, by generation, timeline and start.
+    pub expired: Vec<ExpiredEntry>,
     /// What is gone and not yet collected.
     pub removed: Vec<RemovedEntry>,
     /// The index objects read, newest first.
@@ -65,6 +69,8 @@ impl Index {
             backups: self.backups,
             gaps: self.gaps,
             histories: self.histories,
+            pins: self.pins,
+            expired: self.expired,
             removed: self.removed,
         }
     }
@@ -123,7 +129,7 @@ pub async fn write(
     for part in split(page) {
         entry_count += count(&part);
         let plain = part.encode();
-        let chunk = crate::codec::KeySource::chunk_id_key(cluster.repo().keys()).chunk_id(&plain);
+        let chunk = cluster.repo().chunk_id(&plain);
         writer.add(&plain, chunk, 0);
     }
     let meta = IndexMeta { levels, entry_count, extensions: Vec::new() };
@@ -154,6 +160,32 @@ async fn absorb(
     Ok((merged, Vec::new()))
 }
 
+/// One index object itself.
+#[derive(Debug)]
+pub struct IndexObject {
+    /// The root that it was made for.
+    pub root: u64,
+    /// The older index objects that it names.
+    pub levels: Vec<ObjectId>,
+    /// Its entries.
+    pub page: IndexPage,
+}
+
+/// Reads one index object, without those that it names.
+pub async fn read_one(cluster: &Cluster, id: ObjectId) -> Result<IndexObject, RepoError> {
+    let key = layout::index(cluster.name(), id);
+    let root = cluster.repo().read_object(&key, ObjectKind::Index).await?.header().number;
+    let (meta, page) = read_object(cluster, id).await?;
+    Ok(IndexObject { root, levels: meta.levels.iter().map(|level| level.id).collect(), page })
+}
+
+/// Entries of several index objects, newest first, as one.
+pub fn merge(pages: Vec<IndexPage>) -> Index {
+    let mut merged = Merge::default();
+    pages.into_iter().for_each(|page| merged.add_older(page));
+    merged.finish()
+}
+
 async fn read_object(cluster: &Cluster, id: ObjectId) -> Result<(IndexMeta, IndexPage), RepoError> {
     let key = layout::index(cluster.name(), id);
     let object = cluster.repo().read_object(&key, ObjectKind::Index).await?;
@@ -169,6 +201,8 @@ async fn read_object(cluster: &Cluster, id: ObjectId) -> Result<(IndexMeta, Inde
         whole.backups.extend(page.backups);
         whole.gaps.extend(page.gaps);
         whole.histories.extend(page.histories);
+        whole.pins.extend(page.pins);
+        whole.expired.extend(page.expired);
         whole.removed.extend(page.removed);
     }
     if count(&whole) != meta.entry_count {
@@ -184,7 +218,7 @@ fn read_page(
     number: usize,
     cluster: &Cluster,
 ) -> Result<IndexPage, RepoError> {
-    let plain = object.chunk(number, cluster.repo().keys()).map_err(|error| RepoError::open(key, error))?;
+    let plain = object.chunk(number, &*cluster.repo().keys()).map_err(|error| RepoError::open(key, error))?;
     IndexPage::decode(&plain).map_err(|error| RepoError::damage(key, error))
 }
 
@@ -194,6 +228,8 @@ fn count(page: &IndexPage) -> u64 {
         + page.backups.len()
         + page.gaps.len()
         + page.histories.len()
+        + page.pins.len()
+        + page.expired.len()
         + page.removed.len()) as u64
 }
 
@@ -225,6 +261,8 @@ fn split(page: IndexPage) -> Vec<IndexPage> {
     cut(&page.backups, &mut pages, |page, part| page.backups = part);
     cut(&page.gaps, &mut pages, |page, part| page.gaps = part);
     cut(&page.histories, &mut pages, |page, part| page.histories = part);
+    cut(&page.pins, &mut pages, |page, part| page.pins = part);
+    cut(&page.expired, &mut pages, |page, part| page.expired = part);
     cut(&page.removed, &mut pages, |page, part| page.removed = part);
     pages
 }
@@ -237,6 +275,8 @@ struct Merge {
     backups: BTreeMap<BackupId, BackupEntry>,
     gaps: HashMap<ObjectId, GapEntry>,
     histories: HashMap<(u32, u32), HistoryEntry>,
+    pins: BTreeMap<BackupId, PinEntry>,
+    expired: BTreeMap<(Generation, TimelineId, Lsn), ExpiredEntry>,
     removed: Vec<RemovedEntry>,
     gone: HashSet<(RemovedKind, String)>,
 }
@@ -280,6 +320,12 @@ impl Merge {
         for entry in page.histories {
             self.histories.entry((entry.generation.0, entry.timeline.0)).or_insert(entry);
         }
+        for entry in page.pins {
+            self.pins.entry(entry.backup.clone()).or_insert(entry);
+        }
+        for entry in page.expired {
+            self.expired.entry((entry.generation, entry.timeline, entry.start)).or_insert(entry);
+        }
     }
 
     fn count(&self) -> u64 {
@@ -288,6 +334,8 @@ impl Merge {
             + self.backups.len()
             + self.gaps.len()
             + self.histories.len()
+            + self.pins.len()
+            + self.expired.len()
             + self.removed.len()) as u64
     }
 
@@ -300,8 +348,17 @@ impl Merge {
         gaps.sort_by_key(|e| (e.generation, e.timeline, e.start));
         let mut histories: Vec<HistoryEntry> = self.histories.into_values().collect();
         histories.sort_by_key(|e| (e.generation, e.timeline));
-        let backups = self.backups.into_values().collect();
-        Index { wal, pages, backups, gaps, histories, removed: self.removed, objects: Vec::new() }
+        Index {
+            wal,
+            pages,
+            backups: self.backups.into_values().collect(),
+            gaps,
+            histories,
+            pins: self.pins.into_values().collect(),
+            expired: self.expired.into_values().collect(),
+            removed: self.removed,
+            objects: Vec::new(),
+        }
     }
 }
 

@@ -25,8 +25,13 @@ pub fn slot(name: &SlotName) -> ObjectKey {
     key(format!("{KEYS_PREFIX}/{name}"))
 }
 
-/// The secrets of key epoch `epoch`, sealed to slot `slot`.
-pub fn key_epoch(epoch: u32, slot: &SlotName) -> ObjectKey {
+/// The object that makes key epoch `epoch`. No slot has its name: they begin with a letter or digit.
+pub fn epoch(epoch: u32) -> ObjectKey {
+    key(format!("{KEYS_PREFIX}/epochs/{epoch}/_epoch"))
+}
+
+/// The secrets of key epoch `epoch`, sealed to slot `slot` after the epoch was made.
+pub fn epoch_slot(epoch: u32, slot: &SlotName) -> ObjectKey {
     key(format!("{KEYS_PREFIX}/epochs/{epoch}/{slot}"))
 }
 
@@ -35,8 +40,10 @@ pub fn key_epoch(epoch: u32, slot: &SlotName) -> ObjectKey {
 pub enum KeyObject {
     /// A slot.
     Slot(SlotName),
-    /// An epoch's secrets, for a slot.
-    Epoch(u32, SlotName),
+    /// An epoch, and whom it was given to when it was made.
+    Epoch(u32),
+    /// An epoch's secrets, for a slot that came later.
+    EpochSlot(u32, SlotName),
 }
 
 /// Reads a key under [`KEYS_PREFIX`]; `None` for anything else.
@@ -44,11 +51,18 @@ pub fn parse_key_object(key: &ObjectKey) -> Option<KeyObject> {
     let parts: Vec<&str> = key.as_str().split('/').collect();
     match parts.as_slice() {
         [KEYS_PREFIX, slot] => Some(KeyObject::Slot(slot.parse().ok()?)),
+        [KEYS_PREFIX, "epochs", epoch, "_epoch"] => Some(KeyObject::Epoch(epoch.parse().ok()?)),
         [KEYS_PREFIX, "epochs", epoch, slot] => {
-            Some(KeyObject::Epoch(epoch.parse().ok()?, slot.parse().ok()?))
+            Some(KeyObject::EpochSlot(epoch.parse().ok()?, slot.parse().ok()?))
         }
         _ => None,
     }
+}
+
+/// The cluster that an object belongs to.
+pub fn cluster_of(key: &ObjectKey) -> Option<ClusterName> {
+    let mut parts = key.as_str().split('/');
+    (parts.next()? == CLUSTERS_PREFIX).then(|| parts.next()?.parse().ok()).flatten()
 }
 
 /// The prefix of everything of a cluster.
@@ -96,6 +110,11 @@ pub fn index_prefix(cluster: &ClusterName) -> String {
     format!("{CLUSTERS_PREFIX}/{cluster}/index")
 }
 
+/// Whether `key` is of an index object.
+pub fn is_index(key: &ObjectKey) -> bool {
+    matches!(key.as_str().split('/').collect::<Vec<_>>().as_slice(), [CLUSTERS_PREFIX, _, "index", _])
+}
+
 /// A segment: compacted WAL, chunks, logical changes.
 pub fn segment(cluster: &ClusterName, id: ObjectId) -> ObjectKey {
     key(format!("{CLUSTERS_PREFIX}/{cluster}/segments/{id}"))
@@ -111,9 +130,26 @@ pub fn segments(cluster: &ClusterName) -> ObjectKey {
     key(segments_prefix(cluster))
 }
 
-/// A backup's manifest.
-pub fn manifest(cluster: &ClusterName, id: &BackupId) -> ObjectKey {
-    key(format!("{CLUSTERS_PREFIX}/{cluster}/backups/{id}"))
+/// The manifest object `number` of a backup.
+pub fn manifest(cluster: &ClusterName, id: &BackupId, number: u32) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/backups/{}", manifest_name(id, number)))
+}
+
+/// The last part of the name of a backup's manifest object `number`.
+pub fn manifest_name(id: &BackupId, number: u32) -> String {
+    match number {
+        0 => id.to_string(),
+        _ => format!("{id}-{number}"),
+    }
+}
+
+/// The manifest object whose last part of its name is `name`.
+pub fn manifest_named(cluster: &ClusterName, name: &str) -> Option<ObjectKey> {
+    let (id, number) = match name.split_once('-') {
+        Some((id, number)) => (id, number.parse().ok()?),
+        None => (name, 0),
+    };
+    Some(manifest(cluster, &id.parse().ok()?, number))
 }
 
 /// The prefix of manifests.
@@ -129,6 +165,16 @@ pub fn pending(cluster: &ClusterName, id: ObjectId) -> ObjectKey {
 /// The prefix of work in progress.
 pub fn pending_prefix(cluster: &ClusterName) -> String {
     format!("{CLUSTERS_PREFIX}/{cluster}/pending")
+}
+
+/// What verification found.
+pub fn verification(cluster: &ClusterName, number: u64) -> ObjectKey {
+    key(format!("{CLUSTERS_PREFIX}/{cluster}/verifications/{number:020}"))
+}
+
+/// The prefix of what verification found.
+pub fn verifications_prefix(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}/verifications")
 }
 
 /// Reads `clusters/<name>/wal/<stream>/<number>`.

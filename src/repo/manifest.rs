@@ -14,7 +14,6 @@ use super::error::RepoError;
 use super::repository::Created;
 use super::{Cluster, layout};
 use crate::base::{BackupId, ChunkId, crc32c};
-use crate::codec::KeySource;
 use crate::codec::object::Finished;
 use crate::format::Reader;
 use crate::format::header::ObjectKind;
@@ -122,7 +121,7 @@ impl Manifest {
     /// # Errors
     /// [`RepoError::Conflict`] when another backup has the id.
     pub async fn create(&self, cluster: &Cluster) -> Result<u64, RepoError> {
-        let key = layout::manifest(cluster.name(), &self.meta.id);
+        let key = layout::manifest(cluster.name(), &self.meta.id, 0);
         let finished = self.seal(cluster);
         match cluster.repo().create(&key, &finished.bytes).await? {
             Created::Ours => Ok(finished.bytes.len() as u64),
@@ -133,19 +132,19 @@ impl Manifest {
     }
 
     fn seal(&self, cluster: &Cluster) -> Finished {
-        let key = layout::manifest(cluster.name(), &self.meta.id);
+        let key = layout::manifest(cluster.name(), &self.meta.id, 0);
         let mut writer = cluster.repo().writer(ObjectKind::Manifest, &key, [0; 16], 0, 0);
         for pages in self.pages.chunks(FRAME_PAGES_MAX) {
             let plain = ManifestPages { pages: pages.to_vec() }.encode();
-            let id = cluster.repo().keys().chunk_id_key().chunk_id(&plain);
+            let id = cluster.repo().chunk_id(&plain);
             writer.add(&plain, id, 0);
         }
         writer.finish(self.meta.encode())
     }
 
-    /// Reads the manifest of `id`.
-    pub async fn open(cluster: &Cluster, id: &BackupId) -> Result<Manifest, RepoError> {
-        let key = layout::manifest(cluster.name(), id);
+    /// Reads the manifest of `id`; `number` is what the index says of it.
+    pub async fn open(cluster: &Cluster, id: &BackupId, number: u32) -> Result<Manifest, RepoError> {
+        let key = layout::manifest(cluster.name(), id, number);
         let object = cluster.repo().read_object(&key, ObjectKind::Manifest).await?;
         let meta: ManifestMeta = object.meta().map_err(|error| RepoError::open(&key, error))?;
         if meta.id != *id || meta.cluster != *cluster.name() {
@@ -156,8 +155,9 @@ impl Manifest {
         }
         let mut pages = Vec::new();
         for number in 0..object.directory().frames.len() {
-            let plain =
-                object.chunk(number, cluster.repo().keys()).map_err(|error| RepoError::open(&key, error))?;
+            let plain = object
+                .chunk(number, &*cluster.repo().keys())
+                .map_err(|error| RepoError::open(&key, error))?;
             pages
                 .extend(ManifestPages::decode(&plain).map_err(|error| RepoError::damage(&key, error))?.pages);
         }
@@ -177,13 +177,27 @@ impl Manifest {
         &'a self,
         chunks: &'a ChunkReader,
     ) -> impl Stream<Item = Result<Vec<FileEntry>, RepoError>> + 'a {
-        let numbered = self.pages.iter().enumerate();
-        let read = move |(number, page): (usize, &'a PageRef)| async move {
-            let next = self.pages.get(number + 1).map(|page| page.first.as_str());
-            let plain = chunks.read(page.chunk).await?;
-            check::decode_page(&plain, page, next).map_err(|reason| self.damage(chunks, reason))
-        };
-        stream::iter(numbered.map(read)).buffered(READ_AHEAD)
+        let read = move |number: usize| self.page(number, chunks);
+        stream::iter((0..self.pages.len()).map(read)).buffered(READ_AHEAD)
+    }
+
+    /// The files of page `number`; none of a page that is not there.
+    pub async fn page(&self, number: usize, chunks: &ChunkReader) -> Result<Vec<FileEntry>, RepoError> {
+        let Some(page) = self.pages.get(number) else { return Ok(Vec::new()) };
+        let next = self.pages.get(number + 1).map(|page| page.first.as_str());
+        let plain = chunks.read(page.chunk).await?;
+        check::decode_page(&plain, page, next).map_err(|reason| self.damage(chunks, reason))
+    }
+
+    /// The runs of the block map `id`, which stands for `len` bytes.
+    pub async fn map(
+        &self,
+        id: ChunkId,
+        len: u64,
+        chunks: &ChunkReader,
+    ) -> Result<Vec<ContentRun>, RepoError> {
+        let map = chunks.read(id).await?;
+        block_map(&map, len).map_err(|reason| self.damage(chunks, format!("block map {id}: {reason}")))
     }
 
     /// The first file whose path is `from` or comes after it.
@@ -243,7 +257,7 @@ impl Manifest {
     }
 
     fn damage(&self, chunks: &ChunkReader, reason: String) -> RepoError {
-        RepoError::damage(&layout::manifest(chunks.cluster().name(), &self.meta.id), reason)
+        RepoError::damage(&layout::manifest(chunks.cluster().name(), &self.meta.id, 0), reason)
     }
 }
 

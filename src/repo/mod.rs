@@ -9,11 +9,16 @@ pub mod cluster;
 pub mod epochs;
 pub mod error;
 pub mod index;
+pub mod keys;
 pub mod layout;
+pub mod lineage;
 pub mod manifest;
 pub mod pending;
 pub mod repository;
 pub mod roots;
+pub mod slots;
+pub mod spans;
+pub mod verifications;
 pub mod walmap;
 pub mod walread;
 

@@ -3,11 +3,9 @@
 
 use super::cluster::{Cluster, RootChange};
 use super::error::RepoError;
-use super::index::IndexEdit;
 use super::layout;
 use crate::base::{BackupId, ObjectId, limits};
 use crate::format::header::ObjectKind;
-use crate::format::index::IndexPage;
 use crate::format::record::Record;
 use crate::format::root::{Pending, PendingEntry, PendingKind, Root};
 use std::sync::{Mutex, PoisonError};
@@ -60,6 +58,8 @@ impl Registration {
                 Ok(Some(RootChange::of(next)))
             })
             .await?;
+        // Epochs made before the work was registered are known to it from its beginning: destroying an older one rests on that.
+        cluster.follow_epochs().await?;
         Ok(Registration { cluster: cluster.clone(), work, root, ids: Mutex::new(vec![id]) })
     }
 
@@ -108,22 +108,7 @@ impl Registration {
         }
     }
 
-    /// Adds `page` to the index and ends the registration, in one root. Durable on `Ok`.
-    ///
-    /// # Errors
-    /// [`PendingError::Expired`] when the registration is gone: what `page` refers to may be collected.
-    pub async fn commit(&self, page: &IndexPage) -> Result<(), PendingError> {
-        self.cluster
-            .commit(|root| {
-                let root = self.leave(root).ok_or(PendingError::Expired)?;
-                Ok::<_, PendingError>(Some(RootChange { root, index: IndexEdit::Add(page.clone()) }))
-            })
-            .await?;
-        self.left().await;
-        Ok(())
-    }
-
-    /// `root` without the registration, for a commit of its own making; `None` when it has expired, and the commit must not be.
+    /// `root` without the registration, for a commit; `None` when it has expired, and the commit must not be.
     pub fn leave(&self, root: &Root) -> Option<Root> {
         let (mut next, ids) = (root.clone(), self.ids());
         next.pending.retain(|entry| !ids.contains(&entry.id));

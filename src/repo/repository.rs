@@ -2,16 +2,16 @@
 //! Spec: formats/layout.md, formats/keys.md.
 
 use super::error::RepoError;
-use super::layout::{self, KeyObject};
-use crate::base::clock::random_bytes;
+use super::keys::{self, HeldKeys};
+use super::layout;
 use crate::base::planted::{Bug, planted};
-use crate::base::{ClusterName, Env, ObjectKey, RepositoryId, SlotName};
-use crate::codec::ObjectWriter;
-use crate::codec::keyring::{EpochKeys, Keyring};
-use crate::codec::keyslot::{self, SlotCost, Unlock};
-use crate::codec::object::{Expect, OpenObject};
+use crate::base::{ChunkId, ClusterName, Env, ObjectKey, RepositoryId};
+use crate::codec::keyring::Keyring;
+use crate::codec::keyslot::{SlotCost, SlotPublic, Unlock};
+use crate::codec::object::{Expect, OpenObject, check_header};
+use crate::codec::{EpochKeys, KeySource, ObjectWriter};
 use crate::format::envelope::PlainObject;
-use crate::format::header::{ObjectHeader, ObjectKind};
+use crate::format::header::{LASTING_EPOCH, ObjectHeader, ObjectKind};
 use crate::format::marker::{REPOSITORY_VERSION, RepositoryMarker};
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
@@ -27,12 +27,6 @@ const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 const CREATE_PATIENCE: Duration = Duration::from_secs(300);
 /// Tries of a read whose outcome is unknown, before the error is handed up.
 const READ_TRIES: u32 = 6;
-/// How long `init` waits at a time for another one that made the first slot.
-const INIT_WAIT: Duration = Duration::from_secs(1);
-/// How often it waits before it takes the other one for dead.
-const INIT_WAITS: u32 = 10;
-/// The slot that `init` makes.
-pub const FIRST_SLOT: &str = "main";
 
 /// What became of a create.
 #[derive(Debug)]
@@ -48,7 +42,7 @@ pub enum Created {
 pub struct Repository {
     store: Arc<dyn Store>,
     id: RepositoryId,
-    keys: Keyring,
+    keys: HeldKeys,
     env: Env,
 }
 
@@ -66,26 +60,15 @@ impl Repository {
         let body = Bytes::from(marker.to_object());
         let mut created = matches!(create_decided(&*store, &layout::marker(), &body).await?, Created::Ours);
         let id = read_marker(&*store).await?;
-        if read_slots(&*store).await?.iter().all(|slot| slot.epochs.is_empty()) {
-            created |= init_keys(&*store, id, unlock, cost, &env).await?;
-        }
+        created |= keys::init(&*store, id, unlock, cost, &env).await?;
         Ok((Repository::open(store, unlock, env).await?, created))
     }
 
     /// Opens a repository with the first key slot that `unlock` opens.
     pub async fn open(store: Arc<dyn Store>, unlock: &Unlock, env: Env) -> Result<Repository, RepoError> {
         let id = read_marker(&*store).await?;
-        let mut said = Vec::new();
-        for slot in read_slots(&*store).await? {
-            match open_slot(&*store, id, &slot, unlock).await? {
-                Ok(keys) => return Ok(Repository { store, id, keys, env }),
-                Err(reason) => said.push(reason),
-            }
-        }
-        if said.is_empty() {
-            said.push("the repository has no key slot".into());
-        }
-        Err(RepoError::Key { reason: said.join("; ") })
+        let keys = keys::open(&*store, id, unlock).await?;
+        Ok(Repository { store, id, keys, env })
     }
 
     /// The store.
@@ -98,9 +81,41 @@ impl Repository {
         self.id
     }
 
-    /// The secrets held.
-    pub fn keys(&self) -> &Keyring {
-        &self.keys
+    /// The secrets held now.
+    pub fn keys(&self) -> Arc<Keyring> {
+        self.keys.ring()
+    }
+
+    /// The slot that opened it.
+    pub fn slot(&self) -> &SlotPublic {
+        self.keys.slot()
+    }
+
+    /// The id of `chunk`.
+    pub fn chunk_id(&self, chunk: &[u8]) -> ChunkId {
+        self.keys().chunk_id_key().chunk_id(chunk)
+    }
+
+    /// Looks for epochs that others made, by one request when there is none. New objects are sealed under the newest; if that was not
+    /// given to our slot, they go on to be sealed under the newest we hold, and the error names it.
+    pub async fn follow_epochs(&self) -> Result<Result<u32, u32>, RepoError> {
+        self.keys.follow(&*self.store).await
+    }
+
+    /// Holds an epoch that was made here.
+    pub(super) fn hold(&self, keys: EpochKeys) -> Result<(), RepoError> {
+        let key = layout::epoch(keys.epoch);
+        self.keys.insert(keys).map_err(|source| RepoError::KeySlot { key, source })
+    }
+
+    /// The secrets to open the object at whose start `bytes` stands: with its epoch, if that is to be had.
+    pub async fn keys_of(&self, bytes: &[u8]) -> Result<Arc<Keyring>, RepoError> {
+        let any = Expect { repository: None, key: None, kind: None };
+        match check_header(bytes, &any) {
+            Ok((header, _)) => self.keys.with(&*self.store, header.key_epoch).await,
+            // Whoever opens it says what is wrong with it.
+            Err(_) => Ok(self.keys()),
+        }
     }
 
     /// Time and chance.
@@ -125,7 +140,7 @@ impl Repository {
         Ok(names)
     }
 
-    /// The header of a new object at `key`, under the newest key epoch.
+    /// The header of a new object at `key`, under the newest key epoch, or the lasting key.
     pub fn header(
         &self,
         kind: ObjectKind,
@@ -141,9 +156,9 @@ impl Repository {
             owner,
             number,
             writer_epoch,
-            key_epoch: self.keys.newest().epoch,
+            key_epoch: if kind.is_lasting() { LASTING_EPOCH } else { self.keys().newest().epoch },
             place: ObjectHeader::place_of(key),
-            salt: random_bytes(&*self.env.entropy),
+            salt: keys::salt(&self.env),
         }
     }
 
@@ -157,7 +172,10 @@ impl Repository {
         writer_epoch: u64,
     ) -> ObjectWriter {
         let header = self.header(kind, key, owner, number, writer_epoch);
-        ObjectWriter::create(&self.keys.newest().secret, &header)
+        match self.keys().epoch_secret(header.key_epoch) {
+            Some(secret) => ObjectWriter::create(secret, &header),
+            None => unreachable!("the ring holds what it seals with"),
+        }
     }
 
     /// Creates an object and finds out for certain whether it is ours. Sends the identical bytes until that is decided;
@@ -178,18 +196,19 @@ impl Repository {
     /// Reads and opens a whole object. A missing one is [`StoreError::NotFound`].
     pub async fn read_object(&self, key: &ObjectKey, kind: ObjectKind) -> Result<OpenObject, RepoError> {
         let bytes = self.read(key).await?;
-        self.open_object(key, kind, bytes)
+        self.open_object(key, kind, bytes).await
     }
 
-    /// Opens the bytes of a whole object that was read from `key`.
-    pub fn open_object(
+    /// Opens the bytes of a whole object that was read from `key`. One sealed under an epoch that is not held has it looked for.
+    pub async fn open_object(
         &self,
         key: &ObjectKey,
         kind: ObjectKind,
         bytes: Bytes,
     ) -> Result<OpenObject, RepoError> {
         let expect = Expect { repository: Some(self.id), key: Some(key), kind: Some(kind) };
-        OpenObject::open(bytes, &self.keys, &expect).map_err(|error| RepoError::open(key, error))
+        let keys = self.keys_of(&bytes).await?;
+        OpenObject::open(bytes, &*keys, &expect).map_err(|error| RepoError::open(key, error))
     }
 
     /// The bytes of an object, tried again while the outcome is unknown.
@@ -212,7 +231,7 @@ pub async fn exists(store: &dyn Store, key: &ObjectKey) -> Result<bool, RepoErro
     }
 }
 
-async fn read_retrying(store: &dyn Store, key: &ObjectKey) -> Result<Bytes, RepoError> {
+pub(super) async fn read_retrying(store: &dyn Store, key: &ObjectKey) -> Result<Bytes, RepoError> {
     retrying(|| store.get(key)).await
 }
 
@@ -235,7 +254,11 @@ where
 
 /// Creates `key` with exactly `body`, whatever the store says, until it is certain who won.
 /// A timeout proves nothing: what is there afterwards does, and absent means the same bytes are sent again.
-async fn create_decided(store: &dyn Store, key: &ObjectKey, body: &Bytes) -> Result<Created, RepoError> {
+pub(super) async fn create_decided(
+    store: &dyn Store,
+    key: &ObjectKey,
+    body: &Bytes,
+) -> Result<Created, RepoError> {
     let mut wait = RETRY_WAIT_MIN;
     let deadline = tokio::time::Instant::now() + CREATE_PATIENCE;
     loop {
@@ -262,7 +285,8 @@ async fn create_decided(store: &dyn Store, key: &ObjectKey, body: &Bytes) -> Res
     }
 }
 
-async fn read_marker(store: &dyn Store) -> Result<RepositoryId, RepoError> {
+/// The id of the repository in `store`, by its marker: no key is needed.
+pub async fn read_marker(store: &dyn Store) -> Result<RepositoryId, RepoError> {
     let key = layout::marker();
     match read_retrying(store, &key).await {
         Ok(bytes) => {
@@ -274,99 +298,5 @@ async fn read_marker(store: &dyn Store) -> Result<RepositoryId, RepoError> {
             Err(RepoError::NotFound { what: "a walden repository".into(), url: store.url() })
         }
         Err(error) => Err(error),
-    }
-}
-
-struct SlotFound {
-    name: SlotName,
-    epochs: Vec<u32>,
-}
-
-/// Slots and the epochs sealed to each, by a list: a slot that it misses cannot open, and nothing is decided by that.
-async fn read_slots(store: &dyn Store) -> Result<Vec<SlotFound>, RepoError> {
-    let listed = store.list(layout::KEYS_PREFIX).await?;
-    let parsed: Vec<KeyObject> =
-        listed.iter().filter_map(|meta| layout::parse_key_object(&meta.key)).collect();
-    let slots = parsed.iter().filter_map(|object| match object {
-        KeyObject::Slot(name) => Some(name),
-        KeyObject::Epoch(..) => None,
-    });
-    Ok(slots
-        .map(|name| {
-            let mut epochs: Vec<u32> = parsed
-                .iter()
-                .filter_map(|object| match object {
-                    KeyObject::Epoch(epoch, slot) if slot == name => Some(*epoch),
-                    _ => None,
-                })
-                .collect();
-            epochs.sort_unstable();
-            SlotFound { name: name.clone(), epochs }
-        })
-        .collect())
-}
-
-/// The secrets that one slot gives; the inner error says why it gives none to this `unlock`.
-async fn open_slot(
-    store: &dyn Store,
-    id: RepositoryId,
-    slot: &SlotFound,
-    unlock: &Unlock,
-) -> Result<Result<Keyring, String>, RepoError> {
-    let key = layout::slot(&slot.name);
-    let wrong = |key: ObjectKey| move |source| RepoError::KeySlot { key, source };
-    let private = match keyslot::open_slot(&read_retrying(store, &key).await?, id, &slot.name, unlock) {
-        Ok(private) => private,
-        // Another slot may open: damage to this one is not the end.
-        Err(error) => return Ok(Err(error.to_string())),
-    };
-    let mut keys: Option<Keyring> = None;
-    for epoch in &slot.epochs {
-        let key = layout::key_epoch(*epoch, &slot.name);
-        let sealed = read_retrying(store, &key).await?;
-        let opened = keyslot::open_epoch(&private, *epoch, &sealed).map_err(wrong(key.clone()))?;
-        match &mut keys {
-            Some(keys) => keys.insert(opened).map_err(wrong(key))?,
-            None => keys = Some(Keyring::new(id, opened)),
-        }
-    }
-    Ok(keys.ok_or_else(|| format!("key slot {}: no key epoch is sealed to it", slot.name)))
-}
-
-/// Makes the first slot and the first epoch. Only who made the slot makes the epoch: its secrets exist nowhere else.
-async fn init_keys(
-    store: &dyn Store,
-    id: RepositoryId,
-    unlock: &Unlock,
-    cost: SlotCost,
-    env: &Env,
-) -> Result<bool, RepoError> {
-    let name: SlotName =
-        FIRST_SLOT.parse().map_err(|error| RepoError::Configuration { reason: format!("{error}") })?;
-    let key = layout::slot(&name);
-    let epoch = EpochKeys::first(&*env.entropy);
-    let (slot, public) = keyslot::create_slot(unlock, id, &name, &epoch.chunk_id_key, cost, &*env.entropy)
-        .map_err(|source| RepoError::KeySlot { key: key.clone(), source })?;
-    let slot = Bytes::from(slot);
-    while let Created::Taken(theirs) = create_decided(store, &key, &slot).await? {
-        for _ in 0..INIT_WAITS {
-            tokio::time::sleep(INIT_WAIT).await;
-            if read_slots(store).await?.iter().any(|slot| !slot.epochs.is_empty()) {
-                return Ok(false);
-            }
-        }
-        // Whoever made that slot died before its epoch: nothing was ever sealed with it.
-        if read_retrying(store, &key).await.is_ok_and(|now| now == theirs) {
-            store.delete(&key).await?;
-        }
-    }
-    let sealed = Bytes::from(keyslot::seal_epoch(&public, &epoch, &*env.entropy));
-    match create_decided(store, &layout::key_epoch(epoch.epoch, &name), &sealed).await? {
-        Created::Ours => Ok(true),
-        Created::Taken(_) => Err(RepoError::Conflict {
-            reason:
-                "another init ran at the same time and both made keys; remove the repository and init again"
-                    .into(),
-        }),
     }
 }

@@ -3,13 +3,13 @@
 
 use super::decode::{Decoding, PathBytes};
 use super::error::RestoreError;
-use super::lineage::{Coverage, Lineage, Piece, TimelinePath};
 use super::resolve::Archive;
 use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId};
 use crate::format::index::BackupEntry;
 use crate::format::root::GenerationRecord;
 use crate::repo::backups::state_now;
 use crate::repo::epochs::NearPages;
+use crate::repo::lineage::{Coverage, Lineage, Piece, TimelinePath};
 use crate::repo::walmap::Snapshot;
 use crate::repo::walread::Reading;
 use crate::repo::{Cluster, RepoError, WalMap, WalReader, WalSource, chain};

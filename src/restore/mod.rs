@@ -11,8 +11,6 @@ pub mod error;
 pub mod files;
 mod hold;
 pub mod host;
-pub mod lineage;
-
 pub mod place;
 pub mod plan;
 pub mod recovery_file;

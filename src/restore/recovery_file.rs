@@ -2,9 +2,9 @@
 //! comes from. Never a secret itself. TOML, mode 0600; unknown keys are refused.
 
 use super::error::RestoreError;
-use super::lineage::{Leg, TimelinePath};
 use crate::base::{BackupId, ClusterName, Generation, Lsn, LsnRange, SegmentSize, TimelineId};
 use crate::disk::SecretSource;
+use crate::repo::lineage::{Leg, TimelinePath};
 use serde::Deserialize;
 use std::fmt::Write;
 use std::fs;

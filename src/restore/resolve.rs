@@ -12,11 +12,11 @@ use stop::Resolver;
 pub use window::{Ambiguity, Candidate, Occurrence, Window, WindowPart};
 
 use super::error::RestoreError;
-use super::lineage::{Coverage, Lineage, Piece, TimelinePath};
 use super::scan::{Seen, WalScan};
 use super::target::{Boundary, Request, Target, TimelineChoice};
 use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState, GapEntry};
+use crate::repo::lineage::{Coverage, Lineage, Piece, TimelinePath};
 
 /// How far commit times may be out of order before the clock is said to have stepped back: they are taken before the
 /// record is written, so neighbours swap by milliseconds all the time.

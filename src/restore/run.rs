@@ -10,7 +10,6 @@ use super::error::RestoreError;
 use super::files::{self, Durability, WriteOptions, Written};
 use super::hold::{self, Hold};
 use super::host;
-use super::lineage::Coverage;
 use super::place::{Existing, INCOMPLETE, Places, TablespaceMapping};
 use super::plan::{self, Plan};
 use super::recovery_file::{HOME, NAME, RecoveryFile, RepositoryPlace};
@@ -25,6 +24,7 @@ use crate::format::manifest::ManifestMeta;
 use crate::format::wal::EventKind;
 use crate::repo::Cluster;
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
+use crate::repo::lineage::Coverage;
 use crate::repo::manifest::Manifest;
 use crate::repo::walmap::{self, Snapshot};
 use std::collections::HashSet;
@@ -96,7 +96,7 @@ pub async fn plan(cluster: &Cluster, options: &RestoreOptions) -> Result<Planned
         refuse_lost_end(&snapshot)?;
     }
     let (loaded, resolution) = resolve(cluster, &snapshot, &options.request).await?;
-    let manifest = Manifest::open(cluster, &resolution.backup.id).await?;
+    let manifest = Manifest::open(cluster, &resolution.backup.id, resolution.backup.manifest_number).await?;
     let plan = draw_up(cluster, options, &loaded, resolution, &manifest.meta).await?;
     let threads = options.threads;
     Ok(Planned { plan, cluster: cluster.clone(), snapshot, manifest, threads })

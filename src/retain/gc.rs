@@ -2,6 +2,8 @@
 //! Order: out of the root, grace, the floor, then the objects. Ages are the store's Last-Modified, never a host's clock.
 //! Fences and floors are never removed. Spec: formats/layout.md.
 
+use super::sweep::{self, Swept};
+use crate::base::planted::{Bug, planted};
 use crate::base::{ObjectId, ObjectKey, limits};
 use crate::format::header::ObjectKind;
 use crate::format::index::{RemovedEntry, RemovedKind};
@@ -19,9 +21,11 @@ use std::time::Duration;
 
 /// Deletes in flight.
 const DELETES_IN_FLIGHT: usize = 16;
+/// Objects that could not be removed and are named.
+const UNDELETED_LISTED_MAX: usize = 100;
 
 /// What a collection removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Collected {
     /// Flush objects replaced by segments.
     pub flushes: u64,
@@ -35,6 +39,34 @@ pub struct Collected {
     pub orphans: u64,
     /// Pending work that expired.
     pub expired: u64,
+    /// What became of segments of chunks after backups went.
+    pub swept: Swept,
+    /// What could not be removed, and is tried again next time.
+    pub undeleted: Undeleted,
+}
+
+/// Objects that the store would not remove: held by an object lock, or by rights that we do not have. The others are removed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Undeleted {
+    /// How many.
+    pub count: u64,
+    /// The first of them, each with what the store said.
+    pub first: Vec<(ObjectKey, String)>,
+}
+
+impl Undeleted {
+    fn add(&mut self, key: ObjectKey, error: &StoreError) {
+        self.count += 1;
+        if self.first.len() < UNDELETED_LISTED_MAX {
+            self.first.push((key, error.to_string()));
+        }
+    }
+}
+
+/// A collection under way.
+struct Collection<'a> {
+    cluster: &'a Cluster,
+    undeleted: Undeleted,
 }
 
 /// Removes what has been unreferenced for `grace`. Safe beside everything else; a second run does what the first did not.
@@ -59,17 +91,24 @@ pub async fn collect_with(
     let first_needed = root.pending.iter().map(|entry| entry.root).min().unwrap_or(u64::MAX);
     let keep_from = oldest_root_kept(cluster, &root, cutoff).await?.min(first_needed);
     let floor_root = raise_floor(cluster, &root, keep_from).await?;
-    done.roots = delete_roots(cluster, floor_root).await?;
+    // Boxed: it is large, and seldom has anything to do.
+    done.swept = Box::pin(sweep::sweep(cluster, limits::PAGES_LIVE_PERCENT_MIN)).await?;
+    let mut collection = Collection { cluster, undeleted: Undeleted::default() };
+    done.roots = collection.roots(floor_root).await?;
     // What a root at or below the floor's let go, no root that can still be read refers to.
-    done.flushes = delete_retired(cluster, floor_root).await?;
-    done.removed = delete_removed(cluster, floor_root).await?;
-    done.indexes = delete_indexes(cluster, floor_root).await?;
-    done.orphans = delete_orphans(cluster, work_cutoff).await?;
+    done.flushes = collection.retired(floor_root).await?;
+    done.removed = collection.removed(floor_root).await?;
+    done.indexes = collection.indexes(floor_root).await?;
+    done.orphans = collection.orphans(work_cutoff).await?;
+    done.undeleted = collection.undeleted;
     Ok(done)
 }
 
 /// The store's clock: the Last-Modified of an object made now.
 async fn store_now(store: &dyn Store, cluster: &Cluster) -> Result<i64, RepoError> {
+    if planted(Bug::GraceByHostClock) {
+        return Ok(cluster.repo().env().clock.now().unix_micros());
+    }
     let id = ObjectId::random(&*cluster.repo().env().entropy);
     let key = layout::probe(&id.to_string());
     cluster.repo().create_own(&key, &Bytes::from_static(b"walden clock")).await?;
@@ -144,118 +183,193 @@ async fn raise_floor(cluster: &Cluster, root: &Root, keep_from: u64) -> Result<u
     }
 }
 
-async fn delete_roots(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoError> {
-    let listed = cluster.repo().store().list(&layout::roots_prefix(cluster.name())).await?;
-    let below =
-        |meta: &ObjectMeta| meta.key.file_name().parse::<u64>().is_ok_and(|number| number < floor_root);
-    let keys = listed.into_iter().filter(below).map(|meta| meta.key).collect();
-    delete_all(cluster, keys).await
-}
-
-/// Removes flush objects, then their entries: a crash between leaves entries of what is gone, which is no harm.
-async fn delete_retired(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoError> {
-    let root = cluster.newest_root().await?;
-    let due: Vec<RetiredFlush> = root.retired.iter().filter(|run| run.root <= floor_root).cloned().collect();
-    let mut deleted = 0;
-    for run in &due {
-        let keys =
-            (run.from..run.to).map(|number| layout::flush(cluster.name(), run.stream, number)).collect();
-        deleted += delete_all(cluster, keys).await?;
+impl Collection<'_> {
+    async fn roots(&mut self, floor_root: u64) -> Result<u64, RepoError> {
+        let cluster = self.cluster;
+        let listed = cluster.repo().store().list(&layout::roots_prefix(cluster.name())).await?;
+        let below =
+            |meta: &ObjectMeta| meta.key.file_name().parse::<u64>().is_ok_and(|number| number < floor_root);
+        let keys = listed.into_iter().filter(below).map(|meta| meta.key).collect();
+        Ok(self.delete(keys).await?.done)
     }
-    if !due.is_empty() {
+
+    /// Removes flush objects, then their entries: a crash between leaves entries of what is gone, which is no harm.
+    async fn retired(&mut self, floor_root: u64) -> Result<u64, RepoError> {
+        let cluster = self.cluster;
+        let root = cluster.newest_root().await?;
+        let mut due: Vec<RetiredFlush> =
+            root.retired.iter().filter(|run| run.root <= floor_root).cloned().collect();
+        let mut deleted = 0;
+        let mut held = Vec::new();
+        for run in &due {
+            let keys =
+                (run.from..run.to).map(|number| layout::flush(cluster.name(), run.stream, number)).collect();
+            let outcome = self.delete(keys).await?;
+            deleted += outcome.done;
+            if !outcome.failed.is_empty() {
+                held.push(run.clone());
+            }
+        }
+        due.retain(|run| !held.contains(run));
+        if !due.is_empty() {
+            cluster
+                .commit::<RepoError>(|root| {
+                    let mut next = root.clone();
+                    next.retired.retain(|run| !due.contains(run));
+                    Ok((next.retired.len() < root.retired.len()).then(|| RootChange::of(next)))
+                })
+                .await?;
+        }
+        Ok(deleted)
+    }
+
+    /// Removes what the index let go, then its entries. What the store would not remove keeps its entry.
+    async fn removed(&mut self, floor_root: u64) -> Result<u64, RepoError> {
+        let cluster = self.cluster;
+        let root = cluster.newest_root().await?;
+        let index = cluster.index(&root).await?;
+        let of_object = |removed: &&RemovedEntry| removed_key(cluster, removed).is_some();
+        let mut due: Vec<&RemovedEntry> =
+            index.removed.iter().filter(of_object).filter(|removed| removed.root <= floor_root).collect();
+        if due.is_empty() {
+            return Ok(0);
+        }
+        let keys = due.iter().filter_map(|removed| removed_key(cluster, removed)).collect();
+        let outcome = self.delete(keys).await?;
+        let failed: HashSet<ObjectKey> = outcome.failed.into_iter().collect();
+        due.retain(|removed| removed_key(cluster, removed).is_some_and(|key| !failed.contains(&key)));
+        if due.is_empty() {
+            return Ok(outcome.done);
+        }
+        let due: HashSet<(RemovedKind, &str)> =
+            due.into_iter().map(|removed| (removed.kind, removed.name.as_str())).collect();
         cluster
-            .commit::<RepoError>(|root| {
-                let mut next = root.clone();
-                next.retired.retain(|run| !due.contains(run));
-                Ok((next.retired.len() < root.retired.len()).then(|| RootChange::of(next)))
+            .commit_indexed::<RepoError>(|root, index| {
+                let mut index = index.clone();
+                index.removed.retain(|removed| !due.contains(&(removed.kind, removed.name.as_str())));
+                Ok(Some(RootChange { root: root.clone(), index: IndexEdit::Rewrite(index.into_page()) }))
             })
             .await?;
+        Ok(outcome.done)
     }
-    Ok(deleted)
+
+    /// Index objects made up to the floor's root and not part of the index there were merged away before it: no kept root
+    /// names them, and none ever will again.
+    async fn indexes(&mut self, floor_root: u64) -> Result<u64, RepoError> {
+        let cluster = self.cluster;
+        let newest = cluster.newest_root().await?;
+        let mut named: HashSet<ObjectId> = cluster.index(&newest).await?.objects.into_iter().collect();
+        match roots::read_root(cluster.repo(), cluster.name(), floor_root).await? {
+            Some(root) => match cluster.index(&root).await {
+                Ok(index) => named.extend(index.objects),
+                // It was repaired since: once the floor is above that, its objects are let go.
+                Err(error) if error.is_damage() => return Ok(0),
+                Err(error) => return Err(error),
+            },
+            // Another collection raised the floor further: it sees to the rest.
+            None => return Ok(0),
+        }
+        let floor_modified =
+            match cluster.repo().store().head(&layout::root(cluster.name(), floor_root)).await {
+                Ok(meta) => meta.modified_unix_micros,
+                Err(StoreError::NotFound { .. }) => return Ok(0),
+                Err(error) => return Err(error.into()),
+            };
+        let mut keys = Vec::new();
+        for meta in cluster.repo().store().list(&layout::index_prefix(cluster.name())).await? {
+            let Ok(id) = meta.key.file_name().parse::<ObjectId>() else { continue };
+            if named.contains(&id) {
+                continue;
+            }
+            match cluster.repo().read_object(&meta.key, ObjectKind::Index).await {
+                Ok(object) if object.header().number <= floor_root => keys.push(meta.key),
+                Ok(_) | Err(RepoError::Store(StoreError::NotFound { .. })) => {}
+                // For which root it was made, it does not say. A commit that may still win read a root at or above the floor's first,
+                // and stored its index object after that.
+                Err(RepoError::Damage { .. }) if meta.modified_unix_micros < floor_modified => {
+                    keys.push(meta.key);
+                }
+                Err(error) if error.is_transient() => return Err(error),
+                // One that does not open keeps nobody from removing the others.
+                Err(_) => {}
+            }
+        }
+        Ok(self.delete(keys).await?.done)
+    }
+
+    /// Segments, manifests and pending entries that nothing names, older than the cutoff and than all pending work.
+    async fn orphans(&mut self, cutoff: i64) -> Result<u64, RepoError> {
+        let cluster = self.cluster;
+        let store = &**cluster.repo().store();
+        // Listed before the index is read: what is committed in between is named by the index.
+        let mut listed = store.list(&layout::segments_prefix(cluster.name())).await?;
+        listed.extend(store.list(&layout::manifests_prefix(cluster.name())).await?);
+        listed.extend(store.list(&layout::pending_prefix(cluster.name())).await?);
+        let root = cluster.newest_root().await?;
+        let index = cluster.index(&root).await?;
+        // Work began after the first root it may refer to, however often it was renewed since.
+        let mut oldest_pending = cutoff;
+        for entry in &root.pending {
+            let begun = [layout::root(cluster.name(), entry.root), layout::pending(cluster.name(), entry.id)];
+            for key in begun {
+                match store.head(&key).await {
+                    Ok(meta) => oldest_pending = oldest_pending.min(meta.modified_unix_micros),
+                    Err(StoreError::NotFound { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        let named = named_objects(cluster, &root, &index);
+        let orphans = listed
+            .into_iter()
+            .filter(|meta| meta.modified_unix_micros < oldest_pending && !named.contains(&meta.key))
+            .map(|meta| meta.key)
+            .collect();
+        Ok(self.delete(orphans).await?.done)
+    }
+
+    /// Removes `keys`, several at a time. One that the store will not remove keeps nobody from removing the others.
+    ///
+    /// # Errors
+    /// A store that cannot be reached: nobody knows then what it would have said of the others.
+    async fn delete(&mut self, keys: Vec<ObjectKey>) -> Result<Deleted, RepoError> {
+        let store = self.cluster.repo().store();
+        let deletes = futures_util::stream::iter(keys).map(|key| async move {
+            let deleted = store.delete(&key).await;
+            (key, deleted)
+        });
+        let mut deletes = deletes.buffer_unordered(DELETES_IN_FLIGHT);
+        let mut outcome = Deleted::default();
+        while let Some((key, deleted)) = deletes.next().await {
+            match deleted {
+                Ok(()) => outcome.done += 1,
+                Err(error @ StoreError::Unknown { .. }) => return Err(error.into()),
+                Err(error) => {
+                    self.undeleted.add(key.clone(), &error);
+                    outcome.failed.push(key);
+                }
+            }
+        }
+        Ok(outcome)
+    }
 }
 
-async fn delete_removed(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoError> {
-    let root = cluster.newest_root().await?;
-    let index = cluster.index(&root).await?;
-    let due: Vec<RemovedEntry> =
-        index.removed.iter().filter(|removed| removed.root <= floor_root).cloned().collect();
-    if due.is_empty() {
-        return Ok(0);
-    }
-    let keys = due.iter().filter_map(|removed| removed_key(cluster, removed)).collect();
-    let deleted = delete_all(cluster, keys).await?;
-    cluster
-        .commit_indexed::<RepoError>(|root, index| {
-            let mut index = index.clone();
-            index.removed.retain(|removed| !due.contains(removed));
-            Ok(Some(RootChange { root: root.clone(), index: IndexEdit::Rewrite(index.into_page()) }))
-        })
-        .await?;
-    Ok(deleted)
+/// What became of objects that were to be removed.
+#[derive(Debug, Default)]
+struct Deleted {
+    done: u64,
+    failed: Vec<ObjectKey>,
 }
 
+/// The object of a removed entry, if it has one.
 fn removed_key(cluster: &Cluster, removed: &RemovedEntry) -> Option<ObjectKey> {
     match removed.kind {
         RemovedKind::Wal | RemovedKind::Pages => {
             Some(layout::segment(cluster.name(), removed.name.parse().ok()?))
         }
-        RemovedKind::Backup => Some(layout::manifest(cluster.name(), &removed.name.parse().ok()?)),
+        RemovedKind::Chunks => None,
+        RemovedKind::Backup | RemovedKind::Manifest => layout::manifest_named(cluster.name(), &removed.name),
     }
-}
-
-/// Index objects made up to the floor's root and not part of the index there were merged away before it: no kept root
-/// names them, and none ever will again.
-async fn delete_indexes(cluster: &Cluster, floor_root: u64) -> Result<u64, RepoError> {
-    let newest = cluster.newest_root().await?;
-    let mut named: HashSet<ObjectId> = cluster.index(&newest).await?.objects.into_iter().collect();
-    match roots::read_root(cluster.repo(), cluster.name(), floor_root).await? {
-        Some(root) => named.extend(cluster.index(&root).await?.objects),
-        // Another collection raised the floor further: it sees to the rest.
-        None => return Ok(0),
-    }
-    let mut keys = Vec::new();
-    for meta in cluster.repo().store().list(&layout::index_prefix(cluster.name())).await? {
-        let Ok(id) = meta.key.file_name().parse::<ObjectId>() else { continue };
-        if named.contains(&id) {
-            continue;
-        }
-        match cluster.repo().read_object(&meta.key, ObjectKind::Index).await {
-            Ok(object) if object.header().number <= floor_root => keys.push(meta.key),
-            Ok(_) | Err(RepoError::Store(StoreError::NotFound { .. })) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    delete_all(cluster, keys).await
-}
-
-/// Segments, manifests and pending entries that nothing names, older than the cutoff and than all pending work.
-async fn delete_orphans(cluster: &Cluster, cutoff: i64) -> Result<u64, RepoError> {
-    let store = &**cluster.repo().store();
-    // Listed before the index is read: what is committed in between is named by the index.
-    let mut listed = store.list(&layout::segments_prefix(cluster.name())).await?;
-    listed.extend(store.list(&layout::manifests_prefix(cluster.name())).await?);
-    listed.extend(store.list(&layout::pending_prefix(cluster.name())).await?);
-    let root = cluster.newest_root().await?;
-    let index = cluster.index(&root).await?;
-    // Work began after the first root it may refer to, however often it was renewed since.
-    let mut oldest_pending = cutoff;
-    for entry in &root.pending {
-        let begun = [layout::root(cluster.name(), entry.root), layout::pending(cluster.name(), entry.id)];
-        for key in begun {
-            match store.head(&key).await {
-                Ok(meta) => oldest_pending = oldest_pending.min(meta.modified_unix_micros),
-                Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    let named = named_objects(cluster, &root, &index);
-    let orphans = listed
-        .into_iter()
-        .filter(|meta| meta.modified_unix_micros < oldest_pending && !named.contains(&meta.key))
-        .map(|meta| meta.key)
-        .collect();
-    delete_all(cluster, orphans).await
 }
 
 fn named_objects(cluster: &Cluster, root: &Root, index: &Index) -> HashSet<ObjectKey> {
@@ -263,21 +377,8 @@ fn named_objects(cluster: &Cluster, root: &Root, index: &Index) -> HashSet<Objec
     let segments = index.wal.iter().map(|entry| entry.id).chain(index.pages.iter().map(|entry| entry.id));
     segments
         .map(|id| layout::segment(name, id))
-        .chain(index.backups.iter().map(|backup| layout::manifest(name, &backup.id)))
+        .chain(index.backups.iter().map(|backup| layout::manifest(name, &backup.id, backup.manifest_number)))
         .chain(index.removed.iter().filter_map(|removed| removed_key(cluster, removed)))
         .chain(root.pending.iter().map(|entry| layout::pending(name, entry.id)))
         .collect()
-}
-
-async fn delete_all(cluster: &Cluster, keys: Vec<ObjectKey>) -> Result<u64, RepoError> {
-    let store = cluster.repo().store();
-    let mut deletes = futures_util::stream::iter(keys)
-        .map(|key| async move { store.delete(&key).await })
-        .buffer_unordered(DELETES_IN_FLIGHT);
-    let mut deleted = 0;
-    while let Some(done) = deletes.next().await {
-        done?;
-        deleted += 1;
-    }
-    Ok(deleted)
 }

@@ -1,3 +1,11 @@
-//! What is kept and what is removed.
+//! What stays and what goes: the retention policy, the plan it makes, and collection of what nothing refers to.
 
+pub mod delete;
+pub mod expire;
 pub mod gc;
+mod lines;
+pub mod mark;
+pub mod pin;
+pub mod plan;
+pub mod policy;
+pub mod sweep;

@@ -2,6 +2,7 @@
 //! list of their objects ends, epochs whose slot is there. A list may be late, so what it misses is asked for by name.
 
 use super::Finding;
+use super::listing::Listed;
 use crate::base::{ClusterName, Generation, ObjectKey, SlotName};
 use crate::format::root::{Root, StreamEntry};
 use crate::repo::chain::{Chain, ChainEnd};
@@ -13,53 +14,65 @@ use crate::repo::{Cluster, RepoError, Repository};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The clusters of which anything is there.
-pub fn clusters(listed: &BTreeSet<ObjectKey>) -> BTreeSet<ClusterName> {
+pub fn clusters(listed: &Listed) -> BTreeSet<ClusterName> {
     let name = |key: &ObjectKey| match key.as_str().split('/').collect::<Vec<_>>().as_slice() {
         [layout::CLUSTERS_PREFIX, name, ..] => name.parse().ok(),
         _ => None,
     };
-    listed.iter().filter_map(name).collect()
+    listed.keys().filter_map(name).collect()
 }
 
-/// Slots without an epoch, and epochs without a slot.
-pub fn slots(listed: &BTreeSet<ObjectKey>) -> Vec<Finding> {
-    let (mut slots, mut epochs) = (BTreeSet::new(), BTreeMap::<SlotName, BTreeSet<u32>>::new());
-    for object in listed.iter().filter_map(layout::parse_key_object) {
+/// Slots without an epoch, epochs without a slot, and epochs of which one of their two copies is gone.
+pub fn slots(listed: &Listed) -> Vec<Finding> {
+    let (mut slots, mut made) = (BTreeSet::new(), BTreeSet::new());
+    let mut epochs = BTreeMap::<SlotName, BTreeSet<u32>>::new();
+    for object in listed.keys().filter_map(layout::parse_key_object) {
         match object {
             KeyObject::Slot(slot) => drop(slots.insert(slot)),
-            KeyObject::Epoch(epoch, slot) => drop(epochs.entry(slot).or_default().insert(epoch)),
+            KeyObject::Epoch(epoch) => drop(made.insert(epoch)),
+            KeyObject::EpochSlot(epoch, slot) => drop(epochs.entry(slot).or_default().insert(epoch)),
         }
     }
-    let newest = epochs.values().flatten().max().copied().unwrap_or(1);
+    let newest = epochs.values().flatten().chain(&made).max().copied().unwrap_or(1);
     let orphans = epochs.iter().filter(|(slot, _)| !slots.contains(*slot)).map(|(slot, epochs)| Finding {
+        backups: Vec::new(),
         key: layout::slot(slot).to_string(),
         reason: format!("it is gone, and key epochs are sealed to it: {epochs:?}"),
         cost: format!("key slot {slot} opens nothing"),
     });
     let opens_newest = |slot: &&SlotName| epochs.get(*slot).is_some_and(|epochs| epochs.contains(&newest));
     let shut = slots.iter().filter(|slot| !opens_newest(slot)).map(|slot| Finding {
-        key: layout::key_epoch(newest, slot).to_string(),
+        backups: Vec::new(),
+        key: layout::epoch_slot(newest, slot).to_string(),
         reason: "it is not there".into(),
-        cost: format!("key slot {slot} does not open key epoch {newest}"),
+        cost: format!("key slot {slot} does not open key epoch {newest}, unless the epoch was made for it"),
     });
-    orphans.chain(shut).collect()
+    let gone = epochs.values().flatten().copied().collect::<BTreeSet<u32>>();
+    let gone = gone.into_iter().filter(|epoch| !made.contains(epoch)).map(|epoch| Finding {
+        key: layout::epoch(epoch).to_string(),
+        backups: Vec::new(),
+        reason: "it is gone, and the epoch is sealed to slots".into(),
+        cost: format!("nothing, as long as key epoch {epoch} is sealed to each slot in an object of its own"),
+    });
+    orphans.chain(shut).chain(gone).collect()
 }
 
 /// Holes among the roots, floors and generations of `name`.
 pub async fn roots(
     repo: &Repository,
     name: &ClusterName,
-    listed: &BTreeSet<ObjectKey>,
+    listed: &Listed,
 ) -> Result<Vec<Finding>, RepoError> {
     let store = &**repo.store();
     let numbers = |folder: &str| -> BTreeSet<u64> {
         let prefix = format!("{}/{folder}/", layout::cluster_prefix(name));
-        let inside = listed.iter().filter_map(|key| key.as_str().strip_prefix(&prefix));
+        let inside = listed.keys().filter_map(|key| key.as_str().strip_prefix(&prefix));
         inside.filter_map(|number| number.parse().ok()).collect()
     };
     let mut findings = Vec::new();
     let mut gone = |key: ObjectKey, reason: String, cost: &str| {
-        findings.push(Finding { key: key.to_string(), reason, cost: format!("{cost} of cluster {name}") })
+        let cost = format!("{cost} of cluster {name}");
+        findings.push(Finding { key: key.to_string(), reason, cost, backups: Vec::new() })
     };
     let (floors_there, roots_there) = (numbers("floors"), numbers("roots"));
     let newest = newest_readable(repo, name, &roots_there).await?;
@@ -126,7 +139,7 @@ async fn newest_readable(
 pub async fn chains(
     cluster: &Cluster,
     snapshot: &Snapshot,
-    listed: &BTreeSet<ObjectKey>,
+    listed: &Listed,
 ) -> Result<Vec<Finding>, RepoError> {
     let store = &**cluster.repo().store();
     let mut findings = Vec::new();
@@ -140,7 +153,7 @@ pub async fn chains(
             layout::parse_flush(key).is_some_and(|(of, number)| of == stream && number > next)
         };
         let key = layout::flush(cluster.name(), stream, next);
-        let above = listed.iter().filter(above).count();
+        let above = listed.keys().filter(above).count();
         let succeeded = chains.iter().skip(place + 1).any(begun);
         let reason = match (above, succeeded) {
             (0, false) => continue,
@@ -150,6 +163,7 @@ pub async fn chains(
         if !exists(store, &key).await? {
             let from = chain.end_lsn().map_or("its beginning".to_owned(), |end| end.to_string());
             findings.push(Finding {
+                backups: Vec::new(),
                 key: key.to_string(),
                 reason,
                 cost: format!("WAL of stream {stream} from {from} on, if it had any"),
@@ -179,6 +193,7 @@ pub async fn pending(cluster: &Cluster, root: &Root) -> Result<Vec<Finding>, Rep
     let now = cluster.newest_root().await?;
     missing.retain(|(id, _)| now.pending.iter().any(|entry| entry.id == *id));
     let finding = |(_, key): (_, ObjectKey)| Finding {
+        backups: Vec::new(),
         key: key.to_string(),
         reason: "it is gone, and the newest root names it".into(),
         cost: "the work in progress that it stands for: it will be expired".into(),

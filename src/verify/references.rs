@@ -1,224 +1,254 @@
-//! What a cluster's newest root leads to: every object is there and whole, WAL has no holes but recorded gaps, every
-//! backup finds its chunks and its WAL. A damaged object is put to what it costs.
+//! What a cluster's newest root leads to: every object is there and of the length that the index says, WAL has no holes but recorded
+//! gaps, every backup finds its chunks and its WAL. A damaged object is put to what it costs.
 
-use super::{Finding, deltas, numbers};
-use crate::base::{Lsn, LsnRange, ObjectKey, Progress, SegmentSize};
-use crate::format::index::BackupEntry;
-use crate::format::wal::WalSummary;
-use crate::repo::chunks::{ChunkIndex, ChunkReader};
-use crate::repo::manifest::Manifest;
-use crate::repo::walmap::{self, Snapshot, WalSource};
+use super::cost::LostWal;
+use super::listing::Listed;
+use super::needs::{self, Needs};
+use super::objects::Damaged;
+use super::wal::{Unreadable, epoch_of, key_of};
+use super::{Finding, cost};
+use crate::base::{BackupId, LsnRange, ObjectKey, SegmentSize};
+use crate::format::index::{BackupEntry, BackupState};
+use crate::repo::backups::needed_wal;
+use crate::repo::chunks::{ChunkIndex, ChunkReader, Location};
+use crate::repo::spans::Spans;
+use crate::repo::walmap::{Snapshot, WalMap, WalSource};
 use crate::repo::{Cluster, RepoError, layout};
 use crate::store::StoreError;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 
-/// Threads that decode manifests' pages.
-const THREADS: usize = 2;
+/// What is known of a cluster while it is looked at.
+#[derive(Debug)]
+pub struct Known<'a> {
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// Its newest root, index and WAL.
+    pub snapshot: &'a Snapshot,
+    /// What a list showed.
+    pub listed: &'a Listed,
+    /// Its chunks.
+    pub chunks: &'a ChunkReader,
+}
 
-/// Follows everything. Takes out of `damaged` what it finds referred to, as findings with their cost.
-pub async fn check(
-    cluster: &Cluster,
-    listed: &BTreeSet<ObjectKey>,
-    damaged: &mut BTreeMap<ObjectKey, String>,
-    progress: &dyn Progress,
-) -> Result<Vec<Finding>, RepoError> {
-    let mut findings = Vec::new();
-    let snapshot = match walmap::load(cluster).await.map_err(as_damage) {
-        Ok(snapshot) => snapshot,
-        Err(RepoError::Damage { key, reason }) => {
-            damaged.remove(&key);
-            let cost = match layout::parse_flush(&key) {
-                Some((stream, number)) => format!("WAL of stream {stream} from object {number} on"),
-                None => format!("everything of cluster {}", cluster.name()),
-            };
-            findings.push(Finding { key: key.to_string(), reason, cost });
-            return Ok(findings);
+impl Known<'_> {
+    fn index(&self) -> &ChunkIndex {
+        self.chunks.index()
+    }
+
+    /// What is wrong with an object that is referred to as one of `len` bytes; takes it out of `damaged`.
+    pub async fn wrong(
+        &self,
+        key: &ObjectKey,
+        len: u64,
+        damaged: &mut BTreeMap<ObjectKey, Damaged>,
+    ) -> Result<Option<Damaged>, RepoError> {
+        if let Some(damaged) = damaged.remove(key) {
+            return Ok(Some(damaged));
         }
-        Err(error) => return Err(error),
-    };
-    let mut lost_wal = Vec::new();
-    for piece in snapshot.wal.pieces() {
-        let key = match &piece.source {
-            WalSource::Segment(entry) => layout::segment(cluster.name(), entry.id),
-            WalSource::Flush { stream, number, .. } => layout::flush(cluster.name(), *stream, *number),
+        let found = match self.listed.find(key) {
+            Some(meta) => meta.len,
+            None => match self.cluster.repo().store().head(key).await {
+                Ok(meta) => meta.len,
+                Err(StoreError::NotFound { .. }) if self.is_named_still(key).await? => {
+                    return Ok(Some("it is gone".to_owned().into()));
+                }
+                Err(StoreError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            },
         };
-        if let Some(reason) = missing_or_damaged(cluster, &key, damaged).await? {
-            lost_wal.push(piece.range);
-            let cost = format!("WAL {} of timeline {}{}", piece.range, piece.timeline, times(&piece.summary));
-            findings.push(Finding { key: key.to_string(), reason, cost });
+        Ok((found != len).then(|| format!("{found} bytes, the index says {len}").into()))
+    }
+
+    /// Whether the newest root still leads to a segment or manifest: it may have been replaced and collected meanwhile.
+    async fn is_named_still(&self, key: &ObjectKey) -> Result<bool, RepoError> {
+        let root = self.cluster.newest_root().await?;
+        if root.number == self.snapshot.root.number {
+            return Ok(true);
         }
-    }
-    findings.extend(holes(cluster, &snapshot));
-    findings.extend(numbers::chains(cluster, &snapshot, listed).await?);
-    findings.extend(numbers::pending(cluster, &snapshot.root).await?);
-    findings.extend(check_backups(cluster, &snapshot, damaged, &lost_wal).await?);
-    progress.stage("decoding WAL", None);
-    findings.extend(deltas::check(cluster, &snapshot).await?);
-    Ok(findings)
-}
-
-/// What is gone and referred to is damaged.
-fn as_damage(error: RepoError) -> RepoError {
-    match error {
-        RepoError::Store(StoreError::NotFound { key }) => {
-            RepoError::Damage { key, reason: "it is gone".into() }
-        }
-        other => other,
+        let (index, name) = (self.cluster.index(&root).await?, self.cluster.name());
+        let segments = index.wal.iter().map(|entry| entry.id).chain(index.pages.iter().map(|entry| entry.id));
+        let mut manifests =
+            index.backups.iter().map(|backup| layout::manifest(name, &backup.id, backup.manifest_number));
+        Ok(segments.map(|id| layout::segment(name, id)).any(|named| named == *key)
+            || manifests.any(|named| named == *key))
     }
 }
 
-/// Why `key` is not to be had, if it is not.
-async fn missing_or_damaged(
-    cluster: &Cluster,
-    key: &ObjectKey,
-    damaged: &mut BTreeMap<ObjectKey, String>,
-) -> Result<Option<String>, RepoError> {
-    if let Some(reason) = damaged.remove(key) {
-        return Ok(Some(reason));
-    }
-    match cluster.repo().store().head(key).await {
-        Ok(_) => Ok(None),
-        Err(StoreError::NotFound { .. }) => Ok(Some("it is gone".into())),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn times(summary: &WalSummary) -> String {
-    match (summary.time_first, summary.time_last) {
-        (Some(first), Some(last)) => format!(", commits from {first} to {last}"),
-        _ => ", no commits".into(),
-    }
-}
-
-/// Holes between durable ranges that no gap explains.
-fn holes(cluster: &Cluster, snapshot: &Snapshot) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for timeline in snapshot.wal.timelines() {
-        let ranges = snapshot.wal.ranges(timeline);
-        for (before, after) in ranges.iter().zip(ranges.iter().skip(1)) {
-            let hole = LsnRange::new(before.end, after.start);
-            let recorded = snapshot
-                .wal
-                .gaps()
-                .iter()
-                .any(|gap| gap.timeline == timeline && gap.start <= hole.start && gap.end >= hole.end);
-            if !recorded {
-                findings.push(Finding {
-                    key: layout::cluster_prefix(cluster.name()),
-                    reason: format!(
-                        "no object holds WAL {hole} of timeline {timeline}, and no gap is recorded"
-                    ),
-                    cost: format!("WAL {hole} of timeline {timeline}"),
-                });
-            }
-        }
-    }
-    findings
-}
-
-async fn check_backups(
+/// Holes between durable ranges that neither a gap explains nor retention.
+pub fn holes(
     cluster: &Cluster,
     snapshot: &Snapshot,
-    damaged: &mut BTreeMap<ObjectKey, String>,
-    lost_wal: &[LsnRange],
-) -> Result<Vec<Finding>, RepoError> {
-    let mut findings = Vec::new();
-    let mut bad_segments = BTreeSet::new();
-    for entry in &snapshot.index.pages {
-        let key = layout::segment(cluster.name(), entry.id);
-        if let Some(reason) = missing_or_damaged(cluster, &key, damaged).await? {
-            bad_segments.insert(key.clone());
-            let cost = "nothing: no backup needs a chunk of it".to_owned();
-            findings.push(Finding { key: key.to_string(), reason, cost });
+    map: &WalMap,
+    size: Option<SegmentSize>,
+) -> Vec<Finding> {
+    let index = &snapshot.index;
+    let mut holes = Spans::default();
+    for timeline in map.timelines() {
+        let ranges = map.ranges(timeline);
+        for (before, after) in ranges.iter().zip(ranges.iter().skip(1)) {
+            holes.add((map.generation(), timeline), LsnRange::new(before.end, after.start));
         }
     }
-    let index = Arc::new(ChunkIndex::load(cluster, &snapshot.index.pages).await?);
-    let chunks = ChunkReader::new(cluster.clone(), index.clone(), THREADS);
-    let size = match cluster.generation().await {
-        Ok(generation) => generation.segment_size,
-        // Named where generations are looked for.
-        Err(error) if error.is_damage() => return Ok(findings),
-        Err(error) => return Err(error),
+    for gap in map.gaps() {
+        holes.remove((map.generation(), gap.timeline), LsnRange::new(gap.start, gap.end.max(gap.start)));
+    }
+    for gone in &index.expired {
+        holes.remove((gone.generation, gone.timeline), LsnRange::new(gone.start, gone.end.max(gone.start)));
+    }
+    let finding = |((_, timeline), range): (_, LsnRange)| Finding {
+        key: layout::cluster_prefix(cluster.name()),
+        reason: format!("no object holds WAL {range} of timeline {timeline}, and no gap is recorded"),
+        cost: cost::of_wal(map, &index.backups, size, LostWal { timeline, range }),
+        backups: Vec::new(),
     };
-    for backup in &snapshot.index.backups {
-        let key = layout::manifest(cluster.name(), &backup.id);
-        let name = format!("backup {}", backup.id);
-        if let Some(reason) = missing_or_damaged(cluster, &key, damaged).await? {
-            findings.push(Finding { key: key.to_string(), reason, cost: name });
+    holes.iter().map(finding).collect()
+}
+
+/// Objects of WAL that are wrong, with all that they hold.
+pub async fn wal(
+    known: &Known<'_>,
+    map: &WalMap,
+    damaged: &mut BTreeMap<ObjectKey, Damaged>,
+) -> Result<Vec<Unreadable>, RepoError> {
+    let mut bad = Vec::new();
+    for piece in map.pieces() {
+        let key = key_of(known.cluster, piece);
+        let len = match &piece.source {
+            WalSource::Segment(entry) => entry.object_len,
+            WalSource::Flush { object_len, .. } => *object_len,
+        };
+        if let Some(wrong) = known.wrong(&key, len, damaged).await? {
+            bad.push(Unreadable {
+                timeline: piece.timeline,
+                range: piece.range,
+                key,
+                reason: wrong.reason,
+                epoch_start: epoch_of(piece).map(|epoch| epoch.start),
+            });
+        }
+    }
+    Ok(bad)
+}
+
+/// Segments of chunks, manifests, and chunks that are in none.
+pub async fn backups(
+    known: &Known<'_>,
+    needs: &Needs,
+    damaged: &mut BTreeMap<ObjectKey, Damaged>,
+) -> Result<Vec<Finding>, RepoError> {
+    let (cluster, index) = (known.cluster, known.index());
+    let numbers: HashMap<&ObjectKey, usize> =
+        index.segment_keys().enumerate().map(|(at, key)| (key, at)).collect();
+    let mut bad: BTreeMap<usize, Damaged> = BTreeMap::new();
+    let (mut findings, mut lost) = (Vec::new(), Vec::new());
+    for entry in &known.snapshot.index.pages {
+        let key = layout::segment(cluster.name(), entry.id);
+        let unread = index
+            .lost()
+            .iter()
+            .find(|lost| lost.key == key)
+            .map(|lost| Damaged::from(lost.error.to_string()));
+        let Some(wrong) = known.wrong(&key, entry.object_len, damaged).await?.or(unread) else { continue };
+        match numbers.get(&key) {
+            Some(number) => drop(bad.insert(*number, wrong)),
+            None => lost.push((key, wrong)),
+        }
+    }
+    let mut hurt: BTreeMap<usize, Vec<BackupId>> = BTreeMap::new();
+    for own in needs.backups.iter().filter(|own| bad.keys().any(|at| own.segments.get(*at) == Some(&true))) {
+        let is_hurt = |at: Location| {
+            let wrong = bad.get(&at.segment_number());
+            wrong.is_some_and(|wrong| wrong.frames.is_empty() || wrong.frames.contains(&at.frame_number()))
+        };
+        match needs::hurt_by(cluster, index, known.chunks, own, &is_hurt).await {
+            Ok(segments) => {
+                segments.into_iter().for_each(|at| hurt.entry(at).or_default().push(own.id.clone()))
+            }
+            Err(error) if error.is_damage() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let keys: Vec<&ObjectKey> = index.segment_keys().collect();
+    for (number, wrong) in bad {
+        let backups = hurt.remove(&number).unwrap_or_default();
+        let Some(key) = keys.get(number) else { continue };
+        findings.push(Finding {
+            key: key.to_string(),
+            reason: wrong.reason,
+            cost: cost_of_backups(&backups),
+            backups,
+        });
+    }
+    // What was in a segment whose directory cannot be read, nobody knows: backups that miss something may miss it from there.
+    let missing: Vec<BackupId> = needs
+        .backups
+        .iter()
+        .filter(|own| own.missing > 0 || own.broken.is_some())
+        .map(|own| own.id.clone())
+        .collect();
+    for (key, wrong) in lost {
+        let (cost, backups) = (cost_of_backups(&missing), missing.clone());
+        findings.push(Finding { key: key.to_string(), reason: wrong.reason, cost, backups });
+    }
+    for (backup, own) in known.snapshot.index.backups.iter().zip(&needs.backups) {
+        let key = layout::manifest(cluster.name(), &backup.id, backup.manifest_number);
+        let mut add = |reason: String| {
+            let (cost, backups) = (format!("backup {}", backup.id), vec![backup.id.clone()]);
+            findings.push(Finding { key: key.to_string(), reason, cost, backups });
+        };
+        if let Some(wrong) = known.wrong(&key, backup.manifest_len, damaged).await? {
+            add(wrong.reason);
             continue;
         }
-        let mut hurt = BTreeSet::new();
-        let mut missing: u64 = 0;
-        let visited = async {
-            let manifest = Manifest::open(cluster, &backup.id).await?;
-            let visit = |id: &_| {
-                let whole = index.find_all(id).filter_map(|at| index.segment_key(at)).collect::<Vec<_>>();
-                match whole.iter().find(|key| !bad_segments.contains(**key)) {
-                    Some(_) => {}
-                    None if whole.is_empty() => missing += 1,
-                    None => hurt.extend(whole.into_iter().cloned()),
-                }
-            };
-            manifest.visit_chunks(&chunks, visit).await
-        };
-        if let Err(error) = visited.await {
-            findings.push(Finding { key: key.to_string(), reason: error.to_string(), cost: name.clone() });
+        if let Some(reason) = &own.broken {
+            add(reason.clone());
         }
-        if missing > 0 {
-            let reason = format!("{missing} of its chunks are in no segment");
-            findings.push(Finding { key: key.to_string(), reason, cost: name.clone() });
-        }
-        for finding in findings.iter_mut().filter(|f| hurt.iter().any(|key| key.as_str() == f.key)) {
-            finding.cost = match finding.cost.strip_prefix("backup") {
-                Some(others) => format!("backup{others}, {}", backup.id),
-                None => name.clone(),
-            };
-        }
-        if let Some(reason) = uncovered(snapshot, backup, size, lost_wal) {
-            findings.push(Finding { key: key.to_string(), reason, cost: name });
+        if own.missing > 0 {
+            add(format!("{} of its chunks are in no segment", own.missing));
         }
     }
     Ok(findings)
 }
 
-/// What of the WAL that makes a restorable backup consistent is not there.
-fn uncovered(
-    snapshot: &Snapshot,
-    backup: &BackupEntry,
-    segment_size: u32,
-    lost_wal: &[LsnRange],
-) -> Option<String> {
-    if backup.state == crate::format::index::BackupState::Pending
-        || backup.generation != snapshot.wal.generation()
-    {
-        return None;
+fn cost_of_backups(backups: &[BackupId]) -> String {
+    match backups {
+        [] => "nothing: no backup needs what is damaged of it".into(),
+        [one] => format!("backup {one}"),
+        many => format!("backups {}", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
     }
-    let start = SegmentSize::new(segment_size.into()).ok()?.segment_start(backup.redo);
-    let needed = LsnRange::new(start, backup.stop.max(start));
-    let end: Lsn = snapshot.wal.contiguous_end(backup.timeline, start);
-    if end < needed.end {
-        return Some(format!("it needs WAL {needed}, which is there only up to {end}"));
-    }
-    let lost = lost_wal.iter().find_map(|range| range.intersect(needed))?;
-    Some(format!("it needs WAL {lost}, which is damaged"))
 }
 
-/// What a damaged object costs that nothing leads to.
-pub fn cost_unreferenced(key: &ObjectKey) -> String {
-    let parts: Vec<&str> = key.as_str().split('/').collect();
-    match parts.as_slice() {
-        ["walden"] => "everything: without the marker this is no repository".into(),
-        ["keys", "epochs", epoch, slot] => format!("key slot {slot} does not open key epoch {epoch}"),
-        ["keys", slot] => format!("key slot {slot} opens nothing"),
-        ["clusters", _, "roots", _] => "nothing, unless it is the newest root".into(),
-        ["clusters", _, "floors", _] => {
-            "nothing now; the newest root cannot be found without the newest floor".into()
-        }
-        ["clusters", name, "generations", _] => format!("cluster {name} cannot be told from another"),
-        ["clusters", _, "wal", stream, number] => {
-            format!("nothing, unless stream {stream} is not compacted up to {number}")
-        }
-        _ => "nothing: no root leads to it".into(),
+/// Backups that miss WAL without which they are worth nothing.
+pub fn uncovered(
+    cluster: &Cluster,
+    map: &WalMap,
+    backups: &[BackupEntry],
+    size: SegmentSize,
+    lost: &[Unreadable],
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let restorable = |backup: &&BackupEntry| match backup.state {
+        BackupState::Pending => false,
+        BackupState::Complete | BackupState::Damaged => backup.generation == map.generation(),
+    };
+    for backup in backups.iter().filter(restorable) {
+        let needed = needed_wal(backup, size);
+        let end = map.contiguous_end(backup.timeline, needed.start);
+        let damaged = || {
+            let own = lost.iter().filter(|lost| lost.timeline == backup.timeline);
+            own.filter_map(|lost| lost.range.intersect(needed)).next()
+        };
+        let reason = match damaged() {
+            _ if end < needed.end => format!("it needs WAL {needed}, which is there only up to {end}"),
+            Some(lost) => format!("it needs WAL {lost}, which is damaged"),
+            None => continue,
+        };
+        findings.push(Finding {
+            key: layout::manifest(cluster.name(), &backup.id, backup.manifest_number).to_string(),
+            reason,
+            cost: format!("backup {}", backup.id),
+            backups: vec![backup.id.clone()],
+        });
     }
+    findings
 }

@@ -10,6 +10,7 @@
 
 mod catalog;
 mod change;
+pub mod checksum;
 mod decoder;
 mod error;
 pub mod fact;

@@ -140,7 +140,7 @@ impl Bed {
         assert!(snapshot.root.pending.is_empty(), "{:?}", snapshot.root.pending);
         let index = ChunkIndex::load(&cluster, &snapshot.index.pages).await.unwrap();
         let reader = ChunkReader::new(cluster.clone(), Arc::new(index), 2);
-        let manifest = Manifest::open(&cluster, id).await.unwrap();
+        let manifest = Manifest::open(&cluster, id, 0).await.unwrap();
         Opened { cluster, reader, manifest }
     }
 

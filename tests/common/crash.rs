@@ -312,7 +312,7 @@ impl World {
 
 impl World {
     /// Every backup that a root names has all its bytes; every one that was said to be made is named, and restorable.
-    async fn compare_backups(&self, cluster: &Cluster, snapshot: &Snapshot) -> Result<(), String> {
+    pub async fn compare_backups(&self, cluster: &Cluster, snapshot: &Snapshot) -> Result<(), String> {
         let listed = &snapshot.index.backups;
         let complete = |id: &&BackupId| {
             listed.iter().any(|backup| backup.id == **id && backup.state == BackupState::Complete)
@@ -348,7 +348,7 @@ pub async fn read_backup(
     reader: &ChunkReader,
     backup: &BackupEntry,
 ) -> Result<Sent, RepoError> {
-    let manifest = Manifest::open(cluster, &backup.id).await?;
+    let manifest = Manifest::open(cluster, &backup.id, backup.manifest_number).await?;
     let files: Vec<Vec<FileEntry>> = manifest.files(reader).try_collect().await?;
     let mut all = Sent::new();
     for file in files.into_iter().flatten().filter(|file| file.kind == FileKind::Regular) {

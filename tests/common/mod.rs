@@ -3,6 +3,8 @@
 
 pub mod archive;
 pub mod crash;
+pub mod keeping;
+pub mod keys;
 pub mod load;
 pub mod mount;
 pub mod pages;

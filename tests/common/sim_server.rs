@@ -40,6 +40,7 @@ struct State {
     data: DataDir,
     backups: BTreeMap<Lsn, Sent>,
     backup_pause_ms: u64,
+    switches: bool,
 }
 
 impl SimServer {
@@ -64,6 +65,7 @@ impl SimServer {
             data: DataDir::default(),
             backups: BTreeMap::new(),
             backup_pause_ms: 50,
+            switches: false,
         })))
     }
 
@@ -76,6 +78,11 @@ impl SimServer {
     pub fn write_more(&self, bytes: u64) {
         let mut state = self.state();
         state.wal_max = state.wal.len() as u64 + bytes;
+    }
+
+    /// Switches to a new WAL segment when a backup begins, as PostgreSQL does.
+    pub fn switch_at_backups(&self) {
+        self.state().switches = true;
     }
 
     /// Lets several sessions stream at once, as if each had a slot of its own.
@@ -164,6 +171,11 @@ impl SimServer {
         state.data.change(&mut state.rng);
         // Ids of backups are whole seconds.
         state.clock += 1_000_000;
+        if state.switches {
+            state.synth.switch();
+            let bytes = state.synth.take();
+            state.wal.extend(bytes);
+        }
         let made = state.synth.checkpoint(Timestamp::from_micros(state.clock));
         state.wal.extend(state.synth.take());
         (made.start, state.data.files(made.start))

@@ -145,6 +145,8 @@ struct World {
     held: BTreeSet<u32>,
     /// The requests that a client still makes before it is held up.
     stalls: BTreeMap<u32, u64>,
+    /// What an object lock keeps.
+    locked: BTreeSet<ObjectKey>,
 }
 
 #[derive(Debug, Clone)]
@@ -168,6 +170,7 @@ impl SimStore {
             cut: BTreeSet::new(),
             held: BTreeSet::new(),
             stalls: BTreeMap::new(),
+            locked: BTreeSet::new(),
         };
         SimStore { world: Arc::new(Mutex::new(world)), changed: Arc::new(Notify::new()), client: 0 }
     }
@@ -230,6 +233,11 @@ impl SimStore {
     /// Holds this client up once it has made `requests` more: the answer to the last of them waits.
     pub fn hold_after(&self, requests: u64) {
         self.world().stalls.insert(self.client, requests);
+    }
+
+    /// Keeps these objects from being removed, and no others any more.
+    pub fn lock(&self, locked: BTreeSet<ObjectKey>) {
+        self.world().locked = locked;
     }
 
     /// Whether this client is held up.
@@ -448,6 +456,7 @@ impl World {
         let (changed, result) = match self.log[number].request.clone() {
             Request::Create(key, bytes) => self.create(key, bytes, was_there),
             Request::Delete(key) if self.faults.denies || self.faults.read_only => (false, Err(denied(&key))),
+            Request::Delete(key) if self.locked.contains(&key) => (false, Err(denied(&key))),
             Request::Delete(key) => {
                 let removed = self.objects.remove(&key);
                 let changed = removed.is_some();

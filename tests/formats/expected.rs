@@ -27,6 +27,7 @@ pub fn tell(pages: &Pages, vector: &Vector, seen: &mut BTreeSet<String>) -> Stri
         }
         "slot" => tell_slot(pages, vector, &bytes, seen, &mut told),
         "epoch" => tell_epoch(pages, vector, &bytes, seen, &mut told),
+        "made-epoch" => tell_made_epoch(pages, vector, &bytes, seen, &mut told),
         "journal" => super::journal::tell(pages, vector, &bytes, seen, &mut told),
         "delta" => super::deltas::tell(pages, vector, &bytes, seen, &mut told),
         other => panic!("{}: form = {other:?}", vector.file),
@@ -43,8 +44,11 @@ fn tell_object(pages: &Pages, vector: &Vector, bytes: &[u8], seen: &mut BTreeSet
     assert_eq!(header.field("place"), hex(&blake3::hash(vector.name.as_bytes()).as_bytes()[..16]));
     assert_eq!(header.field("kind"), vector.kind.as_deref().unwrap());
     let epoch: u32 = header.field("key_epoch").parse().unwrap();
-    let secret = &vectors::keyring().epoch_secret(epoch).unwrap().0;
-    let key = derive("walden v1 object key", &[secret, &bytes[..120]]);
+    let secret = match epoch {
+        0 => lasting_secret(),
+        epoch => vectors::keyring().epoch_secret(epoch).unwrap().0,
+    };
+    let key = derive("walden v1 object key", &[&secret, &bytes[..120]]);
     assert_eq!(header.field("commitment"), hex(&derive("walden v1 key commitment", &[&key])));
 
     let trailer = pages.decode("Trailer", &bytes[bytes.len() - 32..], seen);
@@ -163,6 +167,30 @@ fn unwrap_slot(record: &Value, bytes: &[u8]) -> ([u8; 32], [u8; 32]) {
     (opened[..32].try_into().unwrap(), opened[32..].try_into().unwrap())
 }
 
+/// Each blob is a whole object for one slot; that of slot `main` is opened.
+fn tell_made_epoch(
+    pages: &Pages,
+    vector: &Vector,
+    bytes: &[u8],
+    seen: &mut BTreeSet<String>,
+    told: &mut String,
+) {
+    tell_plain(pages, "Epoch", b"WALDEPA\x01", bytes, seen, told);
+    // Past magic, required bits, repository and epoch: a count, then for each slot a length and so many bytes.
+    let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let (count, mut at) = (number(32), 36);
+    for _ in 0..count {
+        let sealed = &bytes[at + 4..at + 4 + number(at)];
+        at += 4 + sealed.len();
+        let record = pages.decode("EpochSlot", &sealed[12..sealed.len() - 4], seen);
+        let name = format!("keys/epochs/2/{}", record.field("slot").trim_matches('"'));
+        let mut one = vector.clone();
+        one.name = name;
+        tell_epoch(pages, &one, sealed, seen, told);
+    }
+    assert_eq!(at, bytes.len() - 4);
+}
+
 fn tell_epoch(pages: &Pages, vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<String>, told: &mut String) {
     let record = tell_plain(pages, "EpochSlot", b"WALDEPO\x01", bytes, seen, told);
     let slot_name = last_part(&vector.name);
@@ -185,10 +213,11 @@ fn tell_epoch(pages: &Pages, vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<
         hex(link)
     ));
     let number: u32 = record.field("epoch").parse().unwrap();
-    let expected_link = match vectors::keyring().epoch_secret(number - 1) {
-        None => [0; 32],
-        Some(before) => {
-            let key = derive("walden v1 epoch link", &[&before.0]);
+    let expected_link = match number {
+        1 => [0; 32],
+        number => {
+            let key =
+                derive("walden v1 epoch link", &[&vectors::keyring().epoch_secret(number - 1).unwrap().0]);
             mac(&key, &[repository, &epoch, secret, chunk_id_key])
         }
     };
@@ -196,6 +225,11 @@ fn tell_epoch(pages: &Pages, vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<
     let key = derive("walden v1 slot voucher", &[secret]);
     let voucher = mac(&key, &[repository, &epoch, &ours, slot_name.as_bytes()]);
     assert_eq!(record.field("voucher"), hex(&voucher));
+}
+
+/// What seals objects of epoch 0.
+pub(super) fn lasting_secret() -> [u8; 32] {
+    derive("walden v1 lasting secret", &[&vectors::keyring().chunk_id_key().0, &vectors::REPOSITORY.0])
 }
 
 pub(super) fn derive(context: &str, parts: &[&[u8]]) -> [u8; 32] {

@@ -9,7 +9,7 @@ use std::fs;
 use std::sync::Once;
 use walden::base::{ChunkId, Entropy, Lsn, ObjectKey, SlotName};
 use walden::codec::keyslot::{SlotPublic, create_slot, seal_epoch};
-use walden::codec::{EpochKeys, KeySource, ObjectWriter, SlotCost, Unlock};
+use walden::codec::{EpochKeys, EpochObject, KeySource, ObjectWriter, SlotCost, Unlock};
 use walden::format::envelope::PlainObject;
 use walden::format::header::{ObjectHeader, ObjectKind};
 use walden::format::marker::{REPOSITORY_VERSION, RepositoryMarker};
@@ -196,6 +196,10 @@ fn keys() -> Vec<Made> {
         };
         made.push(plain(&file, "epoch", "keys.md", &name, bytes, reason));
     }
+    let slots = [keys.main.1.clone(), keys.spare.1.clone()];
+    let second = EpochObject::create(REPOSITORY, &keys.second, &slots, &entropy).to_object();
+    let reason = "the second epoch as it was made, for both slots at once";
+    made.push(plain("keys/epoch-2.bin", "made-epoch", "keys.md", "keys/epochs/2/_epoch", second, reason));
     made
 }
 
@@ -275,7 +279,7 @@ fn numbered(
         owner: [0; 16],
         number,
         writer_epoch: 0,
-        key_epoch: 2,
+        key_epoch: if kind.is_lasting() { 0 } else { 2 },
         meta: Some(meta),
         frames: Vec::new(),
     }
@@ -339,6 +343,7 @@ fn objects() -> Vec<Made> {
         owner: [stream; 16],
         number,
         writer_epoch: epoch,
+        key_epoch: if kind.is_lasting() { 0 } else { 1 },
         meta: Some(meta),
         frames: Vec::new(),
         ..flush()
@@ -376,6 +381,17 @@ fn objects() -> Vec<Made> {
         numbered("generation", ObjectKind::Generation, "generations/000002", 2, generation)
             .made("a generation"),
         id_of("pending", "pending", ObjectKind::Pending, 0x61, 0, pending, Vec::new()).made("pending work"),
+        Draft {
+            page: "verification.md",
+            ..numbered(
+                "verification",
+                ObjectKind::Verification,
+                "verifications/00000000000000000004",
+                4,
+                ("Verification", samples::verification().encode()),
+            )
+        }
+        .made("a verification by samples: a backup that is verified, one that is damaged"),
         flush().made("number 0 of a stream that took over: a zstd frame, a raw frame, events of every kind"),
         stream("heartbeat", 1, ObjectKind::Flush, 5, ("WalMeta", samples::heartbeat().encode()), 0x53)
             .made("a heartbeat: no WAL, no frames"),

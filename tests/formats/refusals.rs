@@ -8,14 +8,14 @@ use walden::base::{ChunkId, RepositoryId};
 use walden::codec::keyslot::{create_slot, seal_epoch};
 use walden::codec::object::walk_frames;
 use walden::codec::seal::ObjectKeys;
-use walden::codec::{EpochKeys, EpochSecret, KeySource, ObjectWriter, SlotCost, Unlock};
+use walden::codec::{EpochKeys, EpochObject, EpochSecret, KeySource, ObjectWriter, SlotCost, Unlock};
 use walden::format::directory::{Directory, FrameEntry};
 use walden::format::envelope::PlainObject;
 use walden::format::frame::{
     Codec, FRAME_HEAD_BYTES, FrameHead, FrameKind, TAG_BYTES, TRAILER_BYTES, Trailer,
 };
 use walden::format::header::{HEADER_BYTES, ObjectHeader, ObjectKind};
-use walden::format::keyslot::{EpochSlot, KeySlot};
+use walden::format::keyslot::{Epoch, EpochSlot, KeySlot};
 use walden::format::marker::RepositoryMarker;
 use walden::format::record::{Blob, Record};
 use zeroize::Zeroizing;
@@ -28,6 +28,7 @@ pub fn all() -> Vec<Made> {
     all.extend(markers());
     all.extend(slots());
     all.extend(epochs());
+    all.extend(made_epochs());
     all
 }
 
@@ -128,10 +129,24 @@ fn headers() -> Vec<Made> {
         ),
         no(
             "kind",
-            sealed_as(|header| header.kind = ObjectKind::Floor),
+            sealed_as(|header| header.kind = ObjectKind::Pending),
             "misplaced",
             "its kind",
-            "a floor where a root should be",
+            "pending work where a root should be",
+        ),
+        no(
+            "lasting-root",
+            sealed_as(|header| header.key_epoch = 0),
+            "format",
+            "Root under key epoch 0",
+            "a root under the lasting key, which everybody has who ever held a slot",
+        ),
+        no(
+            "fence-epoch",
+            sealed_as(|header| header.kind = ObjectKind::Fence),
+            "format",
+            "Fence under key epoch 2",
+            "a fence under an epoch, which would be needed for ever",
         ),
     ]
 }
@@ -625,6 +640,49 @@ fn slots() -> Vec<Made> {
             "format",
             "not \"epochs\"",
             "a slot named epochs: its object would hide the folder of the epochs",
+        ),
+    ]
+}
+
+fn made_epochs() -> Vec<Made> {
+    let keys = make_keys();
+    let entropy = Seeded::new("other made epochs");
+    let slots = [keys.main.1.clone(), keys.spare.1.clone()];
+    let good = EpochObject::create(REPOSITORY, &keys.second, &slots, &entropy).to_object();
+    let no = |file, name: &str, bytes, error, says, reason| {
+        plain("made-epoch", file, name, bytes, error, says, reason)
+    };
+    let with = |change: fn(&mut Epoch)| {
+        let mut epoch = Epoch::from_object(&good).unwrap();
+        change(&mut epoch);
+        epoch.to_object()
+    };
+    const SECOND: &str = "keys/epochs/2/_epoch";
+    vec![
+        no("made-epoch-bit", SECOND, changed(&good, |b| b[200] ^= 1), "format", "crc", "a bit flipped"),
+        no(
+            "made-epoch-empty",
+            SECOND,
+            with(|epoch| epoch.slots.clear()),
+            "format",
+            "0 slots",
+            "an epoch for nobody",
+        ),
+        no(
+            "made-epoch-number",
+            "keys/epochs/3/_epoch",
+            good.clone(),
+            "misplaced",
+            "number",
+            "epoch 2 under the name of epoch 3",
+        ),
+        no(
+            "made-epoch-repository",
+            SECOND,
+            with(|epoch| epoch.repository = RepositoryId([1; 16])),
+            "misplaced",
+            "repository",
+            "an epoch of another repository",
         ),
     ]
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use walden::format::record::{Extension, Field, Record};
-use walden::format::{delta, directory, frame, header, index, journal, keyslot, manifest, marker, root, wal};
+use walden::format::{
+    delta, directory, frame, header, index, journal, keyslot, manifest, marker, root, verification, wal,
+};
 
 type Parts = Result<Vec<Vec<u8>>, String>;
 
@@ -56,10 +58,13 @@ pub const RECORDS: &[RecordType] = records![
     index::BackupEntry,
     index::GapEntry,
     index::HistoryEntry,
+    index::PinEntry,
+    index::ExpiredEntry,
     index::RemovedEntry,
     journal::JournalHead,
     journal::JournalPrevious,
     keyslot::KeySlot,
+    keyslot::Epoch,
     keyslot::EpochSlot,
     manifest::ManifestMeta,
     manifest::Tablespace,
@@ -80,6 +85,10 @@ pub const RECORDS: &[RecordType] = records![
     root::Pending,
     root::Floor,
     root::GenerationRecord,
+    verification::Verification,
+    verification::BackupVerification,
+    verification::DamageEntry,
+    verification::VerifiedArc,
     wal::WalMeta,
     wal::WalDeltas,
     wal::DeltaEpoch,
@@ -107,6 +116,9 @@ pub const CODES: &[CodeType] = codes![
     manifest::FileKind,
     manifest::RunKind,
     root::PendingKind,
+    verification::VerifyDepth,
+    verification::VerifyScope,
+    verification::VerifyOutcome,
     wal::EventKind,
 ];
 

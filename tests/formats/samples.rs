@@ -5,6 +5,7 @@ use walden::format::index::*;
 use walden::format::manifest::*;
 use walden::format::record::{Blob, Extension};
 use walden::format::root::*;
+use walden::format::verification::*;
 use walden::format::wal::*;
 
 pub fn cluster() -> ClusterName {
@@ -52,6 +53,7 @@ pub fn root() -> Root {
                 low_water: 17,
                 low_water_lsn: Some(lsn(0x1_0000_0000)),
                 low_water_link: [0x52; 32],
+                low_water_key_epoch: 2,
             },
             StreamEntry {
                 id: stream(0x53),
@@ -61,6 +63,7 @@ pub fn root() -> Root {
                 low_water: 0,
                 low_water_lsn: None,
                 low_water_link: [0; 32],
+                low_water_key_epoch: 0,
             },
         ],
         retired: vec![RetiredFlush { stream: stream(0x51), from: 11, to: 17, root: 6 }],
@@ -92,6 +95,50 @@ pub fn pending() -> Pending {
         began_at: time(2),
         backup: Some(backup_id()),
         holder: "db1 4711".into(),
+    }
+}
+
+pub fn verification() -> Verification {
+    let backup = |outcome, depth, reason: &str| BackupVerification {
+        backup: backup_id(),
+        outcome,
+        depth,
+        at: time(41),
+        reason: reason.into(),
+    };
+    Verification {
+        cluster: cluster(),
+        number: 4,
+        root: 7,
+        started_at: time(42),
+        finished_at: time(43),
+        depth: VerifyDepth::Content,
+        scope: VerifyScope::Sample,
+        objects: 17,
+        bytes: 123_456,
+        bytes_covered: 234_567,
+        bytes_total: 345_678,
+        backups: vec![
+            backup(VerifyOutcome::Verified, VerifyDepth::Content, ""),
+            backup(VerifyOutcome::Damaged, VerifyDepth::References, "3 of its chunks are in no segment"),
+        ],
+        damage: vec![DamageEntry {
+            key: "clusters/shop/backups/20261122T195501Z".into(),
+            reason: "it is gone".into(),
+            cost: "backup 20261122T195501Z".into(),
+            found_at: time(44),
+        }],
+        damage_count: 2,
+        arcs: vec![
+            VerifiedArc { first: 0, last: 0x1000, listed_unix_micros: 1_795_377_301_123_456, at: time(45) },
+            VerifiedArc {
+                first: 0x1001,
+                last: u64::MAX,
+                listed_unix_micros: 1_795_377_301_123_457,
+                at: time(46),
+            },
+        ],
+        extensions: extensions(),
     }
 }
 
@@ -131,6 +178,7 @@ pub fn summary() -> WalSummary {
 /// Number 0 of a stream that took over, of 40,000 bytes of WAL in two frames.
 pub fn flush_first() -> WalMeta {
     WalMeta {
+        generation: Generation(2),
         timeline: TimelineId(2),
         start: lsn(0x1_0000_0000),
         end: lsn(0x1_0000_0000 + 40_000),
@@ -146,6 +194,7 @@ pub fn flush_first() -> WalMeta {
 
 pub fn heartbeat() -> WalMeta {
     WalMeta {
+        generation: Generation(2),
         start: lsn(0x1_0000_9C40),
         end: lsn(0x1_0000_9C40),
         predecessor: None,
@@ -186,7 +235,7 @@ fn deltas() -> WalDeltas {
 pub fn index_meta() -> IndexMeta {
     IndexMeta {
         levels: vec![IndexLevel { id: object(0x63), entry_count: 100 }],
-        entry_count: 8,
+        entry_count: 12,
         extensions: extensions(),
     }
 }
@@ -227,9 +276,34 @@ pub fn index_page() -> IndexPage {
             timeline: TimelineId(2),
             content: Blob(b"1\t1/0\tno recovery target specified\n".to_vec()),
         }],
+        pins: vec![
+            PinEntry {
+                backup: backup_id(),
+                pinned_at: time(90),
+                until: Some(time(99)),
+                reason: "before the migration".into(),
+            },
+            PinEntry {
+                backup: "20261101T000000Z".parse().unwrap(),
+                pinned_at: time(91),
+                until: None,
+                reason: String::new(),
+            },
+        ],
+        expired: vec![ExpiredEntry {
+            generation: Generation(1),
+            timeline: TimelineId(1),
+            start: lsn(0x1000),
+            end: lsn(0x2000),
+        }],
         removed: RemovedKind::ALL
             .iter()
-            .zip([object(0x84).to_string(), object(0x85).to_string(), "20261101T000000Z".into()])
+            .zip([
+                object(0x84).to_string(),
+                object(0x85).to_string(),
+                "20261101T000000Z".into(),
+                "20261101T000000Z".into(),
+            ])
             .map(|(kind, name)| RemovedEntry { kind: *kind, name, root: 6 })
             .collect(),
     }
@@ -249,6 +323,7 @@ fn backup_entry() -> BackupEntry {
         bytes_stored: 400_002,
         bytes_new: 100_003,
         manifest_len: 2_004,
+        manifest_number: 2,
         damaged_blocks: 1,
         root: 17,
         state: BackupState::Damaged,

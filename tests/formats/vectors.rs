@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use walden::base::{ObjectKey, RepositoryId, SlotName};
 use walden::codec::keyslot::{KeySlotError, SlotPrivate, Unlock, open_epoch, open_slot};
 use walden::codec::object::{Expect, OpenObject};
-use walden::codec::{Keyring, OpenError};
+use walden::codec::{EpochObject, Keyring, OpenError};
 use walden::format::envelope::PlainObject;
 use walden::format::header::ObjectKind;
 use walden::format::marker::RepositoryMarker;
@@ -31,7 +31,7 @@ pub enum Outcome {
 pub struct Vector {
     /// Relative to formats/vectors.
     pub file: String,
-    /// `object`, `marker`, `slot`, `epoch`, `journal` or `delta`.
+    /// `object`, `marker`, `slot`, `epoch`, `made-epoch`, `journal` or `delta`.
     pub form: String,
     /// The page it belongs to.
     pub page: String,
@@ -151,6 +151,14 @@ pub fn open(vector: &Vector) -> Result<(), Refusal> {
         "epoch" => {
             let epoch: u32 = vector.name.split('/').nth(2).unwrap().parse().unwrap();
             let keys = open_epoch(main_slot(), epoch, &bytes).map_err(refused_slot)?;
+            let first = keyring().epochs().next().unwrap().clone();
+            Keyring::new(REPOSITORY, first).insert(keys).map_err(refused_slot)
+        }
+        "made-epoch" => {
+            let epoch: u32 = vector.name.split('/').nth(2).unwrap().parse().unwrap();
+            let made = EpochObject::decode(&bytes, REPOSITORY, epoch).map_err(refused_slot)?;
+            let sealed = made.sealed_to(main_slot().public()).expect("it was made for slot main");
+            let keys = open_epoch(main_slot(), epoch, sealed).map_err(refused_slot)?;
             let first = keyring().epochs().next().unwrap().clone();
             Keyring::new(REPOSITORY, first).insert(keys).map_err(refused_slot)
         }

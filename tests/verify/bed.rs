@@ -7,22 +7,25 @@ use crate::common::sim_backup::Sent;
 use crate::common::sim_server::SimServer;
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
-use walden::base::{Anonymous, ClusterName, Env, LsnRange, ObjectKey, TimelineId, Unwatched};
+use walden::base::{Anonymous, BackupId, Env, LsnRange, ObjectKey, TimelineId, Unwatched};
 use walden::codec::keyslot::{self, SlotCost, Unlock};
 use walden::disk::{OsEntropy, SystemClock};
+use walden::format::header::{ObjectHeader, ObjectKind};
 use walden::operate::Failure;
 use walden::receive::compact::{self, DeltaOptions, Extent};
 use walden::repo::{Cluster, RepoError, Repository, WalReader, layout, walmap};
+use walden::restore::Target;
 use walden::restore::run::plan;
 use walden::retain::gc;
 use walden::store::{ObjectMeta, Store, StoreError};
-use walden::verify::{self, Report};
+use walden::verify::{self, Options, Report};
 
 /// The cluster that is damaged, and the one that is not.
 pub const CLUSTER: &str = "shop";
@@ -63,12 +66,14 @@ async fn add_slot(world: &mut World) {
     let repo = world.open(1).await.unwrap();
     let entropy = &*repo.env().entropy;
     let passphrase = Unlock::Passphrase("correct horse".to_owned().into());
-    let (name, chunk_id_key) = ("spare".parse().unwrap(), &repo.keys().newest().chunk_id_key);
-    let made = keyslot::create_slot(&passphrase, repo.id(), &name, chunk_id_key, SlotCost::LEAST, entropy);
+    let (name, keys) = ("spare".parse().unwrap(), repo.keys());
+    let newest = keys.newest();
+    let made =
+        keyslot::create_slot(&passphrase, repo.id(), &name, &newest.chunk_id_key, SlotCost::LEAST, entropy);
     let (slot, public) = made.unwrap();
-    let epoch = keyslot::seal_epoch(&public, repo.keys().newest(), entropy);
+    let epoch = keyslot::seal_epoch(&public, newest, entropy);
     world.store.put(&layout::slot(&name), slot.into());
-    world.store.put(&layout::key_epoch(1, &name), epoch.into());
+    world.store.put(&layout::epoch_slot(1, &name), epoch.into());
 }
 
 async fn fill(world: &mut World, name: &str) -> Vec<Sent> {
@@ -109,23 +114,34 @@ async fn receive(world: &mut World, client: u32) -> Sent {
     sent
 }
 
-/// A store that cannot be written to: the objects of a scene, some of them other.
+/// The objects of a scene, some of them other. Cannot be written to, unless it is told; what is written is not in the scene.
 #[derive(Debug, Clone)]
 pub struct Damaged {
     whole: Arc<Objects>,
     other: BTreeMap<ObjectKey, Option<Bytes>>,
+    written: Option<Arc<Mutex<Objects>>>,
 }
 
 impl Damaged {
     pub fn nowhere() -> Damaged {
-        Damaged { whole: scene().objects.clone(), other: BTreeMap::new() }
+        Damaged { whole: scene().objects.clone(), other: BTreeMap::new(), written: None }
     }
 
     /// Some objects alone.
     pub fn only(kept: impl Fn(&ObjectKey) -> bool) -> Damaged {
         let objects = scene().objects.iter().filter(|(key, _)| kept(key));
         let whole = objects.map(|(key, bytes)| (key.clone(), bytes.clone())).collect();
-        Damaged { whole: Arc::new(whole), other: BTreeMap::new() }
+        Damaged { whole: Arc::new(whole), other: BTreeMap::new(), written: None }
+    }
+
+    /// Lets it be written to.
+    pub fn writable(self) -> Damaged {
+        Damaged { written: Some(Arc::default()), ..self }
+    }
+
+    /// The objects that were written.
+    pub fn written(&self) -> Objects {
+        self.written.as_ref().unwrap().lock().unwrap().clone()
     }
 
     /// The objects.
@@ -146,20 +162,34 @@ impl Damaged {
         self.with(key, Some(bytes.into()))
     }
 
-    fn find(&self, key: &ObjectKey) -> Result<&Bytes, StoreError> {
-        let found = self.other.get(key).map_or_else(|| self.whole.get(key), |other| other.as_ref());
-        found.ok_or_else(|| StoreError::NotFound { key: key.clone() })
+    fn find(&self, key: &ObjectKey) -> Result<Bytes, StoreError> {
+        let written = self.written.as_ref().and_then(|written| written.lock().unwrap().get(key).cloned());
+        let found = self.other.get(key).map_or_else(|| self.whole.get(key).cloned(), Clone::clone);
+        written.or(found).ok_or_else(|| StoreError::NotFound { key: key.clone() })
+    }
+
+    fn keys(&self) -> BTreeSet<ObjectKey> {
+        let written =
+            self.written.as_ref().map(|written| written.lock().unwrap().clone()).unwrap_or_default();
+        self.whole.keys().chain(self.other.keys()).chain(written.keys()).cloned().collect()
     }
 }
 
 #[async_trait]
 impl Store for Damaged {
-    async fn create(&self, key: &ObjectKey, _body: Bytes) -> Result<(), StoreError> {
-        Err(StoreError::Denied { key: key.clone(), reason: "read-only".into() })
+    async fn create(&self, key: &ObjectKey, body: Bytes) -> Result<(), StoreError> {
+        let Some(written) = &self.written else {
+            return Err(StoreError::Denied { key: key.clone(), reason: "read-only".into() });
+        };
+        if self.find(key).is_ok() {
+            return Err(StoreError::AlreadyExists { key: key.clone() });
+        }
+        written.lock().unwrap().insert(key.clone(), body);
+        Ok(())
     }
 
     async fn get(&self, key: &ObjectKey) -> Result<Bytes, StoreError> {
-        self.find(key).cloned()
+        self.find(key)
     }
 
     async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -179,14 +209,17 @@ impl Store for Damaged {
         let below =
             |key: &&ObjectKey| key.as_str().strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
         let mut found = Vec::new();
-        for key in self.whole.keys().filter(below) {
+        for key in self.keys().iter().filter(below) {
             found.extend(self.head(key).await.ok());
         }
         Ok(found)
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        Err(StoreError::Denied { key: key.clone(), reason: "read-only".into() })
+        match &self.written {
+            Some(written) if written.lock().unwrap().remove(key).is_some() => Ok(()),
+            _ => Err(StoreError::Denied { key: key.clone(), reason: "read-only".into() }),
+        }
     }
 
     fn url(&self) -> String {
@@ -200,7 +233,57 @@ fn env() -> Env {
 
 /// What `walden verify` finds.
 pub async fn verified(store: &Damaged) -> Result<Report, RepoError> {
-    verify::unlocking(Arc::new(store.clone()), &unlock(), env(), &Unwatched).await
+    verified_with(store, Options::WHOLE).await
+}
+
+/// What it finds with options.
+pub async fn verified_with(store: &Damaged, options: Options) -> Result<Report, RepoError> {
+    verify::unlocking(Arc::new(store.clone()), &unlock(), env(), options, &Unwatched).await
+}
+
+/// The cluster that is damaged, opened.
+pub async fn cluster(store: &Damaged) -> Result<Cluster, RepoError> {
+    let repo = Repository::open(Arc::new(store.clone()), &unlock(), env()).await?;
+    Cluster::open(Arc::new(repo), CLUSTER.parse().unwrap()).await
+}
+
+/// The files that a restore of one backup gives, as soon as it is consistent.
+pub async fn restored_backup(store: &Damaged, number: usize) -> Result<Sent, Failure> {
+    let cluster = cluster(store).await?;
+    let ids = backup_ids();
+    let dir = temp_dir();
+    let mut options = options(&dir.path().join("restored"));
+    options.request.target = Target::Immediate;
+    options.request.backup = Some(ids[number].to_string());
+    plan(&cluster, &options).await?.execute(Arc::new(Unwatched)).await?;
+    read_back(&options.target_dir, number)
+}
+
+/// The ids of the two backups, oldest first.
+pub fn backup_ids() -> &'static [BackupId] {
+    static IDS: OnceLock<Vec<BackupId>> = OnceLock::new();
+    IDS.get_or_init(|| {
+        std::thread::spawn(|| {
+            block_on(async {
+                let cluster = cluster(&Damaged::nowhere()).await.unwrap();
+                let index = walmap::load(&cluster).await.unwrap().index;
+                index.backups.into_iter().map(|backup| backup.id).collect()
+            })
+        })
+        .join()
+        .unwrap()
+    })
+}
+
+fn read_back(dir: &Path, number: usize) -> Result<Sent, Failure> {
+    let mut files = Sent::new();
+    for path in scene().backups[number].keys() {
+        match fs::read(dir.join(path)) {
+            Ok(content) => drop(files.insert(path.clone(), content)),
+            Err(error) => panic!("{path}: {error}"),
+        }
+    }
+    Ok(files)
 }
 
 /// What `walden verify --no-key` finds.
@@ -215,20 +298,12 @@ pub fn names(report: &Report, key: &ObjectKey) -> bool {
 
 /// What a restore gives: the files of the newest backup, and all WAL.
 pub async fn restored(store: &Damaged) -> Result<(Sent, Vec<u8>), Failure> {
-    let repo = Repository::open(Arc::new(store.clone()), &unlock(), env()).await?;
-    let name: ClusterName = CLUSTER.parse().unwrap();
-    let cluster = Cluster::open(Arc::new(repo), name).await?;
+    let cluster = cluster(store).await?;
     let dir = temp_dir();
     let options = options(&dir.path().join("restored"));
     let done = plan(&cluster, &options).await?.execute(Arc::new(Unwatched)).await?;
     assert!(done.written.files > 0);
-    let mut files = Sent::new();
-    for path in scene().backups[1].keys() {
-        match fs::read(options.target_dir.join(path)) {
-            Ok(content) => drop(files.insert(path.clone(), content)),
-            Err(error) => panic!("{path}: {error}"),
-        }
-    }
+    let files = read_back(&options.target_dir, 1)?;
     let map = walmap::load(&cluster).await?.wal;
     let wal = WalReader::new(cluster, map).read(TimelineId(1), scene().range).await?;
     Ok((files, wal))
@@ -250,13 +325,43 @@ pub fn kind(key: &ObjectKey) -> Option<&'static str> {
             "generations" => "generation",
             "roots" => "root",
             "floors" => "floor",
-            "wal" => "flush object or fence",
+            "wal" => wal_kind(key),
             "index" => "index",
-            "segments" => "segment",
+            "segments" => segment_kind(key),
             "backups" => "manifest",
             "pending" => "pending",
             other => panic!("{other}"),
         },
         _ => return None,
     })
+}
+
+/// A flush object, or the fence that ends its stream.
+fn wal_kind(key: &ObjectKey) -> &'static str {
+    match ObjectHeader::decode(&scene().objects[key]) {
+        Ok((header, _)) if header.kind == ObjectKind::Fence => "fence",
+        _ => "flush object",
+    }
+}
+
+/// Chunks, or WAL, with deltas or without.
+fn segment_kind(key: &ObjectKey) -> &'static str {
+    static DELTAS: OnceLock<BTreeSet<ObjectKey>> = OnceLock::new();
+    let deltas = DELTAS.get_or_init(|| {
+        std::thread::spawn(|| {
+            block_on(async {
+                let cluster = cluster(&Damaged::nowhere()).await.unwrap();
+                let index = walmap::load(&cluster).await.unwrap().index;
+                let with = index.wal.iter().filter(|entry| entry.deltas.is_some());
+                with.map(|entry| layout::segment(cluster.name(), entry.id)).collect()
+            })
+        })
+        .join()
+        .unwrap()
+    });
+    match ObjectHeader::decode(&scene().objects[key]) {
+        Ok((header, _)) if header.kind == ObjectKind::PagesSegment => "segment of pages",
+        _ if deltas.contains(key) => "segment of deltas",
+        _ => "segment of WAL",
+    }
 }

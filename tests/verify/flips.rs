@@ -32,7 +32,7 @@ fn whole() -> Damaged {
 fn the_scene_has_every_kind_of_object_and_is_whole() {
     block_on(async {
         let kinds: BTreeSet<_> = scene().objects.keys().filter_map(kind).collect();
-        assert_eq!(kinds.len(), 11, "{kinds:?}");
+        assert!(kinds.len() >= 13, "{kinds:?}");
         let bytes: usize = scene().objects.values().map(bytes::Bytes::len).sum();
         println!("{} objects, {bytes} bytes", scene().objects.len());
         assert!(bytes < 2 << 20);

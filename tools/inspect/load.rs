@@ -54,7 +54,8 @@ pub async fn load(cli: &Cli) -> Result<Loaded, Failure> {
                 entropy: Arc::new(OsEntropy),
                 scratch: Arc::new(Anonymous),
             };
-            Some(Repository::open(Arc::clone(store), unlock, env).await?.keys().clone())
+            let repository = Repository::open(Arc::clone(store), unlock, env).await?;
+            Some(Keyring::clone(&*repository.keys_of(&bytes).await?))
         }
         _ => None,
     };

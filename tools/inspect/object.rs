@@ -16,6 +16,7 @@ use walden::format::manifest::{ManifestMeta, ManifestPages};
 use walden::format::record::{Field, Record};
 use walden::format::root::{Floor, GenerationRecord, Pending, Root};
 use walden::format::show::Shown;
+use walden::format::verification::Verification;
 use walden::format::wal::{FenceMeta, WalMeta};
 use walden::format::{FormatError, Reader};
 use walden::operate::{Exit, Failure};
@@ -211,6 +212,7 @@ fn show_meta(kind: ObjectKind, meta: &[u8], report: &mut Report) {
         ObjectKind::Generation => record::<GenerationRecord>(meta),
         ObjectKind::Manifest => record::<ManifestMeta>(meta),
         ObjectKind::Pending => record::<Pending>(meta),
+        ObjectKind::Verification => record::<Verification>(meta),
         ObjectKind::PagesSegment | ObjectKind::LogicalSegment | ObjectKind::Journal => {
             Reader::new("directory meta", meta).finish().map(|()| None)
         }
@@ -242,6 +244,7 @@ fn show_records(
         | ObjectKind::Floor
         | ObjectKind::Generation
         | ObjectKind::Pending
+        | ObjectKind::Verification
         | ObjectKind::Journal => return,
     };
     let mut shown = Vec::new();

@@ -5,7 +5,7 @@ use crate::report::Report;
 use walden::codec::keyslot::{self, KeySlotError};
 use walden::format::FormatError;
 use walden::format::envelope::PlainObject;
-use walden::format::keyslot::{EpochSlot, KeySlot};
+use walden::format::keyslot::{Epoch, EpochSlot, KeySlot};
 use walden::format::marker::RepositoryMarker;
 use walden::format::record::Field;
 use walden::format::show::Shown;
@@ -18,6 +18,7 @@ pub fn report(loaded: &Loaded) -> Report {
     let told = match bytes.get(..8) {
         Some(b"WALDREP\x01") => tell::<RepositoryMarker>(bytes, "repository marker", &mut report).map(drop),
         Some(b"WALDKEY\x01") => tell_slot(loaded, &mut report),
+        Some(b"WALDEPA\x01") => tell_epoch_object(loaded, &mut report),
         _ => tell_epoch(loaded, &mut report),
     };
     if let Err(error) = told {
@@ -62,6 +63,26 @@ fn tell_epoch(loaded: &Loaded, report: &mut Report) -> Result<(), FormatError> {
         }
     }
     misplaced(loaded, &format!("keys/epochs/{}/{}", epoch.epoch, epoch.slot), report);
+    Ok(())
+}
+
+fn tell_epoch_object(loaded: &Loaded, report: &mut Report) -> Result<(), FormatError> {
+    let bytes = &loaded.bytes;
+    report.add("file", Shown::text(format!("key epoch, {} bytes", bytes.len())));
+    let epoch = Epoch::from_object(bytes)?;
+    report.add("repository", Shown::text(epoch.repository));
+    report.add("epoch", Shown::number(epoch.epoch));
+    let held = loaded.keys.as_ref().and_then(|keys| keys.epoch(epoch.epoch));
+    let mut slots = Vec::new();
+    for sealed in &epoch.slots {
+        let sealed = EpochSlot::from_object(&sealed.0)?;
+        if held.is_some_and(|held| !keyslot::vouched(&sealed, held)) {
+            report.damage(format!("nobody who holds the epoch vouches for slot {}", sealed.slot));
+        }
+        slots.push(sealed.show());
+    }
+    report.add("slots", Shown::List(slots));
+    misplaced(loaded, &format!("keys/epochs/{}/_epoch", epoch.epoch), report);
     Ok(())
 }
 

@@ -1,10 +1,11 @@
 //! `walden backup`.
 
+use crate::backup_delete::Delete;
 use crate::context::{Context, threads};
 use crate::progress::watcher;
 use crate::receive::{duration, slot_name};
-use crate::signals::stop_on_signal;
-use clap::{Args, ValueEnum};
+use crate::signals::{stop_on_signal, until_signal};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,12 +27,15 @@ the backup streams that WAL itself.
 
 Examples:
   walden backup --cluster shop
-  walden backup --cluster shop --max-rate 50MB --checkpoint spread";
+  walden backup --cluster shop --max-rate 50MB --checkpoint spread
+  walden backup delete 20261122T195501Z";
 
-/// Take a backup of the server
+/// Take a backup of the server, or remove one
 #[derive(Debug, Args)]
-#[command(after_help = HELP)]
+#[command(after_help = HELP, args_conflicts_with_subcommands = true)]
 pub struct Backup {
+    #[command(subcommand)]
+    instead: Option<Instead>,
     /// The checkpoint that a backup begins with: at once, or spread out as the server does by itself
     #[arg(long, value_enum, default_value_t = CheckpointKind::Fast)]
     checkpoint: CheckpointKind,
@@ -44,6 +48,12 @@ pub struct Backup {
     /// The receiver's replication slot [default: walden_<cluster>]
     #[arg(long, value_name = "NAME", value_parser = slot_name)]
     slot: Option<String>,
+}
+
+/// What can be done with a backup that is there.
+#[derive(Debug, Subcommand)]
+enum Instead {
+    Delete(Delete),
 }
 
 /// How a backup's checkpoint is done.
@@ -71,6 +81,9 @@ struct Document {
 impl Backup {
     /// Runs it.
     pub async fn run(&self, context: &Context) -> Result<(), Failure> {
+        if let Some(Instead::Delete(delete)) = &self.instead {
+            return until_signal(delete.run(context)).await;
+        }
         let name = context.settings.require_cluster()?.clone();
         let repository = context.repository_to_write().await?;
         let server = Arc::new(context.connect_options()?);

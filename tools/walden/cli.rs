@@ -107,7 +107,7 @@ impl Deltas {
     }
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub fn bytes(text: &str) -> Result<u64, String> {
     units::bytes(text).ok_or_else(|| "expected a size such as 512MB or 4GB".to_owned())
 }
 
@@ -120,7 +120,12 @@ pub enum Command {
     Restore(crate::restore::Restore),
     Compact(crate::compact::Compact),
     Verify(crate::verify::Verify),
+    Expire(crate::expire::Expire),
+    Pin(crate::pin::Pin),
+    Unpin(crate::pin::Unpin),
     Gc(crate::gc::Gc),
+    #[command(subcommand)]
+    Repair(crate::repair::Repair),
     Info(crate::info::Info),
     Log(crate::log::Log),
     Analyze(crate::analyze::Analyze),

@@ -146,15 +146,20 @@ fn prompt(ask: Ask) -> Result<Unlock, Failure> {
         )
         .hint("give --passphrase-file, --passphrase-command, --key-file or --key-command"));
     }
+    ask_passphrase(ask, "the repository")
+}
+
+/// Asks for the passphrase of `what` at the terminal.
+pub fn ask_passphrase(ask: Ask, what: &str) -> Result<Unlock, Failure> {
     let read = |prompt: &str| {
         let typed = rpassword::prompt_password(prompt);
         typed
             .map(Zeroizing::new)
             .map_err(|error| Failure::new(Exit::Key, format!("no passphrase was typed: {error}")))
     };
-    let passphrase = read(match ask {
-        Ask::Once => "Passphrase of the repository: ",
-        Ask::Twice => "New passphrase for the repository: ",
+    let passphrase = read(&match ask {
+        Ask::Once => format!("Passphrase of {what}: "),
+        Ask::Twice => format!("New passphrase for {what}: "),
     })?;
     if passphrase.is_empty() {
         return Err(Failure::new(Exit::Key, "an empty passphrase protects nothing"));

@@ -1,58 +1,37 @@
-//! `walden key generate`.
+//! `walden key`: slots, epochs, and new keys.
+
+mod epochs;
+mod generate;
+mod list;
+mod slots;
 
 use crate::context::Context;
-use crate::output::print;
-use clap::{Args, Subcommand};
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
-use walden::base::clock::random_bytes;
-use walden::operate::failure::is_no_space;
-use walden::operate::{Exit, Failure};
-use zeroize::Zeroizing;
+use clap::Subcommand;
+use walden::operate::Failure;
 
-/// Make keys
+/// Manage the keys: who opens the repository, and what is stored under which secrets
 #[derive(Debug, Subcommand)]
 pub enum Key {
-    Generate(Generate),
-}
-
-/// Print a new key: 32 random bytes in hexadecimal, for --key-file or --key-command
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  walden key generate --out /etc/walden/key")]
-pub struct Generate {
-    /// Write it to this new file, readable by you alone, instead of standard output
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    List(list::List),
+    Add(slots::Add),
+    Remove(slots::Remove),
+    Rotate(epochs::Rotate),
+    Move(epochs::Move),
+    Destroy(epochs::Destroy),
+    Generate(generate::Generate),
 }
 
 impl Key {
     /// Runs it.
-    pub fn run(&self, context: &Context) -> Result<(), Failure> {
+    pub async fn run(&self, context: &Context) -> Result<(), Failure> {
         match self {
+            Key::List(list) => list.run(context).await,
+            Key::Add(add) => add.run(context).await,
+            Key::Remove(remove) => remove.run(context).await,
+            Key::Rotate(rotate) => rotate.run(context).await,
+            Key::Move(moving) => moving.run(context).await,
+            Key::Destroy(destroy) => destroy.run(context).await,
             Key::Generate(generate) => generate.run(context),
         }
-    }
-}
-
-impl Generate {
-    fn run(&self, context: &Context) -> Result<(), Failure> {
-        let bytes = Zeroizing::new(random_bytes::<32>(&*context.env.entropy));
-        let hex = Zeroizing::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
-        let Some(path) = &self.out else { return print(&hex) };
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let written = file.and_then(|mut file| {
-            file.write_all(format!("{}\n", *hex).as_bytes())?;
-            file.sync_all()
-        });
-        written.map_err(|error| {
-            let exit = match error.kind() {
-                std::io::ErrorKind::AlreadyExists => Exit::Conflict,
-                _ if is_no_space(&error) => Exit::NoSpace,
-                _ => Exit::Usage,
-            };
-            Failure::new(exit, format!("{}: {error}", path.display()))
-        })
     }
 }

@@ -3,19 +3,24 @@
 
 mod analyze;
 mod backup;
+mod backup_delete;
 mod check;
 mod cli;
 mod compact;
 mod completions;
+mod confirm;
 mod context;
+mod expire;
 mod gc;
 mod info;
 mod init;
 mod key;
 mod log;
 mod output;
+mod pin;
 mod progress;
 mod receive;
+mod repair;
 mod restore;
 mod run;
 mod signals;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use walden::base::limits;
 use walden::disk::OsDisk;
-use walden::operate::config::Ack;
+use walden::operate::config::{Ack, Retention};
 use walden::operate::units::{self, Bytes};
 use walden::operate::{Exit, Failure, daemon};
 use walden::receive::machine::Cut;
@@ -22,7 +22,8 @@ use walden::receive::session::{JournalPlace, ReceiveOptions};
 const HELP: &str = "\
 Runs in the foreground until SIGTERM or ctrl-C, then stores what it has and ends. It creates its replication slot, or \
 takes an existing one; PostgreSQL keeps all WAL from then on until it is stored, so nothing is lost while this does not \
-run, and kill -9 loses nothing either. Lost connections are made again. It compacts and collects what it stored.
+run, and kill -9 loses nothing either. Lost connections are made again. It compacts and collects what it stored, and once an \
+hour lets go of what [cluster.NAME.retention] of the configuration file does not keep; without that table nothing expires.
 
 PostgreSQL sees it as application_name walden_<cluster>: name that in synchronous_standby_names to make commits wait \
 until they are stored.
@@ -115,8 +116,9 @@ impl Receive {
         let (stop, stopping) = watch::channel(false);
         let journal_dir = options.journal.as_ref().map(|journal| journal.dir.as_path());
         let checking = check::warn_beside_receiving(context, repository.clone(), &options.slot, journal_dir);
-        let receiving =
-            daemon::run(repository, name, &connector, &options, self.deltas.options(context), stopping);
+        let deltas = self.deltas.options(context);
+        let retention = settings.retention(&name).map(Retention::policy);
+        let receiving = daemon::run(repository, name, &connector, &options, deltas, retention, stopping);
         let (ended, signal) = stop_on_signal(beside(receiving, checking), stop).await;
         let stored = ended?;
         let stopped = Stopped {

@@ -75,9 +75,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Restore(restore) => until_signal(restore.run(&context)).await,
             Command::Log(log) => until_signal(log.run(&context)).await,
             Command::Analyze(analyze) => until_signal(analyze.run(&context)).await,
+            Command::Expire(expire) => until_signal(expire.run(&context)).await,
+            Command::Pin(pin) => until_signal(pin.run(&context)).await,
+            Command::Unpin(unpin) => until_signal(unpin.run(&context)).await,
             Command::Gc(gc) => until_signal(gc.run(&context)).await,
+            Command::Repair(repair) => until_signal(repair.run(&context)).await,
             Command::Slot(slot) => until_signal(slot.run(&context)).await,
-            Command::Key(key) => key.run(&context),
+            Command::Key(key) => until_signal(key.run(&context)).await,
             Command::Completions(completions) => completions.run(),
         }
     });

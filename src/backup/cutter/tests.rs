@@ -56,38 +56,3 @@ proptest! {
         }
     }
 }
-
-#[test]
-fn relations_are_known_by_their_paths() {
-    let version = "pg_tblspc/16384/PG_15_202209061";
-    for (path, number) in [
-        ("base/5/1249", 0),
-        ("base/5/1249.3", 3),
-        ("base/5/1249_fsm", 0),
-        ("base/5/1249_vm.1", 1),
-        ("base/5/16390_init", 0),
-        ("global/1262", 0),
-        (&format!("{version}/5/16400.12"), 12),
-    ] {
-        assert_eq!(relation_file(path), Some(number), "{path}");
-    }
-    for path in [
-        "base/5/PG_VERSION",
-        "base/5/pg_filenode.map",
-        "base/5/t3_16390",
-        "base/5/1249_x",
-        "base/5/1249.",
-        "base/5/1249.01",
-        "base/5/01249",
-        "base/5/99999999999",
-        "base/x/1249",
-        "base/1249",
-        "global/pg_control",
-        "pg_xact/0000",
-        "1249",
-        "pg_tblspc/16384/5/1249",
-        &format!("{version}/1249"),
-    ] {
-        assert_eq!(relation_file(path), None, "{path}");
-    }
-}

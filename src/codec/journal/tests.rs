@@ -10,7 +10,7 @@ struct OneKey(EpochSecret, ChunkIdKey);
 
 impl KeySource for OneKey {
     fn epoch_secret(&self, epoch: u32) -> Option<&EpochSecret> {
-        (epoch == 1).then_some(&self.0)
+        (epoch == 0).then_some(&self.0)
     }
 
     fn chunk_id_key(&self) -> &ChunkIdKey {
@@ -41,7 +41,7 @@ fn file(salt: u8, bodies: &[&[u8]]) -> Vec<Bytes> {
         owner: [4; 16],
         number: 7,
         writer_epoch: 5,
-        key_epoch: 1,
+        key_epoch: 0,
         place: ObjectHeader::place_of(&journal_place(&cluster, 7)),
         salt: [salt; 32],
     };
@@ -80,7 +80,7 @@ fn frames_out_of_place_are_refused() {
     let expect = Expect { key: Some(&place), ..ANY };
     assert!(matches!(JournalOpener::open(&ours[0], &keys(), &expect), Err(OpenError::Misplaced { .. })));
     let stranger = OneKey(EpochSecret([9; 32]), ChunkIdKey([2; 32]));
-    assert_eq!(JournalOpener::open(&ours[0], &stranger, &ANY).unwrap_err(), OpenError::WrongKey { epoch: 1 });
+    assert_eq!(JournalOpener::open(&ours[0], &stranger, &ANY).unwrap_err(), OpenError::WrongKey { epoch: 0 });
 }
 
 #[test]

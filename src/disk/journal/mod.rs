@@ -24,7 +24,7 @@ use crate::base::clock::random_bytes;
 use crate::base::{ClusterName, Entropy, Lsn, RepositoryId, StreamId, TimelineId, Timestamp};
 use crate::codec::journal::{JournalBuffer, JournalSealer};
 use crate::codec::{EpochSecret, KeySource};
-use crate::format::header::{ObjectHeader, ObjectKind};
+use crate::format::header::{LASTING_EPOCH, ObjectHeader, ObjectKind};
 use crate::format::journal::{
     JOURNAL_BEGIN_BYTES, JournalFrameKind, JournalHead, JournalPrevious, journal_file_name, journal_place,
 };
@@ -94,8 +94,6 @@ pub struct JournalOptions {
     pub repository: RepositoryId,
     /// The cluster it comes from.
     pub cluster: ClusterName,
-    /// The key epoch that new files are sealed under.
-    pub key_epoch: u32,
     /// The most bytes that all files together may take.
     pub budget_bytes: u64,
 }
@@ -409,7 +407,7 @@ impl Journal {
             owner: stream.0,
             number,
             writer_epoch,
-            key_epoch: self.options.key_epoch,
+            key_epoch: LASTING_EPOCH,
             place: ObjectHeader::place_of(&journal_place(&self.options.cluster, number)),
             salt: random_bytes(&*self.entropy),
         };
@@ -465,7 +463,7 @@ impl Journal {
     }
 
     fn secret(&self) -> Result<&EpochSecret, JournalError> {
-        let epoch = self.options.key_epoch;
+        let epoch = LASTING_EPOCH;
         self.keys.0.epoch_secret(epoch).ok_or_else(|| JournalError::NoKey { dir: self.dir.clone(), epoch })
     }
 

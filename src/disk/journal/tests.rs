@@ -10,7 +10,7 @@ struct OneKey(EpochSecret, ChunkIdKey);
 
 impl KeySource for OneKey {
     fn epoch_secret(&self, epoch: u32) -> Option<&EpochSecret> {
-        (epoch == 1).then_some(&self.0)
+        (epoch == 0).then_some(&self.0)
     }
 
     fn chunk_id_key(&self) -> &ChunkIdKey {
@@ -22,7 +22,7 @@ const STREAM: StreamId = StreamId([7; 16]);
 
 fn options(budget_bytes: u64) -> JournalOptions {
     let (repository, cluster) = (RepositoryId([3; 16]), "shop".parse().unwrap());
-    JournalOptions { repository, cluster, key_epoch: 1, budget_bytes }
+    JournalOptions { repository, cluster, budget_bytes }
 }
 
 async fn open(dir: &TempDir, budget_bytes: u64) -> (Journal, Recovery) {

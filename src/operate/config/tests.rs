@@ -29,6 +29,12 @@ fn reads_every_key() {
         wal_deltas = "off"
         delta_cache = "2GB"
         cache_dir = "/srv/cache"
+
+        [cluster.shop.retention]
+        window = "14d"
+        min_backups = 3
+        keep_daily = 7
+        keep_monthly = 12
         "#,
     )
     .unwrap();
@@ -51,6 +57,11 @@ fn reads_every_key() {
         wal_deltas: Some(Switch::Off),
         delta_cache_bytes: Some(2 << 30),
         cache_dir: Some("/srv/cache".into()),
+        retention: Some(Retention {
+            window: Some(Duration::from_secs(14 * 86_400)),
+            count_min: Some(3),
+            keeps: [Some(7), None, Some(12), None],
+        }),
     };
     assert_eq!(config.repositories, BTreeMap::from([("main".to_owned(), main)]));
     assert_eq!(config.clusters, BTreeMap::from([("shop".parse().unwrap(), shop)]));
@@ -161,10 +172,32 @@ fn the_example_is_understood() {
     for line in example.lines().filter_map(|line| line.strip_prefix("# ")) {
         let Some((key, value)) = line.split_once(" = ") else { continue };
         let value = value.split('#').next().unwrap().trim();
-        let (table, known) =
-            if REPOSITORY_KEYS.contains(&key) { ("repository.r", key) } else { ("cluster.c", key) };
+        let table = match key {
+            key if REPOSITORY_KEYS.contains(&key) => "repository.r",
+            key if retention::KEYS.contains(&key) => "cluster.c.retention",
+            _ => "cluster.c",
+        };
         let url = if table.starts_with("rep") { "url = \"/r\"\n" } else { "" };
-        let read = read(&format!("[{table}]\n{url}{known} = {value}"));
+        let read = read(&format!("[{table}]\n{url}{key} = {value}"));
         assert!(read.is_ok(), "{line}: {read:?}");
     }
+}
+
+#[test]
+fn a_retention_that_could_mean_something_else_is_refused() {
+    for (line, what) in [
+        ("window = 30", "window is 30, expected a duration such as"),
+        ("window = \"30\"", "expected a duration"),
+        ("window = \"1 month\"", "expected a duration"),
+        ("min_backups = 0", "min_backups is 0, expected a number, 1 at least"),
+        ("keep_daily = -1", "keep_daily is -1, expected a number"),
+        ("keep_dayly = 1", "did you mean keep_daily?"),
+    ] {
+        let error = read(&format!("[cluster.shop.retention]\n{line}")).unwrap_err();
+        assert!(error.contains(what), "{line}: {error}");
+    }
+    let empty = read("[cluster.shop.retention]").unwrap();
+    let table = empty.clusters.values().next().unwrap().retention.unwrap();
+    assert_eq!(table.policy(), crate::retain::policy::Policy::default());
+    assert_eq!(read("[cluster.shop]").unwrap().clusters.values().next().unwrap().retention, None);
 }

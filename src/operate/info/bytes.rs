@@ -33,7 +33,7 @@ struct References {
     /// Streams with the least number in use.
     streams: HashMap<StreamId, u64>,
     roots_prefix: String,
-    /// Whatever is of these kinds is in use: floors, generations, what is pending.
+    /// Whatever is of these kinds is in use: floors, generations, what was verified.
     kept: Vec<String>,
 }
 
@@ -45,13 +45,16 @@ impl References {
         live.insert(layout::root(name, root.number));
         live.extend(index.wal.iter().map(|entry| layout::segment(name, entry.id)));
         live.extend(index.pages.iter().map(|entry| layout::segment(name, entry.id)));
-        live.extend(index.backups.iter().map(|entry| layout::manifest(name, &entry.id)));
+        live.extend(
+            index.backups.iter().map(|entry| layout::manifest(name, &entry.id, entry.manifest_number)),
+        );
         live.extend(root.pending.iter().map(|entry| layout::pending(name, entry.id)));
         let waiting = index.removed.iter().filter_map(|removed| match removed.kind {
             RemovedKind::Wal | RemovedKind::Pages => {
                 removed.name.parse().ok().map(|id| layout::segment(name, id))
             }
-            RemovedKind::Backup => removed.name.parse().ok().map(|id| layout::manifest(name, &id)),
+            RemovedKind::Chunks => None,
+            RemovedKind::Backup | RemovedKind::Manifest => layout::manifest_named(name, &removed.name),
         });
         let prefix = layout::cluster_prefix(name);
         References {
@@ -59,7 +62,7 @@ impl References {
             waiting: waiting.collect(),
             streams: root.streams.iter().map(|stream| (stream.id, stream.low_water)).collect(),
             roots_prefix: layout::roots_prefix(name),
-            kept: ["floors", "generations"].map(|kind| format!("{prefix}/{kind}/")).to_vec(),
+            kept: ["floors", "generations", "verifications"].map(|kind| format!("{prefix}/{kind}/")).to_vec(),
         }
     }
 }

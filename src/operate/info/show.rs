@@ -1,9 +1,12 @@
 //! The document as a person reads it.
 
-use super::{BackupInfo, ClusterInfo, DeltaInfo, GapInfo, Info, Lag};
+use super::{BackupInfo, ClusterInfo, DeltaInfo, GapInfo, Info, Lag, VerificationInfo};
 use crate::operate::units::{Bytes, Span};
 use std::fmt::{self, Write};
 use std::time::Duration;
+
+/// Damages that are shown; the document has more.
+const DAMAGE_SHOWN_MAX: usize = 5;
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,6 +51,21 @@ impl fmt::Display for ClusterInfo {
             Bytes(bytes.waiting),
             Bytes(bytes.unreferenced)
         )?;
+        match &self.verification {
+            Some(verification) => writeln!(f, "  verified         {verification}")?,
+            None => writeln!(f, "  verified         never (`walden verify`)")?,
+        }
+        for damage in self
+            .verification
+            .iter()
+            .flat_map(|verification| verification.damage.iter().take(DAMAGE_SHOWN_MAX))
+        {
+            writeln!(
+                f,
+                "  DAMAGED          {}: {}\n                   costs {}",
+                damage.object, damage.found, damage.cost
+            )?;
+        }
         if self.backups.is_empty() {
             return Ok(());
         }
@@ -58,6 +76,37 @@ impl fmt::Display for ClusterInfo {
         )?;
         self.backups.iter().try_for_each(|backup| writeln!(f, "  {backup}"))
     }
+}
+
+impl fmt::Display for VerificationInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {} of ", minute(&self.finished_at), self.depth)?;
+        f.write_str(if self.scope == "whole" { "everything" } else { "a sample" })?;
+        match &self.covered_since {
+            Some(since) if self.bytes_covered == self.bytes_total => {
+                write!(f, "; every byte then was read since {}", minute(since))?;
+            }
+            Some(since) => {
+                let share = 100.0 * self.bytes_covered as f64 / self.bytes_total.max(1) as f64;
+                write!(f, "; {share:.1} % of the bytes were read since {}", minute(since))?;
+            }
+            None => {}
+        }
+        match self.damage_count {
+            0 => f.write_str("; nothing is damaged"),
+            1 => f.write_str("; 1 DAMAGE"),
+            count => write!(f, "; {count} DAMAGES"),
+        }?;
+        match self.damage_count {
+            count if count > DAMAGE_SHOWN_MAX as u64 => write!(f, ", the first {DAMAGE_SHOWN_MAX}:"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A time without what is below the minute.
+fn minute(time: &str) -> String {
+    time.rsplit_once(':').map_or_else(|| time.to_owned(), |(minute, _)| format!("{minute}+00"))
 }
 
 impl fmt::Display for DeltaInfo {
@@ -89,10 +138,23 @@ impl fmt::Display for BackupInfo {
             format!("{seconds}+00"),
             self.state
         )?;
-        match self.damaged_blocks {
-            0 => Ok(()),
-            blocks => write!(f, " ({blocks} bad blocks on the server)"),
+        if self.damaged_blocks > 0 {
+            write!(f, " ({} bad blocks on the server)", self.damaged_blocks)?;
         }
+        match &self.verified {
+            None => {}
+            Some(known) if known.outcome == "damaged" => {
+                write!(f, ", DAMAGED in the repository (found {})", minute(&known.at))?;
+            }
+            Some(known) => match known.depth {
+                "content" => write!(f, ", verified {}", minute(&known.at))?,
+                depth => write!(f, ", {depth} verified {}", minute(&known.at))?,
+            },
+        }
+        let Some(pin) = &self.pin else { return Ok(()) };
+        f.write_str(", pinned")?;
+        pin.until.iter().try_for_each(|until| write!(f, " until {until}"))?;
+        if pin.reason.is_empty() { Ok(()) } else { write!(f, ": {}", pin.reason) }
     }
 }
 

@@ -5,8 +5,8 @@ use crate::base::{ClusterName, Generation, LsnRange, ObjectId, SegmentSize, Syst
 use crate::format::index::{GapEntry, WalEntry};
 use crate::format::root::{GenerationRecord, Root};
 use crate::format::wal::WalSummary;
+use crate::repo::lineage::{Lineage, Piece};
 use crate::repo::{Index, WalMap};
-use crate::restore::lineage::{Lineage, Piece};
 use crate::restore::resolve::Archive;
 
 const MIB: u64 = 1 << 20;
@@ -44,6 +44,7 @@ fn backup_at(start: u64, stop: u64, second: i64) -> BackupEntry {
         bytes_stored: 1 << 30,
         bytes_new: 1 << 30,
         manifest_len: 100,
+        manifest_number: 0,
         damaged_blocks: 0,
         root: 0,
         state: BackupState::Complete,

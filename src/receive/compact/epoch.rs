@@ -5,7 +5,7 @@
 
 use super::plan::{Job, Replaces};
 use crate::base::planted::{Bug, planted};
-use crate::base::{BackupId, Generation, Lsn, ObjectId, SegmentSize, TimelineId, limits};
+use crate::base::{BackupId, Generation, Lsn, LsnRange, ObjectId, SegmentSize, TimelineId, limits};
 use crate::delta::{Encoder, EncoderOptions, Frame, FrameStats, ImageCache, NoBase, Verify};
 use crate::format::delta::SectionKind;
 use crate::format::index::{BackupEntry, BackupState};
@@ -13,6 +13,7 @@ use crate::format::root::{PendingKind, Root};
 use crate::format::wal::{DeltaEpoch, DeltaStats, WalDeltas};
 use crate::repo::backups::state_now;
 use crate::repo::epochs::image_cache;
+use crate::repo::spans::Spans;
 use crate::repo::walmap::Snapshot;
 use crate::repo::{BasePages, Cluster, Index, RepoError, WalReader};
 
@@ -119,7 +120,10 @@ impl Epochs {
         job: &Job,
     ) -> Result<Option<&mut EpochEncoder>, RepoError> {
         let Some(options) = self.options else { return Ok(None) };
-        let goes_on = |epoch: &DeltaEpoch| goes_on(&snapshot.root, &snapshot.index, epoch, job.start);
+        let goes_on = |epoch: &DeltaEpoch| {
+            goes_on(&snapshot.root, &snapshot.index, epoch, job.start)
+                && is_whole(&snapshot.index, (job.generation, job.timeline), epoch, job.start)
+        };
         let mut known = self.current.take();
         if planted(Bug::EpochOutlived)
             && let Some(known) = &mut known
@@ -199,6 +203,11 @@ fn goes_on(root: &Root, index: &Index, epoch: &DeltaEpoch, at: Lsn) -> bool {
     at.bytes_since(epoch.start) < EPOCH_BYTES_MAX && !registered_since(root, index, epoch.root)
 }
 
+/// Whether retention let go of nothing of `epoch` before `at`: what follows could not be decoded.
+fn is_whole(index: &Index, place: (Generation, TimelineId), epoch: &DeltaEpoch, at: Lsn) -> bool {
+    at <= epoch.start || !Spans::expired(&index.expired).meets(place, LsnRange::new(epoch.start, at))
+}
+
 /// Whether a backup was registered in a root after `number`.
 fn registered_since(root: &Root, index: &Index, number: u64) -> bool {
     let working = root.pending.iter().filter(|work| work.kind == PendingKind::Backup);
@@ -216,14 +225,19 @@ fn base_of(snapshot: &Snapshot, size: SegmentSize) -> Option<BackupId> {
     (state_now(newest, &snapshot.wal, size) != BackupState::Pending).then(|| newest.id.clone())
 }
 
-/// Refuses what may not be committed any more: a backup was registered since, or the base is gone.
-pub fn check(root: &Root, index: &Index, replaces: &Replaces, deltas: &WalDeltas) -> Result<(), RepoError> {
+/// Refuses what may not be committed any more: a backup was registered since, the base is gone, or the beginning of the epoch.
+pub fn check(root: &Root, index: &Index, job: &Job, deltas: &WalDeltas) -> Result<(), RepoError> {
     if let Some(base) = &deltas.base
         && !index.backups.iter().any(|backup| backup.id == *base)
     {
         return Err(super::conflict(format!("backup {base}, which WAL deltas refer to, is gone")));
     }
-    let fresh = matches!(replaces, Replaces::Flushes { .. });
+    if !is_whole(index, (job.generation, job.timeline), &deltas.epoch, job.start) {
+        return Err(super::conflict(
+            "retention let go of WAL that this refers to: a new epoch begins".into(),
+        ));
+    }
+    let fresh = matches!(job.replaces, Replaces::Flushes { .. });
     if fresh && registered_since(root, index, deltas.epoch.root) {
         return Err(super::conflict("a backup began: WAL from here on belongs to a new epoch".into()));
     }

@@ -47,6 +47,8 @@ pub enum Replaces {
         to: u64,
         /// The link of the last one.
         link: [u8; 32],
+        /// The key epoch of the last one.
+        key_epoch: u32,
         /// From here on its frames are plain: a receiver that starts again compares the newest bytes with what the server sends.
         plain_from: Lsn,
     },
@@ -135,6 +137,7 @@ fn flush_job(chain: &Chain, run: &[&ChainObject]) -> Option<Job> {
             from: first.number,
             to: last.number + 1,
             link: last.link,
+            key_epoch: last.key_epoch,
             plain_from: last.meta.end,
         },
     })

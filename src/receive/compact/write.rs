@@ -4,7 +4,6 @@ use super::epoch::EpochEncoder;
 use super::plan::{Job, Replaces};
 use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, LsnRange, ObjectId, ObjectKey, limits};
-use crate::codec::KeySource;
 use crate::codec::ObjectWriter;
 use crate::codec::object::PackedChunk;
 use crate::delta::FrameBody;
@@ -117,7 +116,7 @@ impl<'a> Segment<'a> {
     }
 
     fn add_plain(&mut self, bytes: &[u8], at: Lsn) {
-        let chunk = self.cluster.repo().keys().chunk_id_key().chunk_id(bytes);
+        let chunk = self.cluster.repo().chunk_id(bytes);
         self.writer.add(bytes, chunk, at.get());
     }
 
@@ -145,7 +144,7 @@ impl<'a> Segment<'a> {
                 FrameBody::Plain(bytes, _) => self.add_plain(&bytes, frame.range.start),
                 FrameBody::Delta(body, stats) => {
                     let bytes = raw.get(..len).unwrap_or_default();
-                    let chunk = self.cluster.repo().keys().chunk_id_key().chunk_id(bytes);
+                    let chunk = self.cluster.repo().chunk_id(bytes);
                     encoder.count(&stats);
                     self.writer.add_packed(&PackedChunk::delta(body, len, chunk), frame.range.start.get());
                 }
@@ -158,6 +157,7 @@ impl<'a> Segment<'a> {
     async fn finish(self, deltas: Option<WalDeltas>) -> Result<WalEntry, RepoError> {
         let Segment { cluster, job, id, key, writer } = self;
         let meta = WalMeta {
+            generation: job.generation,
             timeline: job.timeline,
             start: job.start,
             end: job.end,

@@ -22,6 +22,18 @@ pub struct Location {
     pub(super) frame: u32,
 }
 
+impl Location {
+    /// The number of its segment, as in [`ChunkIndex::segment_keys`].
+    pub fn segment_number(self) -> usize {
+        self.segment as usize
+    }
+
+    /// The number of its frame in the segment.
+    pub fn frame_number(self) -> usize {
+        self.frame as usize
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     prefix: Prefix,
@@ -148,6 +160,11 @@ impl ChunkIndex {
     /// The keys of the segments that were read.
     pub fn segment_keys(&self) -> impl Iterator<Item = &ObjectKey> {
         self.segments.iter().map(|segment| &segment.key)
+    }
+
+    /// How many frames each of them has, in the same order.
+    pub fn frame_counts(&self) -> impl Iterator<Item = usize> {
+        self.segments.iter().map(|segment| segment.starts.len().saturating_sub(1))
     }
 
     /// The segment that holds `at`.

@@ -4,7 +4,6 @@
 
 use super::{ChunkIndex, Location};
 use crate::base::ChunkId;
-use crate::codec::KeySource;
 use crate::format::frame::FrameKind;
 use crate::repo::{Cluster, RepoError, layout};
 use bytes::Bytes;
@@ -199,7 +198,7 @@ impl ChunkReader {
         let Some(segment) = self.index.segment(at) else { return Err(self.missing(id)) };
         let opened = segment.reader.frame(at.frame.into(), FrameKind::Data, stored);
         let chunk = opened.map_err(|error| RepoError::open(&segment.key, error))?;
-        let found = self.cluster.repo().keys().chunk_id_key().chunk_id(&chunk);
+        let found = self.cluster.repo().chunk_id(&chunk);
         if found != id {
             let reason = format!("frame {} holds chunk {found}, its directory says {id}", at.frame);
             return Err(RepoError::damage(&segment.key, reason));

@@ -2,7 +2,7 @@
 //! segments of [`PAGES_SEGMENT_BYTES`], uploaded while the next one fills. Dropping abandons: nothing refers to what was sent.
 //! Memory: `SEGMENTS_MAX` segments, and `WAITING_A_THREAD` chunks a thread.
 
-use super::{ChunkIndex, Prefix, SHARDS, prefix_of, shard_of};
+use super::{ChunkIndex, Location, Prefix, SHARDS, prefix_of, shard_of};
 use crate::base::limits::PAGES_SEGMENT_BYTES;
 use crate::base::{ChunkId, ObjectId, ObjectKey};
 use crate::codec::object::{ObjectWriter, PackedChunk};
@@ -11,7 +11,7 @@ use crate::format::header::ObjectKind;
 use crate::format::index::PagesEntry;
 use crate::repo::{Cluster, RepoError, layout};
 use bytes::Bytes;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -47,6 +47,8 @@ pub struct ChunkWriter {
     index: Arc<ChunkIndex>,
     chunk_id_key: ChunkIdKey,
     seen: Seen,
+    /// Segments of the index in which a chunk was found.
+    relied_on: BTreeSet<u32>,
     stats: ChunkStats,
     /// A permit for each chunk that waits or is being packed.
     room: Arc<Semaphore>,
@@ -107,6 +109,7 @@ impl ChunkWriter {
         ChunkWriter {
             chunk_id_key: cluster.repo().keys().chunk_id_key().clone(),
             seen: Seen::default(),
+            relied_on: BTreeSet::new(),
             index,
             stats: ChunkStats::default(),
             room: Arc::new(Semaphore::new((thread_count * WAITING_A_THREAD) as usize)),
@@ -131,6 +134,7 @@ impl ChunkWriter {
         if let Some(at) = self.index.find(&id) {
             if self.seen.insert(&id) {
                 self.stats.bytes_stored += self.index.stored_bytes(at);
+                self.relied_on.insert(at.segment);
             }
             return Ok(id);
         }
@@ -146,6 +150,12 @@ impl ChunkWriter {
         }
         self.shared.enqueue(Waiting { chunk, id, _room: permit }, self.thread_count);
         Ok(id)
+    }
+
+    /// The segments that hold what was found stored: whoever commits sees to it that they are in the index still.
+    pub fn relied_on(&self) -> Vec<ObjectKey> {
+        let segments = self.relied_on.iter().map(|segment| Location { segment: *segment, frame: 0 });
+        segments.filter_map(|at| self.index.segment_key(at).cloned()).collect()
     }
 
     /// Stored bytes of chunks not known before, so far.

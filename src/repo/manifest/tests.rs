@@ -83,7 +83,7 @@ async fn files_come_back_in_order_and_pages_are_shared() {
         matches!(manifest.create(&bed.cluster).await, Err(RepoError::Conflict { .. })),
         "sealed anew, another object"
     );
-    let opened = Manifest::open(&bed.cluster, &manifest.meta.id).await.unwrap();
+    let opened = Manifest::open(&bed.cluster, &manifest.meta.id, 0).await.unwrap();
     assert_eq!((&opened.meta, &opened.pages), (&manifest.meta, &manifest.pages));
     let reader = ChunkReader::new(bed.cluster.clone(), bed.index(&stored).await, 2);
     let read = read_all(&opened, &reader).await.unwrap();

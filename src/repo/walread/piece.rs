@@ -2,7 +2,6 @@
 
 use super::Decoded;
 use crate::base::{Lsn, LsnRange, ObjectKey};
-use crate::codec::KeySource;
 use crate::codec::OpenError;
 use crate::codec::object::{Expect, ObjectReader, OpenObject, PackedChunk, stored_frame_len};
 use crate::format::directory::{Directory, FrameEntry};
@@ -85,7 +84,7 @@ async fn read_span(
         let chunk = match entry.codec {
             // It needs its epoch: here its seal is enough.
             Codec::Delta => reader.packed_chunk(number as u64, entry, &frame).map(|packed| packed.bytes),
-            _ => reader.chunk(number as u64, entry, &frame, cluster.repo().keys()),
+            _ => reader.chunk(number as u64, entry, &frame, &*cluster.repo().keys()),
         };
         chunks.push(chunk.map_err(|error| RepoError::open(key, error))?);
     }
@@ -107,7 +106,7 @@ pub async fn open_segment(
     let head = repo.read_range(key, 0..HEADER_BYTES as u64).await?;
     let expect = Expect { repository: Some(repo.id()), key: Some(key), kind: Some(kind) };
     let wrong = |error: OpenError| RepoError::open(key, error);
-    let reader = ObjectReader::open(&head, repo.keys(), &expect).map_err(wrong)?;
+    let reader = ObjectReader::open(&head, &*repo.keys_of(&head).await?, &expect).map_err(wrong)?;
     let tail = repo.read_range(key, directory_offset..object_len).await?;
     let (frame, trailer) = tail.split_at(tail.len().saturating_sub(TRAILER_BYTES));
     let trailer = Trailer::decode(trailer, object_len).map_err(|e| wrong(e.into()))?;
@@ -190,7 +189,7 @@ impl OpenPiece {
                 let OpenFlush { key, object, .. } = &**flush;
                 let frames = &object.directory().frames;
                 let (number, entry) = frame_at(key, frames, range.start)?;
-                let chunk = object.chunk(number, keys).map_err(|error| RepoError::open(key, error))?;
+                let chunk = object.chunk(number, &*keys).map_err(|error| RepoError::open(key, error))?;
                 Ok(cut(chunk.into(), Lsn::new(entry.position), range))
             }
             OpenPiece::Segment(segment) => {
@@ -238,7 +237,7 @@ impl OpenSegment {
             let chunk = entry.chunk;
             let frame = self.delta(cluster, number).await?;
             let (range, wal) = decoder.decode(&deltas, &self.key, near.as_deref_mut(), &frame).await?;
-            if range != lies || cluster.repo().keys().chunk_id_key().chunk_id(&wal) != chunk {
+            if range != lies || cluster.repo().chunk_id(&wal) != chunk {
                 let reason = format!("frame {number} is not the WAL {lies} that its directory says");
                 return Err(RepoError::damage(&self.key, reason));
             }

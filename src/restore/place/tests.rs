@@ -3,7 +3,7 @@
 use super::*;
 use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId};
 use crate::disk::SecretSource;
-use crate::restore::lineage::TimelinePath;
+use crate::repo::lineage::TimelinePath;
 use crate::restore::recovery_file::RepositoryPlace;
 use std::os::unix::fs::{PermissionsExt, symlink};
 

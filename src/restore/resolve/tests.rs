@@ -3,7 +3,7 @@
 use super::*;
 use crate::base::{BackupId, LsnRange, ObjectId};
 use crate::format::wal::{Event, EventKind, WalSummary};
-use crate::restore::lineage::Leg;
+use crate::repo::lineage::Leg;
 use crate::restore::scan::Meaning;
 use async_trait::async_trait;
 use std::collections::HashSet;
@@ -144,6 +144,7 @@ fn backup(id: &str, timeline: u32, redo: u64, stop: u64, seconds: i64) -> Backup
         bytes_stored: 0,
         bytes_new: 0,
         manifest_len: 0,
+        manifest_number: 0,
         damaged_blocks: 0,
         root: 0,
         state: BackupState::Complete,

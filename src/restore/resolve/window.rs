@@ -6,7 +6,7 @@ use crate::base::{BackupId, Lsn, LsnRange, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState};
 use crate::format::wal::{Event, EventKind};
 use crate::repo::backups::needed_wal;
-use crate::restore::lineage::{Coverage, Run, TimelinePath};
+use crate::repo::lineage::{Coverage, Run, TimelinePath};
 use crate::restore::scan::{Meaning, Seen};
 use crate::restore::target::Target;
 use std::fmt;

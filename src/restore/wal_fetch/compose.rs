@@ -4,7 +4,7 @@
 //! segment is served whole or not at all; what is not durable yet at its end is zeros, which recovery reads as the end.
 
 use crate::base::{Lsn, LsnRange, SegmentNo, SegmentSize, TimelineId, WalFileName};
-use crate::restore::lineage::TimelinePath;
+use crate::repo::lineage::TimelinePath;
 
 /// What a segment file holds.
 #[derive(Debug, Clone, PartialEq, Eq)]

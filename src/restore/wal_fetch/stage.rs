@@ -3,7 +3,7 @@
 
 use super::compose::{Composition, compose, first_choice, next_segments};
 use crate::base::{Lsn, LsnRange, SegmentNo, SegmentSize, TimelineId, WalFileName};
-use crate::restore::lineage::TimelinePath;
+use crate::repo::lineage::TimelinePath;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::HashMap;

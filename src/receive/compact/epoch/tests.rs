@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::{ClusterName, StreamId, Timestamp};
-use crate::format::index::WalEntry;
+use crate::format::index::{ExpiredEntry, WalEntry};
 use crate::format::root::PendingEntry;
 use crate::format::wal::WalSummary;
 use crate::repo::WalMap;
@@ -45,6 +45,7 @@ fn backup(id: &str, root: u64, second: i64, state: BackupState) -> BackupEntry {
         bytes_stored: 0,
         bytes_new: 0,
         manifest_len: 0,
+        manifest_number: 0,
         damaged_blocks: 0,
         root,
         state,
@@ -88,7 +89,14 @@ fn job(start: u64) -> Job {
 
 fn flushes(plain_from: u64) -> Replaces {
     let stream = StreamId([1; 16]);
-    Replaces::Flushes { stream, from: 0, to: 1, link: [0; 32], plain_from: Lsn::new(plain_from) }
+    Replaces::Flushes {
+        stream,
+        from: 0,
+        to: 1,
+        link: [0; 32],
+        key_epoch: 1,
+        plain_from: Lsn::new(plain_from),
+    }
 }
 
 fn index(backups: Vec<BackupEntry>, wal: Vec<WalEntry>) -> Index {
@@ -118,15 +126,35 @@ fn an_epoch_ends_when_a_backup_is_registered_and_when_it_is_long() {
 fn what_a_root_would_make_of_recovery_is_looked_at_when_it_is_committed() {
     let ours = deltas(epoch(0x1000, 20), Some(FIRST));
     let there = index(vec![backup(FIRST, 10, 5, BackupState::Complete)], Vec::new());
-    assert!(check(&root(&[]), &there, &flushes(0), &ours).is_ok());
+    let fresh = job(0x2000);
+    assert!(check(&root(&[]), &there, &fresh, &ours).is_ok());
     let began = root(&[(PendingKind::Backup, 40)]);
-    assert!(matches!(check(&began, &there, &flushes(0), &ours), Err(RepoError::Conflict { .. })));
-    let merge = Replaces::Segments { ids: Vec::new(), deltas: Some(ours.clone()) };
+    assert!(matches!(check(&began, &there, &fresh, &ours), Err(RepoError::Conflict { .. })));
+    let merge =
+        Job { replaces: Replaces::Segments { ids: Vec::new(), deltas: Some(ours.clone()) }, ..job(0x2000) };
     assert!(check(&began, &there, &merge, &ours).is_ok(), "no WAL is added to the epoch");
     let gone = index(Vec::new(), Vec::new());
-    for replaces in [flushes(0), merge] {
-        let refused = check(&root(&[]), &gone, &replaces, &ours);
+    for job in [&fresh, &merge] {
+        let refused = check(&root(&[]), &gone, job, &ours);
         assert!(matches!(refused, Err(RepoError::Conflict { .. })), "the base was removed too early");
+    }
+    let expired = |start: u64, end: u64| {
+        let entry = ExpiredEntry {
+            generation: GENERATION,
+            timeline: TIMELINE,
+            start: Lsn::new(start),
+            end: Lsn::new(end),
+        };
+        Index { expired: vec![entry], ..there.clone() }
+    };
+    assert!(check(&root(&[]), &expired(0, 0x1000), &fresh, &ours).is_ok(), "what came before the epoch");
+    let began_anew = job(0x1000);
+    assert!(check(&root(&[]), &expired(0, 0x3000), &began_anew, &ours).is_ok(), "it begins here");
+    for (start, end) in [(0, 0x1800), (0x1fff, 0x2000), (0x1000, 0x2000)] {
+        for job in [&fresh, &merge] {
+            let refused = check(&root(&[]), &expired(start, end), job, &ours);
+            assert!(matches!(refused, Err(RepoError::Conflict { .. })), "{start}..{end} is gone");
+        }
     }
 }
 

@@ -1,0 +1,143 @@
+//! `walden repair index`.
+
+use crate::context::Context;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use walden::operate::{Exit, Failure};
+use walden::repair::{self, Health, Plan};
+
+const HELP: &str = "\
+Makes a new index out of the directories of segments, manifests, and what can still be read of older index objects, when the newest \
+index is damaged or gone (`walden verify` names it). Nothing is removed or overwritten: a new index object is stored, and a new root \
+leads to it. Compacted WAL and backups come back exactly; what cannot is named: removals that were not collected yet, gaps and \
+timeline histories that no readable index object has. Stop receivers and backups of the cluster meanwhile, and run `walden verify` \
+afterwards.
+
+Examples:
+  walden repair index --cluster shop --dry-run
+  walden repair index --cluster shop";
+
+/// Mend what a repository can mend by itself
+#[derive(Debug, Subcommand)]
+pub enum Repair {
+    Index(RepairIndex),
+}
+
+/// Rebuild a damaged index from segments and manifests
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub struct RepairIndex {
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Rebuild it although it can be read
+    #[arg(long)]
+    anyway: bool,
+}
+
+#[derive(Serialize)]
+struct Repaired {
+    cluster: String,
+    damage: Option<String>,
+    root: Option<u64>,
+    index_objects_read: usize,
+    wal_segments: usize,
+    wal_segments_left_out: Vec<String>,
+    page_segments: usize,
+    backups: Vec<String>,
+    backups_from_manifests: Vec<String>,
+    gaps: usize,
+    histories: usize,
+    unreadable: Vec<Unreadable>,
+    notes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Unreadable {
+    object: String,
+    found: String,
+}
+
+impl Repair {
+    /// Runs it.
+    pub async fn run(&self, context: &Context) -> Result<(), Failure> {
+        match self {
+            Repair::Index(index) => index.run(context).await,
+        }
+    }
+}
+
+impl RepairIndex {
+    async fn run(&self, context: &Context) -> Result<(), Failure> {
+        let repository = context.repository_to_write().await?;
+        let cluster = context.cluster(&repository).await?;
+        let progress = crate::progress::watcher(context.output);
+        let plan = repair::plan(&cluster, &*progress).await?;
+        if plan.health == Health::Whole && !self.anyway && !self.dry_run {
+            return Err(Failure::new(
+                Exit::Conflict,
+                format!("the index of cluster {} can be read: there is nothing to repair", cluster.name()),
+            )
+            .hint("`walden verify` says what is damaged; --anyway rebuilds it all the same"));
+        }
+        let root = if self.dry_run { None } else { Some(repair::commit(&cluster, &plan).await?.number) };
+        context.output.result(&Repaired::new(cluster.name().to_string(), &plan, root), Repaired::text)
+    }
+}
+
+impl Repaired {
+    fn new(cluster: String, plan: &Plan, root: Option<u64>) -> Repaired {
+        let page = &plan.rebuilt.page;
+        let unreadable = plan
+            .unreadable
+            .iter()
+            .map(|(key, why)| Unreadable { object: key.to_string(), found: why.clone() });
+        Repaired {
+            cluster,
+            damage: match &plan.health {
+                Health::Whole => None,
+                Health::Broken { reason } => Some(reason.clone()),
+            },
+            root,
+            index_objects_read: plan.index_objects,
+            wal_segments: page.wal.len(),
+            wal_segments_left_out: plan.rebuilt.left_out.iter().map(ToString::to_string).collect(),
+            page_segments: page.pages.len(),
+            backups: plan.backups().iter().map(ToString::to_string).collect(),
+            backups_from_manifests: plan.rebuilt.backups_found.iter().map(ToString::to_string).collect(),
+            gaps: page.gaps.len(),
+            histories: page.histories.len(),
+            unreadable: unreadable.collect(),
+            notes: plan.rebuilt.notes.clone(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = match &self.damage {
+            Some(damage) => format!("cluster {}: the index cannot be read: {damage}\n", self.cluster),
+            None => format!("cluster {}: the index can be read\n", self.cluster),
+        };
+        text += &format!(
+            "rebuilt: {} WAL segments ({} left out, others hold the same), {} segments of chunks, {} backups, {} gaps, {} histories; {} \
+             older index objects helped\n",
+            self.wal_segments,
+            self.wal_segments_left_out.len(),
+            self.page_segments,
+            self.backups.len(),
+            self.gaps,
+            self.histories,
+            self.index_objects_read
+        );
+        for unreadable in &self.unreadable {
+            text += &format!("cannot be read: {}: {}\n", unreadable.object, unreadable.found);
+        }
+        for note in &self.notes {
+            text += &format!("note: {note}\n");
+        }
+        text += &match self.root {
+            Some(root) => format!("committed as root {root}; run `walden verify` now"),
+            None => "nothing was changed (--dry-run)".to_owned(),
+        };
+        text
+    }
+}
