@@ -92,6 +92,9 @@ impl Expire {
         }
         let document = Document { clusters, collected: collected.done() };
         context.output.result(&document, |document| {
+            if document.clusters.is_empty() {
+                return "no cluster yet: there is nothing to keep or to let go".into();
+            }
             let retained = document.clusters.iter().map(ToString::to_string);
             let collected = document.collected.iter().map(ToString::to_string);
             retained.chain(collected).collect()
