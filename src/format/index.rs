@@ -102,6 +102,8 @@ code! {
         Complete = 2,
         /// Restorable, with blocks whose checksum was wrong on the server.
         Damaged = 3,
+        /// Kept for its pages alone, which deltas of kept WAL refer to: retention let go of the WAL that made it consistent.
+        Base = 4,
     }
 }
 

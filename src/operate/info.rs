@@ -374,6 +374,7 @@ impl From<&BackupEntry> for BackupInfo {
                 BackupState::Pending => "pending",
                 BackupState::Complete => "complete",
                 BackupState::Damaged => "damaged",
+                BackupState::Base => "base",
             },
             damaged_blocks: entry.damaged_blocks,
             pin: None,

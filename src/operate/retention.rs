@@ -126,6 +126,9 @@ impl From<&BackupFate> for BackupLine {
             BackupState::Complete if !of.restorable => {
                 reasons.push("the WAL that makes it consistent is not whole: it cannot be restored".into());
             }
+            BackupState::Base => {
+                reasons.push("the WAL that made it consistent was let go: it cannot be restored".into());
+            }
             BackupState::Pending | BackupState::Complete => {}
         }
         BackupLine {

@@ -48,6 +48,14 @@ pub fn named<'a>(backups: &'a [BackupEntry], name: &str) -> Result<&'a BackupEnt
     }
 }
 
+/// Whether a backup in `state` can be restored, as far as it itself is concerned.
+pub fn is_restorable(state: BackupState) -> bool {
+    match state {
+        BackupState::Complete | BackupState::Damaged => true,
+        BackupState::Pending | BackupState::Base => false,
+    }
+}
+
 /// What `backup` is now that `wal` is durable. `wal` is of its generation.
 pub fn state_now(backup: &BackupEntry, wal: &WalMap, size: SegmentSize) -> BackupState {
     let needed = needed_wal(backup, size);
@@ -62,6 +70,7 @@ pub fn state_when(backup: &BackupEntry, needed: LsnRange, end: Lsn) -> BackupSta
         BackupState::Pending => BackupState::Complete,
         BackupState::Complete => BackupState::Complete,
         BackupState::Damaged => BackupState::Damaged,
+        BackupState::Base => BackupState::Base,
     }
 }
 

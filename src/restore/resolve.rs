@@ -111,11 +111,17 @@ impl Archive {
             of.map(|backup| backup.id.as_str()).collect::<Vec<_>>().join(", ")
         };
         match (fits.next(), fits.next()) {
-            (Some(backup), None) if backup.state == BackupState::Pending => Err(RestoreError::NotFound {
-                what: format!("restorable backup {}", backup.id),
-                reason: "its WAL is not durable yet".into(),
-            }),
-            (Some(backup), None) => Ok(backup),
+            (Some(backup), None) => {
+                let reason = match backup.state {
+                    BackupState::Complete | BackupState::Damaged => return Ok(backup),
+                    BackupState::Pending => "its WAL is not durable yet",
+                    BackupState::Base => {
+                        "retention let go of its WAL; it is kept for its pages, which other WAL refers to"
+                    }
+                };
+                let what = format!("restorable backup {}", backup.id);
+                Err(RestoreError::NotFound { what, reason: reason.into() })
+            }
             (Some(first), Some(second)) => {
                 let all = list(&mut [first, second].into_iter().chain(fits));
                 Err(RestoreError::usage(format!("backup {prefix} is ambiguous: {all}")))

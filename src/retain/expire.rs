@@ -3,9 +3,9 @@
 
 use super::plan::{Facts, Plan, plan};
 use super::policy::Policy;
-use crate::base::{BackupId, Generation, ObjectId};
+use crate::base::{BackupId, Generation, ObjectId, Timestamp};
 use crate::format::header::ObjectKind;
-use crate::format::index::{RemovedEntry, RemovedKind};
+use crate::format::index::{BackupState, RemovedEntry, RemovedKind};
 use crate::format::root::{GenerationRecord, Pending, PendingKind, Root};
 use crate::repo::backups::removal;
 use crate::repo::chain::{self, Chain};
@@ -21,6 +21,8 @@ const TRIES_MAX: u32 = 20;
 #[derive(Debug)]
 pub(super) struct Known {
     root: Root,
+    /// When the store took it.
+    stored: Timestamp,
     index: Index,
     chains: Vec<Chain>,
     generations: Vec<GenerationRecord>,
@@ -58,6 +60,8 @@ impl Known {
     }
 
     async fn of(cluster: &Cluster, root: Root) -> Result<Known, RepoError> {
+        let stored = cluster.repo().store().head(&layout::root(cluster.name(), root.number)).await?;
+        let stored = Timestamp::from_unix_micros(stored.modified_unix_micros);
         let index = cluster.index(&root).await?;
         let mut chains = Vec::new();
         for stream in &root.streams {
@@ -91,7 +95,7 @@ impl Known {
             let work: Pending = object.meta().map_err(|error| RepoError::open(&key, error))?;
             reading.extend(work.backup);
         }
-        Ok(Known { root, index, chains, generations, restores, reading })
+        Ok(Known { root, stored, index, chains, generations, restores, reading })
     }
 
     /// What to decide upon, with `root` and `index` in the place of those that were read.
@@ -112,6 +116,7 @@ impl Known {
             generations: &self.generations,
             reading: &self.reading,
             clock: cluster.repo().env().clock.now(),
+            stored: self.stored,
         })
     }
 }
@@ -175,6 +180,10 @@ fn change(root: &Root, index: &Index, plan: &Plan) -> RootChange {
     next.wal.retain(|entry| !wal.contains(&entry.id));
     next.backups.retain(|backup| !backups.contains(&backup.id));
     next.pins.retain(|pin| !backups.contains(&pin.backup));
+    let bases: BTreeSet<&BackupId> = plan.bases().collect();
+    for backup in next.backups.iter_mut().filter(|backup| bases.contains(&backup.id)) {
+        backup.state = BackupState::Base;
+    }
     let removed = |kind, name: String| RemovedEntry { kind, name, root: number };
     next.removed.extend(plan.wal_removed.iter().map(|id| removed(RemovedKind::Wal, id.to_string())));
     for backup in index.backups.iter().filter(|backup| backups.contains(&backup.id)) {

@@ -99,7 +99,7 @@ pub async fn collect_with(
     done.flushes = collection.retired(floor_root).await?;
     done.removed = collection.removed(floor_root).await?;
     done.indexes = collection.indexes(floor_root).await?;
-    done.orphans = collection.orphans(work_cutoff).await?;
+    done.orphans = collection.orphans(work_cutoff, now.saturating_sub(work_cutoff)).await?;
     done.undeleted = collection.undeleted;
     Ok(done)
 }
@@ -297,8 +297,9 @@ impl Collection<'_> {
         Ok(self.delete(keys).await?.done)
     }
 
-    /// Segments, manifests and pending entries that nothing names, older than the cutoff and than all pending work.
-    async fn orphans(&mut self, cutoff: i64) -> Result<u64, RepoError> {
+    /// Segments, manifests and pending entries that nothing names, older than the cutoff, and by `margin` older than all pending work: so
+    /// far the store's clock may step back and what work made meanwhile is not taken for older than the work.
+    async fn orphans(&mut self, cutoff: i64, margin: i64) -> Result<u64, RepoError> {
         let cluster = self.cluster;
         let store = &**cluster.repo().store();
         // Listed before the index is read: what is committed in between is named by the index.
@@ -313,7 +314,9 @@ impl Collection<'_> {
             let begun = [layout::root(cluster.name(), entry.root), layout::pending(cluster.name(), entry.id)];
             for key in begun {
                 match store.head(&key).await {
-                    Ok(meta) => oldest_pending = oldest_pending.min(meta.modified_unix_micros),
+                    Ok(meta) => {
+                        oldest_pending = oldest_pending.min(meta.modified_unix_micros.saturating_sub(margin));
+                    }
                     Err(StoreError::NotFound { .. }) => {}
                     Err(error) => return Err(error.into()),
                 }

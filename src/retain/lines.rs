@@ -4,9 +4,9 @@
 use super::plan::Facts;
 use crate::base::planted::{Bug, planted};
 use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId, Timestamp};
-use crate::format::index::{BackupEntry, BackupState, HistoryEntry, WalEntry};
+use crate::format::index::{BackupEntry, HistoryEntry, WalEntry};
 use crate::format::wal::WalSummary;
-use crate::repo::backups::{needed_wal, state_when};
+use crate::repo::backups::{is_restorable, needed_wal, state_when};
 use crate::repo::lineage::{Coverage, Lineage, Piece, TimelinePath};
 use crate::wal::history::TimelineHistory;
 use std::collections::BTreeSet;
@@ -169,7 +169,7 @@ fn restorable(
 ) -> Vec<Restorable> {
     let mut found: Vec<Restorable> = Vec::new();
     for backup in backups {
-        let sane = backup.state != BackupState::Pending && backup.redo <= backup.stop;
+        let sane = is_restorable(backup.state) && backup.redo <= backup.stop;
         if !sane || !path.holds(backup.timeline, LsnRange::new(backup.redo, backup.stop)) {
             continue;
         }

@@ -1,7 +1,7 @@
 //! Pins: backups that the operator keeps, whatever the policy says. Each change is one root.
 
 use crate::base::{BackupId, Timestamp};
-use crate::format::index::PinEntry;
+use crate::format::index::{BackupState, PinEntry};
 use crate::repo::index::{IndexEdit, empty_page};
 use crate::repo::{Cluster, Index, RepoError, RootChange};
 
@@ -19,8 +19,14 @@ pub async fn pin(
     let entry = PinEntry { backup: id.clone(), pinned_at, until, reason: reason.to_owned() };
     cluster
         .commit_indexed(|root, index| {
-            if index.backup(id).is_none() {
+            let Some(backup) = index.backup(id) else {
                 return Err(not_found(cluster, format!("backup {id}")));
+            };
+            if backup.state == BackupState::Base {
+                let reason = format!(
+                    "backup {id} cannot be restored: retention let go of its WAL, and keeps it for its pages alone"
+                );
+                return Err(RepoError::Conflict { reason });
             }
             let mut page = empty_page();
             page.pins.push(entry.clone());

@@ -2,8 +2,9 @@
 //!
 //! Rules: every moment of the window stays restorable on every line that was written to since it began; what is kept for longer
 //! keeps the WAL that makes it consistent; WAL goes only below the start of the WAL segment with the redo LSN of the oldest
-//! backup that needs it, and never from the middle of what delta frames need; and while no complete backup is restorable, nothing goes.
-//! The clock is the smaller of the host's and the newest server time: a host whose clock jumped ahead expires nothing that the data's own times do not.
+//! backup that needs it, and never from the middle of what delta frames need; a backup whose pages alone are needed becomes a base; and while no complete backup is restorable, nothing goes.
+//! Now is the least of the host's clock, the newest server time, and when the store says that it took the newest root: whichever jumps
+//! ahead, nothing expires by it.
 
 mod choice;
 
@@ -32,6 +33,8 @@ pub struct Facts<'a> {
     pub reading: &'a [BackupId],
     /// The time of day on this host.
     pub clock: Timestamp,
+    /// When the root was stored, by the store's clock.
+    pub stored: Timestamp,
 }
 
 impl<'a> Facts<'a> {
@@ -52,7 +55,7 @@ impl<'a> Facts<'a> {
         let flushed = self.flushed().map(|(_, object)| object.meta.server_time);
         let made = self.index.backups.iter().map(|backup| backup.stopped_at);
         let newest = compacted.chain(flushed).chain(made).max().unwrap_or(Timestamp::MIN);
-        newest.min(self.clock)
+        newest.min(self.clock).min(self.stored)
     }
 }
 
@@ -103,9 +106,9 @@ pub enum KeepWal {
 /// What becomes of a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupFate {
-    /// The backup, as it is now.
+    /// The backup, as it is afterwards.
     pub backup: BackupEntry,
-    /// Whether all of the WAL that it needs is stored.
+    /// Whether all of the WAL that it needs was stored.
     pub restorable: bool,
     /// Why it stays; it goes when there is no reason.
     pub keeps: Vec<Keep>,
@@ -151,6 +154,12 @@ impl Plan {
         self.backups.iter().filter(|fate| fate.keeps.is_empty()).map(|fate| &fate.backup)
     }
 
+    /// Backups whose WAL goes, and whose pages stay.
+    pub fn bases(&self) -> impl Iterator<Item = &BackupId> {
+        let bases = self.backups.iter().filter(|fate| !fate.keeps.is_empty());
+        bases.filter(|fate| fate.backup.state == BackupState::Base).map(|fate| &fate.backup.id)
+    }
+
     /// Whether nothing goes.
     pub fn is_empty(&self) -> bool {
         self.wal_removed.is_empty() && self.backups_removed().next().is_none()
@@ -177,7 +186,8 @@ pub fn plan(facts: &Facts<'_>, policy: &Policy) -> Plan {
         for line in era.lines.iter().filter(|line| line.current || (line.end > start && !by_name)) {
             choice.keep_window(era, line, start);
         }
-        for backup in era.backups.iter().filter(|backup| backup.stopped_at > start) {
+        let whole = era.backups.iter().filter(|backup| backup.state != BackupState::Base);
+        for backup in whole.filter(|backup| backup.stopped_at > start) {
             choice.keep(&backup.id, Keep::InWindow);
             choice.want_consistency(era, backup);
         }

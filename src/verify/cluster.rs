@@ -10,9 +10,9 @@ use super::turn::{EpochItem, Limit, Turn};
 use super::wal::{self, Unit, Unreadable, epoch_of, key_of};
 use super::{ClusterReport, Depth, Finding, Keep, Stored, cost, numbers, pages};
 use crate::base::{ClusterName, Generation, ObjectKey, Progress, RepositoryId, SegmentSize, Timestamp};
-use crate::format::index::{BackupEntry, BackupState};
+use crate::format::index::BackupEntry;
 use crate::format::verification::{VerifiedArc, VerifyDepth, VerifyScope};
-use crate::repo::backups::{needed_wal, state_now};
+use crate::repo::backups::{is_restorable, needed_wal, state_now};
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
 use crate::repo::walmap::{self, Snapshot, WalMap, WalPiece, WalSource};
 use crate::repo::{Cluster, Index, RepoError, Repository, chain, layout, verifications};
@@ -402,7 +402,7 @@ impl Looked {
                 continue;
             };
             let state = size.map_or(backup.state, |size| state_now(backup, map, size));
-            if state == BackupState::Pending {
+            if !is_restorable(state) {
                 continue;
             }
             let needed = size.and_then(|size| self.needed(listed, needs, (backup, own), (map, size), &keys));

@@ -7,7 +7,7 @@ use super::needs::Needs;
 use super::objects::Suspect;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{LsnRange, SegmentSize};
-use crate::format::index::BackupEntry;
+use crate::format::index::{BackupEntry, BackupState};
 use crate::format::manifest::CHUNK_BYTES;
 use crate::format::wal::RelationRef;
 use crate::repo::backups::needed_wal;
@@ -50,7 +50,8 @@ pub async fn judge(
     let mut findings = Vec::new();
     for (number, (own, backup)) in needs.backups.iter().zip(backups).enumerate() {
         let of_backup: Vec<&Suspect> = suspects.iter().filter(|suspect| suspect.backup == number).collect();
-        if of_backup.is_empty() {
+        // Nothing is restored from a base: its pages are what deltas expect, as they are.
+        if of_backup.is_empty() || backup.state == BackupState::Base {
             continue;
         }
         let mut found = places(cluster, chunks, own, &of_backup).await?;

@@ -8,8 +8,8 @@ use super::objects::Damaged;
 use super::wal::{Unreadable, epoch_of, key_of};
 use super::{Finding, cost};
 use crate::base::{BackupId, LsnRange, ObjectKey, SegmentSize};
-use crate::format::index::{BackupEntry, BackupState};
-use crate::repo::backups::needed_wal;
+use crate::format::index::BackupEntry;
+use crate::repo::backups::{is_restorable, needed_wal};
 use crate::repo::chunks::{ChunkIndex, ChunkReader, Location};
 use crate::repo::spans::Spans;
 use crate::repo::walmap::{Snapshot, WalMap, WalSource};
@@ -227,11 +227,8 @@ pub fn uncovered(
     lost: &[Unreadable],
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let restorable = |backup: &&BackupEntry| match backup.state {
-        BackupState::Pending => false,
-        BackupState::Complete | BackupState::Damaged => backup.generation == map.generation(),
-    };
-    for backup in backups.iter().filter(restorable) {
+    let own = backups.iter().filter(|backup| backup.generation == map.generation());
+    for backup in own.filter(|backup| is_restorable(backup.state)) {
         let needed = needed_wal(backup, size);
         let end = map.contiguous_end(backup.timeline, needed.start);
         let damaged = || {

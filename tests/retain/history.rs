@@ -246,7 +246,11 @@ impl History {
         }
         self.epoch = None;
         let place = self.places[at].clone();
-        let (redo, started_at) = (place.end.saturating_add(RECORD), self.clock);
+        // From a standby, recovery begins at a checkpoint that was made before.
+        let before = if self.rng.u8(0..4) == 0 { self.rng.u64(1..3 * RECORDS) * RECORD } else { 0 };
+        let begin = place.parents.last().map_or(Lsn::new(16 * SEGMENT), |(_, at)| *at);
+        let redo = place.end.saturating_sub(before).max(begin).saturating_add(RECORD);
+        let started_at = self.clock;
         for _ in 0..self.rng.u8(1..4) {
             self.write(at);
         }
@@ -345,6 +349,7 @@ impl History {
             generations: &self.generations,
             reading: &[],
             clock,
+            stored: Timestamp::MAX,
         }
     }
 
@@ -354,6 +359,11 @@ impl History {
         self.index.wal.retain(|entry| !plan.wal_removed.contains(&entry.id));
         self.index.backups.retain(|backup| !gone.contains(&backup.id));
         self.index.pins.retain(|pin| !gone.contains(&pin.backup));
+        for backup in &mut self.index.backups {
+            if plan.bases().any(|base| *base == backup.id) {
+                backup.state = BackupState::Base;
+            }
+        }
         self.index.expired = plan.expired.clone();
         let removed =
             |id: &BackupId| RemovedEntry { kind: RemovedKind::Backup, name: id.to_string(), root: 1 };

@@ -243,6 +243,33 @@ fn wal_between_a_pinned_backup_and_the_window_goes_and_is_no_damage() {
 }
 
 #[test]
+fn a_store_clock_that_steps_back_makes_no_leftover_of_what_a_backup_stores() {
+    simulate(async {
+        let mut world = with_backups(12, 2).await;
+        world.server.send_backups_slowly(Duration::from_secs(60));
+        let ours = cluster(&mut world, 7).await;
+        let (_stop, stopped) = watch::channel(false);
+        let (receiving, backup) = (world.receiver(1, stopped).await, world.backup(60).await);
+        let (store, began) = (world.store.clone(), tokio::time::Instant::now());
+        let collecting = async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            store.skew_clock(-(WORK_GRACE.as_micros() as i64) * 9 / 10);
+            loop {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                gc::collect_with(&ours, Duration::ZERO, WORK_GRACE).await.unwrap();
+            }
+        };
+        tokio::select! {
+            ended = receiving => panic!("receive ended: {ended:?}"),
+            () = collecting => unreachable!(),
+            made = backup => { made.unwrap(); }
+        }
+        assert!(began.elapsed() > WORK_GRACE * 3, "it took {:?}", began.elapsed());
+        assert_eq!(world.broken_promise(&window(0), &mut Seen::default()).await, None);
+    });
+}
+
+#[test]
 fn a_keeper_asks_for_what_it_removes_only_after_the_root_that_lets_it_go() {
     simulate(async {
         let mut world = with_backups(9, 4).await;

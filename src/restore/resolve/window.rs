@@ -3,9 +3,9 @@
 
 use super::{Archive, LISTED_MAX};
 use crate::base::{BackupId, Lsn, LsnRange, TimelineId, Timestamp};
-use crate::format::index::{BackupEntry, BackupState};
+use crate::format::index::BackupEntry;
 use crate::format::wal::{Event, EventKind};
-use crate::repo::backups::needed_wal;
+use crate::repo::backups::{is_restorable, needed_wal};
 use crate::repo::lineage::{Coverage, Run, TimelinePath};
 use crate::restore::scan::{Meaning, Seen};
 use crate::restore::target::Target;
@@ -28,9 +28,11 @@ pub(super) fn candidates<'a>(
 ) -> Vec<Candidate<'a>> {
     let mut all: Vec<Candidate<'a>> = Vec::new();
     for backup in &archive.backups {
-        let restorable = matches!(backup.state, BackupState::Complete | BackupState::Damaged);
         let sane = backup.redo <= backup.stop && backup.generation == archive.generation;
-        if !restorable || !sane || !path.holds(backup.timeline, LsnRange::new(backup.redo, backup.stop)) {
+        if !is_restorable(backup.state)
+            || !sane
+            || !path.holds(backup.timeline, LsnRange::new(backup.redo, backup.stop))
+        {
             continue;
         }
         if let Some(run) = coverage.run_with(needed_wal(backup, archive.segment_size)) {

@@ -40,16 +40,9 @@ impl<'a> Choice<'a> {
         self.wanted.push(Wanted { place: (era.generation, timeline), range, why });
     }
 
-    /// The WAL without which `backup` is worth nothing, on whichever timelines it may lie.
+    /// Keeps the WAL without which `backup` is worth nothing.
     pub(super) fn want_consistency(&mut self, era: &Era, backup: &BackupEntry) {
-        let Some(size) = era.size else { return };
-        let needed = needed_wal(backup, size);
-        let own = era.lines.iter().find(|line| line.timeline() == backup.timeline);
-        let places = match own {
-            Some(line) => line.wal_from(needed.start, needed.end, size),
-            None => vec![(backup.timeline, needed)],
-        };
-        for (timeline, range) in places {
+        for (timeline, range) in consistency(era, backup) {
             self.want(era, timeline, range, KeepWal::Consistency(backup.id.clone()));
         }
     }
@@ -253,7 +246,8 @@ impl<'a> Choice<'a> {
         self.report(now, window_start, why)
     }
 
-    /// The backups whose pages kept delta frames refer to.
+    /// The backups whose pages kept delta frames refer to. Of their own WAL nothing stays for that: it may refer to an older backup in its
+    /// turn, and with backups from a standby it always does, so that nothing would ever go.
     fn keep_bases(&mut self, why: &[BTreeSet<KeepWal>]) {
         let index = self.facts.index;
         let mut bases: BTreeMap<&BackupId, (TimelineId, LsnRange)> = BTreeMap::new();
@@ -265,13 +259,10 @@ impl<'a> Choice<'a> {
         }
         let missing: Vec<_> = bases.into_iter().filter(|(id, _)| !self.keeps.contains_key(*id)).collect();
         for (id, (timeline, range)) in missing {
-            let found = self.eras.iter().find_map(|era| {
-                era.backups.iter().find(|backup| backup.id == *id).map(|backup| (era, backup))
-            });
+            let found = self.eras.iter().flat_map(|era| &era.backups).any(|backup| backup.id == *id);
             // One that is gone already cannot be kept.
-            if let Some((era, backup)) = found {
+            if found {
                 self.keep(id, Keep::Deltas(timeline, range));
-                self.want_consistency(era, backup);
             }
         }
     }
@@ -284,21 +275,25 @@ impl<'a> Choice<'a> {
             .flat_map(|era| era.lines.iter().flat_map(|line| &line.restorable))
             .map(|of| &of.backup.id)
             .collect();
+        let removed = || index.wal.iter().zip(&why).filter(|(_, why)| why.is_empty()).map(|(entry, _)| entry);
         let mut keeps = self.keeps;
-        let mut backups: Vec<BackupFate> = self
-            .eras
-            .iter()
-            .flat_map(|era| &era.backups)
-            .map(|backup| BackupFate {
-                restorable: restorable.contains(&backup.id),
-                keeps: keeps.remove(&backup.id).unwrap_or_default(),
-                backup: backup.clone(),
-            })
-            .collect();
+        let mut fate = |era: &Era, backup: &BackupEntry| {
+            let keeps = keeps.remove(&backup.id).unwrap_or_default();
+            let mut backup = backup.clone();
+            let for_pages = !keeps.is_empty() && keeps.iter().all(|keep| matches!(keep, Keep::Deltas(..)));
+            if for_pages
+                && consistency(era, &backup).into_iter().any(|own| removed().any(|of| holds(of, era, own)))
+            {
+                backup.state = BackupState::Base;
+            }
+            BackupFate { restorable: restorable.contains(&backup.id), keeps, backup }
+        };
+        let all = self.eras.iter().flat_map(|era| era.backups.iter().map(move |backup| (era, backup)));
+        let mut backups: Vec<BackupFate> = all.map(|(era, backup)| fate(era, backup)).collect();
         backups.sort_by(|a, b| (a.backup.stopped_at, &a.backup.id).cmp(&(b.backup.stopped_at, &b.backup.id)));
         let (mut wal, mut wal_removed, mut expired): (Vec<WalFate>, _, _) =
             (Vec::new(), Vec::new(), Spans::expired(&index.expired));
-        for (entry, _) in index.wal.iter().zip(&why).filter(|(_, why)| why.is_empty()) {
+        for entry in removed() {
             wal_removed.push(entry.id);
             expired.add((entry.generation, entry.timeline), LsnRange::new(entry.start, entry.end));
         }
@@ -315,6 +310,22 @@ impl<'a> Choice<'a> {
         }
         Plan { now, window_start, backups, wal, wal_removed, expired: expired.to_expired() }
     }
+}
+
+/// The WAL without which `backup` is worth nothing, on whichever timelines it may lie.
+fn consistency(era: &Era, backup: &BackupEntry) -> Vec<(TimelineId, LsnRange)> {
+    let Some(size) = era.size else { return Vec::new() };
+    let needed = needed_wal(backup, size);
+    match era.lines.iter().find(|line| line.timeline() == backup.timeline) {
+        Some(line) => line.wal_from(needed.start, needed.end, size),
+        None => vec![(backup.timeline, needed)],
+    }
+}
+
+/// Whether `entry` has something of `range` on `timeline`.
+fn holds(entry: &WalEntry, era: &Era, (timeline, range): (TimelineId, LsnRange)) -> bool {
+    let own = LsnRange::new(entry.start, entry.end.max(entry.start));
+    (entry.generation, entry.timeline) == (era.generation, timeline) && own.intersect(range).is_some()
 }
 
 /// Delta frames are decoded from the beginning of their epoch.

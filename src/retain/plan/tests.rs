@@ -19,6 +19,7 @@ struct Bed {
     reading: Vec<BackupId>,
     policy: Policy,
     clock: i64,
+    stored: i64,
     next_id: u8,
 }
 
@@ -64,6 +65,7 @@ impl Bed {
             reading: Vec::new(),
             policy: Policy { window: Duration::from_secs(10 * 86_400), count_min: 1, keeps: [0; 4] },
             clock: days,
+            stored: 1_000,
             next_id: 0,
         };
         bed.stream(1, 1);
@@ -172,6 +174,7 @@ impl Bed {
             generations: &self.generations,
             reading: &self.reading,
             clock: at(self.clock),
+            stored: at(self.stored),
         }
     }
 
@@ -207,7 +210,12 @@ impl Bed {
         let gone: Vec<BackupId> = plan.backups_removed().map(|backup| backup.id.clone()).collect();
         self.index.wal.retain(|entry| !plan.wal_removed.contains(&entry.id));
         self.index.backups.retain(|backup| !gone.contains(&backup.id));
-        self.index.expired = plan.expired;
+        for backup in &mut self.index.backups {
+            if plan.bases().any(|base| *base == backup.id) {
+                backup.state = BackupState::Base;
+            }
+        }
+        self.index.expired = plan.expired.clone();
         assert!(self.plan().is_empty(), "{:?}", self.plan());
         assert_eq!(self.plan().expired, self.index.expired);
         self
@@ -243,6 +251,17 @@ fn a_server_clock_that_jumped_ahead_expires_nothing_more() {
     let mut bed = Bed::new(30);
     bed.completes(&[3, 10, 18, 25]);
     bed.index.wal.last_mut().unwrap().server_time = at(30_000);
+    assert_eq!(bed.plan().now, at(30));
+    assert_eq!(bed.gone(), [3, 10]);
+}
+
+#[test]
+fn clocks_of_host_and_server_that_jumped_ahead_together_expire_nothing_more() {
+    let mut bed = Bed::new(30);
+    bed.completes(&[3, 10, 18, 25]);
+    bed.clock = 30_000;
+    bed.index.wal.last_mut().unwrap().server_time = at(30_000);
+    bed.stored = 30;
     assert_eq!(bed.plan().now, at(30));
     assert_eq!(bed.gone(), [3, 10]);
 }
@@ -400,7 +419,8 @@ fn deltas_keep_the_beginning_of_their_epoch_and_the_backup_they_refer_to() {
     bed.deltas(14..22, Some(&base));
     let range = LsnRange::new(lsn(140), lsn(220));
     assert_eq!(bed.keeps(&base), [Keep::Deltas(TimelineId(1), range)]);
-    assert_eq!(bed.wal_gone(), ["1/1: 0..3", "1/1: 4..14"]);
+    // Its own WAL goes: nothing is restored from it.
+    assert_eq!(bed.wal_gone(), ["1/1: 0..14"]);
     let plan = bed.plan();
     let epoch: Vec<&WalFate> = plan.wal.iter().filter(|fate| fate.keeps == [KeepWal::Epoch]).collect();
     assert_eq!(epoch.iter().map(|fate| fate.range).collect::<Vec<_>>(), [LsnRange::new(lsn(140), lsn(180))]);
@@ -410,6 +430,30 @@ fn deltas_keep_the_beginning_of_their_epoch_and_the_backup_they_refer_to() {
     assert_eq!(bed.gone(), [3]);
     assert_eq!(bed.wal_gone(), ["1/1: 0..18"]);
     bed.expired();
+}
+
+#[test]
+fn backups_from_a_standby_do_not_keep_each_other_for_ever() {
+    // The redo LSN of each lies in the epoch before, which is made of differences from the backup before it.
+    let mut bed = Bed::new(30);
+    let ids: Vec<BackupId> = (1..29).map(|day| bed.complete(day)).collect();
+    for (day, pair) in (1..).zip(ids.windows(2)) {
+        bed.deltas(day + 1..day + 2, Some(&pair[0]));
+    }
+    // The window begins with the backup of day 19; its own WAL refers to the one of day 18, whose WAL goes.
+    assert_eq!(bed.plan().bases().collect::<Vec<_>>(), [&ids[17]]);
+    assert_eq!(bed.gone(), (1..18).collect::<Vec<_>>());
+    assert_eq!(bed.wal_gone(), ["1/1: 0..19"]);
+    let mut bed = bed.expired();
+    // It counts for nothing, and goes with the WAL that refers to it.
+    bed.policy.count_min = 11;
+    let only = [Keep::Deltas(TimelineId(1), LsnRange::new(lsn(190), lsn(200)))];
+    assert_eq!(bed.keeps(&ids[17]), only);
+    bed.policy.count_min = 1;
+    bed.wal(1, 1, 30..31);
+    bed.clock += 1;
+    assert_eq!(bed.gone(), [18]);
+    assert_eq!(bed.plan().bases().collect::<Vec<_>>(), [&ids[18]]);
 }
 
 #[test]
