@@ -92,8 +92,11 @@ async fn files(world: &mut World) -> Sent {
     let reader = ChunkReader::new(cluster.clone(), Arc::new(index), 1);
     let [backup] = snapshot.index.backups.as_slice() else { panic!("{:?}", snapshot.index.backups) };
     assert_eq!(backup.state, BackupState::Complete);
-    assert_eq!(world.server.sent(backup.start), Some(read_backup(&cluster, &reader, backup).await.unwrap()));
-    world.server.sent(backup.start).unwrap()
+    assert_eq!(
+        world.server.sent(backup.timeline, backup.start),
+        Some(read_backup(&cluster, &reader, backup).await.unwrap())
+    );
+    world.server.sent(backup.timeline, backup.start).unwrap()
 }
 
 #[test]

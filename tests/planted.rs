@@ -11,7 +11,9 @@ mod promises;
 
 use common::archive::Archive;
 use common::crash::{Mode, Planted, diverging_round, duel, round, seal_one, simulate};
-use common::keeping::{grace_by_the_store, keeping, keeping_beside_backups, woken_below_the_floor};
+use common::keeping::{
+    grace_by_the_store, keeping, keeping_beside_backups, stopped_keeper, with_backups, woken_below_the_floor,
+};
 use common::keys::{planted_slot, rekeyed};
 use common::pg::Pg;
 use common::walden::Place;
@@ -114,6 +116,20 @@ fn a_floor_that_is_not_checked_is_found() {
 fn a_grace_period_by_the_hosts_clock_is_found() {
     let found = found(Some(Bug::GraceByHostClock), |seed| simulate(grace_by_the_store(seed)));
     expect_found("grace by the host's clock", found);
+}
+
+#[test]
+fn chunks_that_go_beside_a_backup_that_found_them_are_found() {
+    let found = found(Some(Bug::ChunksGoBesideBackups), |seed| simulate(keeping_beside_backups(seed)));
+    expect_found("dedup against a dying chunk", found);
+}
+
+#[test]
+fn what_is_forgotten_before_it_is_removed_is_found() {
+    let found = found(Some(Bug::ForgottenBeforeRemoved), |seed| {
+        simulate(async { stopped_keeper(&with_backups(3, 5).await, seed).await.map(drop) })
+    });
+    expect_found("index before delete", found);
 }
 
 #[test]

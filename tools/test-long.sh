@@ -16,7 +16,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$TOP"
 
-CRASH_SEEDS=10000 CRASH_SLICE=500
+CRASH_SEEDS=10000 CRASH_SLICE=500 LIVES=100 LIVES_SLICE=20
 FUZZ_SECONDS=120
 CARGO_FUZZ_VERSION=0.13.2
 
@@ -109,7 +109,7 @@ part() {
 }
 
 # The names of the tests of these binaries that are long because of their numbers, for nextest.
-LONG_TESTS='binary(crash) + binary(kill) + binary(duel) + test(/^journal_crashes::what/) + test(/^flips::/) + test(/^races::of_backups/) + test(/^promises::/) + test(/^journal::a_receiver_notices/) + test(/^servers::wal_comes_back_on/)'
+LONG_TESTS='binary(crash) + binary(life) + binary(kill) + binary(duel) + test(/^journal_crashes::what/) + test(/^flips::/) + test(/^races::of_backups/) + test(/^promises::/) + test(/^journal::a_receiver_notices/) + test(/^servers::wal_comes_back_on/)'
 tests() {
     local name=$1 filter=$2
     shift 2
@@ -142,6 +142,10 @@ done
 # Retention beside backups, compaction and stalled processes, and lives of some months by the resolver.
 for ((first = 0; first < CRASH_SEEDS; first += CRASH_SLICE)); do
     tests "retain-$first" 'binary(retain) & (test(/^races::of_backups/) + test(/^promises::/))' WALDEN_SEED=$((SEED + first)) WALDEN_SEEDS=$CRASH_SLICE
+done
+# Sixty days each.
+for ((first = 0; first < LIVES; first += LIVES_SLICE)); do
+    tests "life-$first" 'binary(life)' WALDEN_SEED=$((SEED + first)) WALDEN_SEEDS=$LIVES_SLICE
 done
 tests duel 'binary(duel)'
 tests flips 'test(/^flips::/)'

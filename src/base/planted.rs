@@ -33,6 +33,10 @@ pub enum Bug {
     VoucherNotChecked = 13,
     /// Destroys a key epoch without counting the flush objects that are sealed under it.
     FlushesNotCounted = 14,
+    /// Lets chunks go while a backup is being made that may have found them stored.
+    ChunksGoBesideBackups = 15,
+    /// Forgets what was let go before it is removed.
+    ForgottenBeforeRemoved = 16,
 }
 
 /// Whether `bug` is planted in this process.

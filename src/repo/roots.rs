@@ -92,6 +92,10 @@ pub async fn newest_root(
         let start = if known >= floor_root { known } else { floor_root };
         let number = newest_number(repo, start, |n| layout::root(cluster, n)).await?;
         if number == NONE {
+            // The first root may have been removed since the floor was looked for: then there is a floor now.
+            if newest_floor(repo, cluster, NONE).await?.is_some() {
+                continue;
+            }
             return Ok(None);
         }
         if let Some(root) = read_root(repo, cluster, number).await? {

@@ -199,6 +199,9 @@ impl Collection<'_> {
         let root = cluster.newest_root().await?;
         let mut due: Vec<RetiredFlush> =
             root.retired.iter().filter(|run| run.root <= floor_root).cloned().collect();
+        if planted(Bug::ForgottenBeforeRemoved) {
+            self.forget(&due).await?;
+        }
         let mut deleted = 0;
         let mut held = Vec::new();
         for run in &due {
@@ -211,16 +214,20 @@ impl Collection<'_> {
             }
         }
         due.retain(|run| !held.contains(run));
-        if !due.is_empty() {
-            cluster
-                .commit::<RepoError>(|root| {
-                    let mut next = root.clone();
-                    next.retired.retain(|run| !due.contains(run));
-                    Ok((next.retired.len() < root.retired.len()).then(|| RootChange::of(next)))
-                })
-                .await?;
-        }
+        self.forget(&due).await?;
         Ok(deleted)
+    }
+
+    async fn forget(&self, done: &[RetiredFlush]) -> Result<(), RepoError> {
+        if done.is_empty() {
+            return Ok(());
+        }
+        let edit = |root: &Root| {
+            let mut next = root.clone();
+            next.retired.retain(|run| !done.contains(run));
+            Ok((next.retired.len() < root.retired.len()).then(|| RootChange::of(next)))
+        };
+        self.cluster.commit::<RepoError>(edit).await.map(drop)
     }
 
     /// Removes what the index let go, then its entries. What the store would not remove keeps its entry.

@@ -158,6 +158,11 @@ impl World {
         }
     }
 
+    /// When the simulation began.
+    pub fn born(&self) -> Instant {
+        self.born
+    }
+
     /// Time and chance for the next life.
     pub fn env(&mut self) -> Env {
         self.lives += 1;
@@ -210,7 +215,7 @@ impl World {
         Ok(Arc::new(Repository::open(store, &unlock(), env).await?))
     }
 
-    fn options(&mut self) -> ReceiveOptions {
+    pub fn options(&mut self) -> ReceiveOptions {
         let journal = (self.mode == Mode::Journal).then(|| JournalPlace {
             disk: Arc::new(self.disk.clone()),
             dir: PathBuf::from("/journal"),
@@ -327,7 +332,7 @@ impl World {
             ChunkIndex::load(cluster, &snapshot.index.pages).await.map_err(|error| error.to_string())?;
         let reader = ChunkReader::new(cluster.clone(), Arc::new(index), 1);
         for backup in listed {
-            let sent = self.server.sent(backup.start);
+            let sent = self.server.sent(backup.timeline, backup.start);
             let sent = sent.ok_or_else(|| format!("backup {} was never sent", backup.id))?;
             let stored = read_backup(cluster, &reader, backup).await;
             let stored = stored.map_err(|error| format!("backup {}: {error}", backup.id))?;

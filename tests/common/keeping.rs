@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::watch;
 use walden::backup::BackupError;
-use walden::base::{BackupId, Lsn, SegmentSize, TimelineId, Timestamp};
+use walden::base::{BackupId, Lsn, ObjectKey, SegmentSize, TimelineId, Timestamp};
 use walden::format::index::{BackupEntry, BackupState, RemovedKind};
 use walden::repo::backups::{needed_wal, state_now};
 use walden::repo::walmap::{self, Snapshot};
@@ -123,10 +123,19 @@ impl World {
         }
     }
 
-    /// Objects of the kinds that an index names which this one does not, and which do not wait for removal.
+    /// Objects of the kinds that a root or an index names which these do not, and which do not wait for removal.
     pub async fn leaks(&mut self) -> Vec<String> {
         let cluster = self.cluster_of(1000).await.unwrap();
         let root = cluster.newest_root().await.unwrap();
+        let replaced = |key: &&ObjectKey| {
+            let Some((stream, number)) = layout::parse_flush(key) else { return false };
+            let waits =
+                root.retired.iter().any(|run| run.stream == stream && (run.from..run.to).contains(&number));
+            let open = root.streams.iter().find(|open| open.id == stream);
+            open.is_some_and(|open| number < open.low_water) && !waits
+        };
+        let flushes: Vec<String> =
+            self.store.objects().keys().filter(replaced).map(ToString::to_string).collect();
         let index = cluster.index(&root).await.unwrap();
         let name = cluster.name();
         let mut named: Vec<String> = Vec::new();
@@ -150,7 +159,8 @@ impl World {
         let objects = self.store.objects();
         let of_kind = |key: &&String| key.contains("/segments/") || key.contains("/backups/");
         let keys: Vec<String> = objects.keys().map(ToString::to_string).collect();
-        keys.iter().filter(of_kind).filter(|key| !named.contains(key)).cloned().collect()
+        let unnamed = keys.iter().filter(of_kind).filter(|key| !named.contains(key)).cloned();
+        unnamed.chain(flushes).collect()
     }
 }
 
@@ -332,6 +342,58 @@ async fn beside_receiving<T>(world: &mut World, work: impl Future<Output = T>) -
     tokio::select! {
         ended = receiving => panic!("receive ended: {ended:?}"),
         done = work => done,
+    }
+}
+
+/// Whether a keeper was stopped before it was done.
+pub enum Stopped {
+    Before,
+    Never,
+}
+
+/// A keeper of `before` is stopped for good after so many requests, and others go on: nothing is lost, and nothing left.
+pub async fn stopped_keeper(before: &World, requests: u64) -> Result<Stopped, String> {
+    let (policy, at_first) = (window(0), before.store.used());
+    let (server, store) = (before.server.fork(), before.store.fork());
+    let mut world = World::of(3000 + requests, Mode::Object, server, store, before.disk.fork(1));
+    let mut seen = Seen::default();
+    world.broken_promise(&policy, &mut seen).await.map_or(Ok(()), Err)?;
+    let text = |error: RepoError| error.to_string();
+    let theirs = world.cluster_of(7).await.map_err(text)?;
+    let stopped = world.store.client(7);
+    stopped.hold_after(requests);
+    let held = async {
+        while !stopped.is_held() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let stopped = tokio::select! {
+        done = keep(&theirs, &policy, Duration::ZERO) => done.map(|_| Stopped::Never).map_err(text)?,
+        () = held => Stopped::Before,
+    };
+    world.broken_promise(&policy, &mut seen).await.map_or(Ok(()), Err)?;
+    // Somebody else goes on, once what was registered is old.
+    for _ in 0..3 {
+        tokio::time::sleep(WORK_GRACE * 2).await;
+        let ours = world.cluster_of(8).await.map_err(text)?;
+        keep(&ours, &policy, Duration::ZERO).await.map_err(text)?;
+    }
+    world.broken_promise(&policy, &mut seen).await.map_or(Ok(()), Err)?;
+    if seen.expired != 4 {
+        return Err(format!("{} backups expired", seen.expired));
+    }
+    let leaks = world.leaks().await;
+    if !leaks.is_empty() {
+        return Err(format!("left behind: {leaks:?}"));
+    }
+    let ours = world.cluster_of(8).await.map_err(text)?;
+    let index = ours.index(&ours.newest_root().await.map_err(text)?).await.map_err(text)?;
+    if !index.removed.is_empty() {
+        return Err(format!("still to be removed: {:?}", index.removed));
+    }
+    match world.store.used() {
+        used if used < at_first * 2 / 3 => Ok(stopped),
+        used => Err(format!("{used} of {at_first} bytes are left")),
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use walden::backup::BlockRead;
 use walden::backup::upstream::{Archives, Connected, Replication, Server, Source};
-use walden::base::{Lsn, SegmentSize, SystemId, TimelineId};
+use walden::base::{Lsn, SegmentSize, SystemId};
 use walden::format::manifest::ConfigFile;
 use walden::net::server::{ServerSettings, WalPosition};
 use walden::net::{BaseBackupEvent, BaseBackupOptions, PgError, TablespaceRow};
@@ -28,11 +28,14 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Changes some relations.
+    /// Changes some relations; now and then one is again as it was some changes ago, when only backups that are gone by now had it.
     pub fn change(&mut self, rng: &mut fastrand::Rng) {
         for (path, _) in RELATIONS {
-            if rng.u8(0..3) == 0 {
-                *self.versions.entry(path).or_default() += 1;
+            let version = self.versions.entry(path).or_default();
+            match rng.u8(0..9) {
+                0 | 1 => *version += 1,
+                2 => *version = version.saturating_sub(rng.u64(1..4)),
+                _ => {}
             }
         }
     }
@@ -115,7 +118,7 @@ impl Replication for SimServer {
         self.pause().await;
         let (start, files) = self.begin_backup();
         let mut events = VecDeque::from([
-            BaseBackupEvent::Start { lsn: start, timeline: TimelineId(1) },
+            BaseBackupEvent::Start { lsn: start, timeline: self.timeline() },
             BaseBackupEvent::Tablespaces(vec![TablespaceRow {
                 oid: None,
                 path: String::new(),
@@ -152,7 +155,7 @@ impl Archives for SimArchives {
         }
         let Some(files) = self.files.take() else { return Ok(None) };
         let lsn = self.server.end_backup(self.start, files);
-        Ok(Some(BaseBackupEvent::End { lsn, timeline: TimelineId(1) }))
+        Ok(Some(BaseBackupEvent::End { lsn, timeline: self.server.timeline() }))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A primary made of synthetic WAL: streams in pieces of any size, drops connections, asks for replies, removes WAL
-//! behind its slot, and remembers everything it was ever told to be flushed.
+//! behind its slot, and remembers everything it was ever told to be flushed. It can fail over, with or without the tail that
+//! its standby lacked.
 
 use super::sim_backup::{DataDir, Sent};
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use walden::base::{Lsn, LsnRange, SegmentSize, SystemId, TimelineId, Timestamp};
 use walden::receive::machine::Acknowledged;
 use walden::receive::upstream::{
-    Connector, Identity, Message, Server, Slot, Started, StatusSink, Upstream, UpstreamError,
+    Connector, Identity, Message, NextTimeline, Server, Slot, Started, StatusSink, Upstream, UpstreamError,
 };
 use walden::wal::{Synth, WalVersion};
 
@@ -38,9 +39,33 @@ struct State {
     unstable: bool,
     forgets_at_once: bool,
     data: DataDir,
-    backups: BTreeMap<Lsn, Sent>,
+    backups: BTreeMap<(SystemId, TimelineId, Lsn), Sent>,
     backup_pause_ms: u64,
     switches: bool,
+    system: SystemId,
+    timeline: TimelineId,
+    /// Where each older timeline was left for the next.
+    switched: Vec<(TimelineId, Lsn)>,
+    commits: Vec<Commit>,
+    standby: Option<Standby>,
+}
+
+/// A transaction on the line that the server is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Commit {
+    /// Its record.
+    pub start: Lsn,
+    /// Where that ends.
+    pub end: Lsn,
+    /// Its time.
+    pub time: Timestamp,
+}
+
+/// What a standby has of the server.
+#[derive(Debug, Clone)]
+struct Standby {
+    synth: Synth,
+    wal_len: usize,
 }
 
 impl SimServer {
@@ -66,6 +91,11 @@ impl SimServer {
             backups: BTreeMap::new(),
             backup_pause_ms: 50,
             switches: false,
+            system: SystemId(77),
+            timeline: TimelineId(1),
+            switched: Vec::new(),
+            commits: Vec::new(),
+            standby: None,
         })))
     }
 
@@ -125,6 +155,55 @@ impl SimServer {
     /// The end of its WAL.
     pub fn end(&self) -> Lsn {
         self.state().end()
+    }
+
+    /// Sets its clock, unless that is ahead.
+    pub fn set_clock(&self, now: Timestamp) {
+        let mut state = self.state();
+        state.clock = state.clock.max(now.micros());
+    }
+
+    /// Transactions on the line that it is on.
+    pub fn commits(&self) -> Vec<Commit> {
+        self.state().commits.clone()
+    }
+
+    /// Its timeline.
+    pub fn timeline(&self) -> TimelineId {
+        self.state().timeline
+    }
+
+    /// Timelines that were left, and where.
+    pub fn left_behind(&self) -> Vec<(TimelineId, Lsn)> {
+        self.state().switched.clone()
+    }
+
+    /// The standby has everything by now.
+    pub fn standby_catches_up(&self) {
+        let mut state = self.state();
+        state.standby = Some(Standby { synth: state.synth.clone(), wal_len: state.wal.len() });
+    }
+
+    /// The standby takes over with what it has, on the next timeline.
+    pub fn fail_over(&self) {
+        let mut state = self.state();
+        let state = &mut *state;
+        if let Some(standby) = state.standby.take() {
+            state.synth = standby.synth;
+            state.wal.truncate(standby.wal_len);
+        }
+        let switch = state.end();
+        state.commits.retain(|commit| commit.end <= switch);
+        state.switched.push((state.timeline, switch));
+        state.timeline = TimelineId(state.timeline.0 + 1);
+        state.synth.switch_timeline(state.timeline, Timestamp::from_micros(state.clock));
+        let bytes = state.synth.take();
+        state.wal.extend(bytes);
+        state.wal_max = state.wal.len() as u64;
+        let slot = switch.align_down(SEGMENT);
+        state.restart = state.restart.map(|restart| restart.min(slot));
+        state.acknowledged = state.acknowledged.min(switch);
+        state.session += 1;
     }
 
     /// Its clock.
@@ -187,13 +266,15 @@ impl SimServer {
         state.synth.noise(64);
         let bytes = state.synth.take();
         state.wal.extend(bytes);
-        state.backups.insert(start, files);
+        let key = (state.system, state.timeline, start);
+        state.backups.insert(key, files);
         state.end()
     }
 
-    /// What the backup that began at `start` sent.
-    pub fn sent(&self, start: Lsn) -> Option<Sent> {
-        self.state().backups.get(&start).cloned()
+    /// What the backup that began at `start` of `timeline` sent.
+    pub fn sent(&self, timeline: TimelineId, start: Lsn) -> Option<Sent> {
+        let state = self.state();
+        state.backups.get(&(state.system, timeline, start)).cloned()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -216,7 +297,10 @@ impl State {
             let time = Timestamp::from_micros(self.clock);
             self.xid += 1;
             match self.rng.u8(0..10) {
-                0..4 => drop(self.synth.commit(self.xid, time)),
+                0..4 => {
+                    let made = self.synth.commit(self.xid, time);
+                    self.commits.push(Commit { start: made.start, end: made.end, time });
+                }
                 4..7 => drop(self.synth.page_image(self.xid, self.xid)),
                 7 => drop(self.synth.checkpoint(time)),
                 8 => drop(self.synth.noise(self.rng.usize(30..60_000))),
@@ -242,9 +326,9 @@ impl Server for SimServer {
     async fn identify(&mut self) -> Result<Identity, UpstreamError> {
         let state = self.state();
         Ok(Identity {
-            system_id: SystemId(77),
+            system_id: state.system,
             major_version: 15,
-            timeline: TimelineId(1),
+            timeline: state.timeline,
             flushed: state.end(),
             segment_size: SegmentSize::new(SEGMENT).unwrap(),
             block_size: 8192,
@@ -259,16 +343,29 @@ impl Server for SimServer {
     }
 
     async fn history(&mut self, timeline: TimelineId) -> Result<Vec<u8>, UpstreamError> {
-        Err(UpstreamError::Refused(format!("no history of timeline {timeline}")))
+        let state = self.state();
+        let older = state.switched.iter().filter(|(older, _)| *older < timeline);
+        let lines = older.map(|(older, at)| format!("{older}\t{at}\tno recovery target specified\n"));
+        match lines.collect::<String>() {
+            content if content.is_empty() || timeline > state.timeline => {
+                Err(UpstreamError::Refused(format!("no history of timeline {timeline}")))
+            }
+            content => Ok(content.into_bytes()),
+        }
     }
 
     async fn stream(
         self: Box<Self>,
         slot: &str,
         start: Lsn,
-        _timeline: TimelineId,
+        timeline: TimelineId,
     ) -> Result<Started, UpstreamError> {
         let mut state = self.state();
+        let left = state.switched.iter().find(|(older, _)| *older == timeline);
+        let until = left.map(|(older, at)| NextTimeline { timeline: TimelineId(older.0 + 1), start: *at });
+        if let Some(next) = until.filter(|next| next.start == start) {
+            return Ok(Started::EndOfTimeline(next));
+        }
         let restart = state.restart.unwrap_or(Lsn::new(START));
         let oldest = if state.forgets_at_once { restart } else { restart.align_down(SEGMENT) };
         if start < oldest {
@@ -283,7 +380,7 @@ impl Server for SimServer {
         state.session += 1;
         let session = state.session;
         drop(state);
-        let stream = SimStream { server: (*self).clone(), at: start, session, ready: Instant::now() };
+        let stream = SimStream { server: (*self).clone(), at: start, until, session, ready: Instant::now() };
         let sink = SimSink { server: (*self).clone(), session };
         Ok(Started::Streaming(Box::new(stream), Box::new(sink)))
     }
@@ -292,6 +389,8 @@ impl Server for SimServer {
 struct SimStream {
     server: SimServer,
     at: Lsn,
+    /// Where its timeline ends, unless that is the server's.
+    until: Option<NextTimeline>,
     session: u64,
     ready: Instant,
 }
@@ -313,7 +412,11 @@ impl Upstream for SimStream {
             }
             state.write();
             let (end, time) = (state.end(), Timestamp::from_micros(state.clock));
+            let end = self.until.map_or(end, |next| next.start);
             let left = end.bytes_since(self.at) as usize;
+            if let (0, Some(next)) = (left, self.until) {
+                return Ok(Message::EndOfTimeline(next));
+            }
             if left == 0 {
                 if state.rng.u8(0..4) == 0 {
                     let reply_requested = state.rng.bool();

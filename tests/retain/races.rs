@@ -1,18 +1,19 @@
 //! Retention beside everything else, and stopped at any request: 200 seeds in CI, 10,000 with `--long`.
 
-use crate::common::crash::{GRACE, Mode, WORK_GRACE, World, simulate};
+use crate::common::crash::{GRACE, WORK_GRACE, World, simulate};
 use crate::common::keeping::{
-    Seen, grace_by_the_store, keep, keeping, keeping_beside_backups, window, with_backups,
-    with_backups_and_wal, woken_below_the_floor,
+    Seen, Stopped, grace_by_the_store, keep, keeping, keeping_beside_backups, stopped_keeper, window,
+    with_backups, with_backups_and_wal, woken_below_the_floor,
 };
 use crate::common::sim_store::Request as Asked;
 use std::time::Duration;
 use tokio::sync::watch;
-use walden::base::ObjectKey;
-use walden::format::index::RemovedKind;
+use walden::base::{ObjectId, ObjectKey};
+use walden::format::index::{BackupState, RemovedKind};
+use walden::format::root::PendingKind;
 use walden::operate::{Exit, Failure};
-use walden::repo::Cluster;
-use walden::restore::{Request, Target};
+use walden::repo::{Cluster, Registration, layout};
+use walden::restore::{Request, RestoreError, Target};
 use walden::retain::delete::{self, DeleteError, Pins};
 use walden::retain::{gc, pin};
 
@@ -38,48 +39,15 @@ async fn cluster(world: &mut World, client: u32) -> Cluster {
 
 #[test]
 fn a_stop_at_any_request_of_expire_and_gc_loses_nothing_and_leaves_nothing() {
-    let policy = window(0);
     let mut stops = 0;
     simulate(async {
-        let mut before = with_backups(3, 5).await;
-        assert_eq!(before.broken_promise(&policy, &mut Seen::default()).await, None);
-        let at_first = before.store.used();
+        let before = with_backups(3, 5).await;
         for requests in 1.. {
-            let (server, store) = (before.server.fork(), before.store.fork());
-            let mut world = World::of(3000 + requests, Mode::Object, server, store, before.disk.fork(1));
-            let mut seen = Seen::default();
-            assert_eq!(world.broken_promise(&policy, &mut seen).await, None);
-            let (stopped, repo) = (world.store.client(7), world.open(7).await.unwrap());
-            let theirs = Cluster::open(repo, world.cluster.clone()).await.unwrap();
-            stopped.hold_after(requests);
-            let keeping = keep(&theirs, &policy, Duration::ZERO);
-            let held = async {
-                while !stopped.is_held() {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            };
-            let finished = tokio::select! { done = keeping => { done.unwrap(); true } () = held => false };
-            assert_eq!(world.broken_promise(&policy, &mut seen).await, None, "after {requests} requests");
-            // Somebody else goes on, once what was registered is old.
-            for _ in 0..3 {
-                tokio::time::sleep(WORK_GRACE * 2).await;
-                keep(&cluster(&mut world, 8).await, &policy, Duration::ZERO).await.unwrap();
+            match stopped_keeper(&before, requests).await {
+                Ok(Stopped::Before) => stops += 1,
+                Ok(Stopped::Never) => break,
+                Err(wrong) => panic!("after {requests} requests: {wrong}"),
             }
-            assert_eq!(world.broken_promise(&policy, &mut seen).await, None, "after {requests} requests");
-            assert_eq!(seen.expired, 4, "after {requests} requests");
-            assert_eq!(world.leaks().await, Vec::<String>::new(), "after {requests} requests");
-            let left = cluster(&mut world, 8).await;
-            let index = left.index(&left.newest_root().await.unwrap()).await.unwrap();
-            assert_eq!(index.removed, [], "after {requests} requests");
-            assert!(
-                world.store.used() < at_first * 2 / 3,
-                "{} of {at_first} bytes are left",
-                world.store.used()
-            );
-            if finished {
-                break;
-            }
-            stops += 1;
         }
     });
     println!("{stops} stops");
@@ -96,21 +64,25 @@ async fn chunk_bytes(cluster: &Cluster) -> (u64, u64) {
 
 #[test]
 fn what_only_removed_backups_referred_to_goes_and_sparse_segments_are_written_anew() {
-    simulate(async {
-        let mut world = with_backups(5, 6).await;
-        let ours = cluster(&mut world, 7).await;
-        let (live, all) = chunk_bytes(&ours).await;
-        assert_eq!(live, all, "nothing is dead while every backup is there");
-        let done = keep(&ours, &window(0), Duration::ZERO).await.unwrap();
-        assert!(done.swept.rewritten > 0, "{done:?}");
-        assert_eq!(done.swept.put_off, None);
-        let (live, all) = chunk_bytes(&ours).await;
-        assert!(live * 2 >= all, "{live} of {all} bytes are live");
-        let again = gc::collect_with(&ours, Duration::ZERO, WORK_GRACE).await.unwrap();
-        assert_eq!(again.swept, Default::default());
-        let mut seen = Seen::default();
-        assert_eq!(world.broken_promise(&window(0), &mut seen).await, None);
-    });
+    let (mut dropped, mut rewritten) = (0, 0);
+    for seed in 1..=8 {
+        simulate(async {
+            let mut world = with_backups(seed, 6).await;
+            let ours = cluster(&mut world, 7).await;
+            let (live, all) = chunk_bytes(&ours).await;
+            assert_eq!(live, all, "nothing is dead while every backup is there");
+            let done = keep(&ours, &window(0), Duration::ZERO).await.unwrap();
+            (dropped, rewritten) = (dropped + done.swept.dropped, rewritten + done.swept.rewritten);
+            assert_eq!(done.swept.put_off, None);
+            let (live, all) = chunk_bytes(&ours).await;
+            assert!(live * 2 >= all, "seed {seed}: {live} of {all} bytes are live");
+            let again = gc::collect_with(&ours, Duration::ZERO, WORK_GRACE).await.unwrap();
+            assert_eq!(again.swept, Default::default());
+            let mut seen = Seen::default();
+            assert_eq!(world.broken_promise(&window(0), &mut seen).await, None);
+        });
+    }
+    assert!(dropped > 0 && rewritten > 0, "{dropped} dropped, {rewritten} written anew");
 }
 
 #[test]
@@ -232,11 +204,17 @@ fn wal_between_a_pinned_backup_and_the_window_goes_and_is_no_damage() {
         let snapshot = walden::repo::walmap::load(&ours).await.unwrap();
         let generation = snapshot.root.generation;
         let loaded = walden::restore::archive::load(&ours, &snapshot, generation).await.unwrap();
-        for id in &left {
+        for backup in &after.backups {
             let mut request = Request::new(Target::Immediate);
-            request.backup = Some(id.to_string());
-            let resolved = loaded.archive.resolve(&request, |path| loaded.scan(&ours, path)).await.unwrap();
-            assert_eq!(resolved.backup.id, *id);
+            request.backup = Some(backup.id.to_string());
+            let resolved = loaded.archive.resolve(&request, |path| loaded.scan(&ours, path)).await;
+            match backup.state {
+                BackupState::Base => assert!(matches!(resolved, Err(RestoreError::NotFound { .. }))),
+                _ => assert_eq!(resolved.unwrap().backup.id, backup.id),
+            }
+        }
+        if let Some(base) = after.backups.iter().find(|backup| backup.state == BackupState::Base) {
+            pin::pin(&ours, &base.id, None, "too late").await.unwrap_err();
         }
         assert_eq!(world.broken_promise(&window(0), &mut Seen::default()).await, None);
     });
@@ -245,27 +223,27 @@ fn wal_between_a_pinned_backup_and_the_window_goes_and_is_no_damage() {
 #[test]
 fn a_store_clock_that_steps_back_makes_no_leftover_of_what_a_backup_stores() {
     simulate(async {
-        let mut world = with_backups(12, 2).await;
-        world.server.send_backups_slowly(Duration::from_secs(60));
+        let mut world = with_backups(12, 1).await;
         let ours = cluster(&mut world, 7).await;
-        let (_stop, stopped) = watch::channel(false);
-        let (receiving, backup) = (world.receiver(1, stopped).await, world.backup(60).await);
-        let (store, began) = (world.store.clone(), tokio::time::Instant::now());
+        let work = Registration::create(&ours, PendingKind::Backup, None, "client 60").await.unwrap();
+        let stored = layout::segment(ours.name(), ObjectId([6; 16]));
         let collecting = async {
-            tokio::time::sleep(Duration::from_secs(30)).await;
-            store.skew_clock(-(WORK_GRACE.as_micros() as i64) * 9 / 10);
-            loop {
-                tokio::time::sleep(Duration::from_secs(10)).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            world.store.skew_clock(-(WORK_GRACE.as_micros() as i64) * 9 / 10);
+            ours.repo().create_own(&stored, &b"of the backup"[..].into()).await.unwrap();
+            for _ in 0..40 {
+                tokio::time::sleep(WORK_GRACE / 10).await;
                 gc::collect_with(&ours, Duration::ZERO, WORK_GRACE).await.unwrap();
+                assert!(world.store.objects().contains_key(&stored), "it is not that old");
             }
         };
         tokio::select! {
-            ended = receiving => panic!("receive ended: {ended:?}"),
-            () = collecting => unreachable!(),
-            made = backup => { made.unwrap(); }
+            expired = work.keep(WORK_GRACE / 4) => panic!("{expired}"),
+            () = collecting => {}
         }
-        assert!(began.elapsed() > WORK_GRACE * 3, "it took {:?}", began.elapsed());
-        assert_eq!(world.broken_promise(&window(0), &mut Seen::default()).await, None);
+        work.abandon().await.unwrap();
+        gc::collect_with(&ours, Duration::ZERO, WORK_GRACE).await.unwrap();
+        assert!(!world.store.objects().contains_key(&stored), "nobody will need it");
     });
 }
 

@@ -107,7 +107,7 @@ async fn receive(world: &mut World, client: u32) -> Sent {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         stop.send_replace(true);
-        server.sent(made.entry.start).unwrap()
+        server.sent(made.entry.timeline, made.entry.start).unwrap()
     };
     let (ended, sent) = tokio::join!(receiving, working);
     ended.unwrap();
