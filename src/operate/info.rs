@@ -79,8 +79,8 @@ pub struct WindowInfo {
 pub struct GapInfo {
     /// The first byte of WAL that is missing.
     pub start_lsn: String,
-    /// Where WAL begins again.
-    pub end_lsn: String,
+    /// Where WAL begins again; none when it does not yet.
+    pub end_lsn: Option<String>,
     /// The newest moment before it that can be restored, if the window reaches it.
     pub start: Option<String>,
     /// The earliest after it.
@@ -313,7 +313,7 @@ fn window(window: &Window, loaded: &Loaded, expired: &[ExpiredEntry]) -> WindowI
         let [before, after] = pair else { continue };
         gaps.push(GapInfo {
             start_lsn: before.range.end.to_string(),
-            end_lsn: after.range.start.to_string(),
+            end_lsn: Some(after.range.start.to_string()),
             start: Some(before.end.to_string()),
             end: Some(after.start.to_string()),
             reason: reason(before.range.end, after.range.start),
@@ -324,7 +324,7 @@ fn window(window: &Window, loaded: &Loaded, expired: &[ExpiredEntry]) -> WindowI
         if last.is_none_or(|last| gap.start >= last.range.end) {
             gaps.push(GapInfo {
                 start_lsn: gap.start.to_string(),
-                end_lsn: gap.end.to_string(),
+                end_lsn: (gap.end < Lsn::MAX).then(|| gap.end.to_string()),
                 start: last.filter(|last| gap.start == last.range.end).map(|last| last.end.to_string()),
                 end: None,
                 reason: Some(gap.reason.clone()),

@@ -90,7 +90,8 @@ impl Compactor {
         let mut total = Compacted::default();
         let mut tries = 0;
         loop {
-            let snapshot = walmap::load(&self.cluster).await?;
+            let snapshot = walmap::load_unbroken(&self.cluster).await?;
+            warn_of_losses(&snapshot);
             let plan = plan(&snapshot, extent);
             if plan == Plan::default() {
                 return Ok(total);
@@ -259,6 +260,13 @@ pub async fn follow(
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// WAL behind what is lost waits in its flush objects: what took their place would hide the loss.
+fn warn_of_losses(snapshot: &Snapshot) {
+    for lost in snapshot.wal.chains().iter().flat_map(|chain| &chain.lost) {
+        tracing::warn!(key = %lost.key, "a flush object is lost, and nothing after it is compacted until `walden repair wal` records that: {}", lost.reason);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::format::header::ObjectKind;
 use crate::format::record::Record;
 use crate::format::root::{Root, StreamEntry};
 use crate::format::wal::{FenceMeta, Predecessor};
-use crate::repo::chain::{self, Chain, ChainEnd, Numbered};
+use crate::repo::chain::{self, Chain, ChainEnd, Losses, Numbered};
 use crate::repo::cluster::RootChange;
 use crate::repo::{Cluster, Created, RepoError, layout};
 
@@ -103,7 +103,7 @@ async fn close(
     writer_epoch: u64,
 ) -> Result<Chain, RepoError> {
     loop {
-        let chain = chain::read(cluster, older).await?;
+        let chain = chain::read(cluster, older, Losses::PassedBy).await?;
         let number = match &chain.end {
             ChainEnd::Fenced { number, fence } if fence.writer_epoch > writer_epoch => {
                 return Err(fenced(successor, *number, fence.writer_epoch));
@@ -111,8 +111,8 @@ async fn close(
             ChainEnd::Fenced { .. } => return Ok(chain),
             ChainEnd::Open { next } => *next,
         };
-        if let Some(later) = &chain.beyond {
-            tracing::error!(%later, "an object of stream {} is lost: its number {number} is missing", older.id);
+        for lost in &chain.lost {
+            tracing::error!(key = %lost.key, "an object of stream {} is lost: {}", older.id, lost.reason);
         }
         if planted(Bug::FenceSkipped) {
             return Ok(chain);

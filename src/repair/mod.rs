@@ -4,6 +4,7 @@
 
 pub mod cover;
 pub mod rebuild;
+pub mod wal;
 
 use crate::base::{BackupId, ObjectId, ObjectKey, Progress};
 use crate::codec::check::check_header;

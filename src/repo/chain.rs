@@ -5,7 +5,8 @@ use super::cluster::Cluster;
 use super::error::RepoError;
 use super::layout;
 use crate::base::{Lsn, ObjectKey, StreamId, limits};
-use crate::codec::object::{Expect, OpenObject, check_header};
+use crate::codec::check::check_without_key;
+use crate::codec::object::{Expect, OpenObject};
 use crate::format::header::ObjectKind;
 use crate::format::root::StreamEntry;
 use crate::format::wal::{FenceMeta, WalMeta};
@@ -56,8 +57,23 @@ pub struct Chain {
     pub objects: Vec<ChainObject>,
     /// Where it ends.
     pub end: ChainEnd,
-    /// An object found past an open end, which was written only after the end's number was durable: that one was lost.
-    pub beyond: Option<ObjectKey>,
+    /// Objects that were durable and are missing or damaged.
+    pub lost: Vec<Lost>,
+}
+
+/// An object of a chain that was durable and cannot be read any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// Its number.
+    pub number: u64,
+    /// Its key.
+    pub key: ObjectKey,
+    /// What is wrong.
+    pub reason: String,
+    /// Where the WAL before it ends, if there is any.
+    pub from: Option<Lsn>,
+    /// Where WAL begins again after it, if there is any.
+    pub to: Option<Lsn>,
 }
 
 impl Chain {
@@ -99,7 +115,8 @@ pub async fn open_numbered(
     let key = layout::flush(cluster.name(), stream, number);
     let repo = cluster.repo();
     let expect = Expect { repository: Some(repo.id()), key: Some(&key), kind: None };
-    let (header, _) = check_header(&bytes, &expect).map_err(|error| RepoError::open(&key, error))?;
+    // All of it, so that damage is told of the object that has it, not of the one that is linked to it.
+    let (header, _) = check_without_key(&bytes, &expect).map_err(|error| RepoError::open(&key, error))?;
     if header.owner != stream.0 || header.number != number {
         return Err(RepoError::damage(&key, "its header names another stream or number"));
     }
@@ -116,22 +133,24 @@ pub async fn open_numbered(
     }
 }
 
-/// Reads the chain of `stream` to its end. An object that does not link to the one before is damage; one that is missing
-/// while much later ones are there is told by [`Chain::beyond`], for whoever must not take the loss for the end.
-pub async fn read(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, RepoError> {
-    loop {
-        let mut chain = read_to_end(cluster, stream).await?;
-        let ChainEnd::Open { next } = chain.end else { return Ok(chain) };
-        let later = layout::flush(cluster.name(), stream.id, next + limits::FLUSHES_IN_FLIGHT_MAX as u64);
-        if !exists(cluster, &later).await? {
-            return Ok(chain);
-        }
-        // The writer may have gone on between the two looks; the first number was then durable before the second.
-        if !exists(cluster, &layout::flush(cluster.name(), stream.id, next)).await? {
-            chain.beyond = Some(later);
-            return Ok(chain);
-        }
-    }
+/// What an object that is missing or damaged does to the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Losses {
+    /// The chain ends before it.
+    End,
+    /// It costs the WAL that it held.
+    PassedBy,
+}
+
+/// The object at `number` is not there: what shows that it was, if anything does. An object so far ahead was written only after this
+/// one was durable.
+async fn later_than(
+    cluster: &Cluster,
+    stream: &StreamEntry,
+    number: u64,
+) -> Result<Option<ObjectKey>, RepoError> {
+    let later = layout::flush(cluster.name(), stream.id, number + limits::FLUSHES_IN_FLIGHT_MAX as u64);
+    Ok(exists(cluster, &later).await?.then_some(later))
 }
 
 async fn exists(cluster: &Cluster, key: &ObjectKey) -> Result<bool, RepoError> {
@@ -142,9 +161,11 @@ async fn exists(cluster: &Cluster, key: &ObjectKey) -> Result<bool, RepoError> {
     }
 }
 
-async fn read_to_end(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, RepoError> {
+/// Reads the chain of `stream` to its end. What is lost of it is told by [`Chain::lost`]: objects that do not open, that are not linked to
+/// the one before, or that are missing while much later ones are there.
+pub async fn read(cluster: &Cluster, stream: &StreamEntry, losses: Losses) -> Result<Chain, RepoError> {
     let end = ChainEnd::Open { next: stream.low_water };
-    let mut chain = Chain { stream: stream.clone(), objects: Vec::new(), end, beyond: None };
+    let mut chain = Chain { stream: stream.clone(), objects: Vec::new(), end, lost: Vec::new() };
     let reads = futures_util::stream::iter(stream.low_water..)
         .map(|number| async move {
             let key = layout::flush(cluster.name(), stream.id, number);
@@ -152,36 +173,84 @@ async fn read_to_end(cluster: &Cluster, stream: &StreamEntry) -> Result<Chain, R
         })
         .buffered(limits::CHAIN_GETS_IN_FLIGHT);
     futures_util::pin_mut!(reads);
-    while let Some((number, read)) = reads.next().await {
-        let bytes = match read {
-            Err(error) if super::cluster::object_is_gone(&error) => {
+    while let Some((number, mut read)) = reads.next().await {
+        let key = layout::flush(cluster.name(), stream.id, number);
+        let mut reason = None;
+        if read.as_ref().is_err_and(super::cluster::object_is_gone)
+            && let Some(later) = later_than(cluster, stream, number).await?
+        {
+            // The writer may have gone on between the two looks.
+            read = cluster.repo().read(&key).await;
+            reason = Some(format!("it is missing, though {later} is there"));
+        }
+        let bytes = match (read, reason) {
+            (Err(error), Some(reason)) if super::cluster::object_is_gone(&error) => {
+                chain.lose(number, key, reason);
+                if losses == Losses::PassedBy {
+                    continue;
+                }
                 chain.end = ChainEnd::Open { next: number };
                 break;
             }
-            other => other?,
-        };
-        let object_len = bytes.len() as u64;
-        match open_numbered(cluster, stream.id, number, bytes).await? {
-            Numbered::Fence(fence) => {
-                check_fence(cluster, &chain, number, &fence)?;
-                chain.end = ChainEnd::Fenced { number, fence };
+            (Err(error), None) if super::cluster::object_is_gone(&error) => {
+                chain.end = ChainEnd::Open { next: number };
                 break;
             }
-            Numbered::Flush(object) => {
-                let key = layout::flush(cluster.name(), stream.id, number);
-                let meta: WalMeta = object.meta().map_err(|error| RepoError::open(&key, error))?;
-                let key_epoch = object.header().key_epoch;
-                let next = ChainObject { number, key, meta, object_len, link: object.link(), key_epoch };
-                check_link(&chain, &next)?;
-                chain.objects.push(next);
+            (read, _) => read?,
+        };
+        match chain.add(cluster, number, bytes).await {
+            Ok(false) => {}
+            Ok(true) => break,
+            Err(RepoError::Damage { reason, .. }) => {
+                chain.lose(number, key, reason);
+                if losses == Losses::End {
+                    chain.end = ChainEnd::Open { next: number };
+                    break;
+                }
             }
+            Err(error) => return Err(error),
         }
     }
     Ok(chain)
 }
 
+impl Chain {
+    /// Adds what stands at `number`, and says whether that ends the chain.
+    async fn add(&mut self, cluster: &Cluster, number: u64, bytes: Bytes) -> Result<bool, RepoError> {
+        let (stream, object_len) = (self.stream.id, bytes.len() as u64);
+        match open_numbered(cluster, stream, number, bytes).await? {
+            Numbered::Fence(fence) => {
+                check_fence(cluster, self, number, &fence)?;
+                self.end = ChainEnd::Fenced { number, fence };
+                Ok(true)
+            }
+            Numbered::Flush(object) => {
+                let key = layout::flush(cluster.name(), stream, number);
+                let meta: WalMeta = object.meta().map_err(|error| RepoError::open(&key, error))?;
+                let key_epoch = object.header().key_epoch;
+                let next = ChainObject { number, key, meta, object_len, link: object.link(), key_epoch };
+                check_link(self, &next)?;
+                let from = self.lost.iter().rposition(|lost| lost.to.is_some()).map_or(0, |at| at + 1);
+                self.lost.iter_mut().skip(from).for_each(|lost| lost.to = Some(next.meta.start));
+                self.objects.push(next);
+                Ok(false)
+            }
+        }
+    }
+
+    fn lose(&mut self, number: u64, key: ObjectKey, reason: String) {
+        let from = self.end_lsn();
+        self.lost.push(Lost { number, key, reason, from, to: None });
+    }
+
+    /// Whether the object before `number` was read, or compacted: the next one is linked to it.
+    fn reaches(&self, number: u64) -> bool {
+        self.lost.last().is_none_or(|lost| lost.number + 1 != number)
+    }
+}
+
 fn check_fence(cluster: &Cluster, chain: &Chain, number: u64, fence: &FenceMeta) -> Result<(), RepoError> {
-    if fence.previous_link != chain.end_link() {
+    if chain.reaches(number) && fence.previous_link != chain.end_link() {
         let key = layout::flush(cluster.name(), chain.stream.id, number);
         return Err(RepoError::damage(&key, "the fence closes another chain than the one before it"));
     }
@@ -205,6 +274,14 @@ fn check_link(chain: &Chain, next: &ChainObject) -> Result<(), RepoError> {
     }
     if next.number == 0 {
         return Ok(());
+    }
+    if !chain.reaches(next.number) {
+        return match chain.end_lsn() {
+            Some(end) if next.meta.start < end => {
+                damage(format!("starts at {}, an object before it ends at {end}", next.meta.start))
+            }
+            _ => Ok(()),
+        };
     }
     if next.meta.previous_link != chain.end_link() {
         return damage("it is not linked to the object before it".into());

@@ -1,7 +1,7 @@
 //! Which WAL is durable, and where it is: compacted segments of the index, and the chains of flush objects not yet compacted.
-//! Pure but for [`load`], which reads the chains.
+//! Pure but for [`load`] and [`load_unbroken`], which read the chains.
 
-use super::chain::{self, Chain};
+use super::chain::{self, Chain, Losses};
 use super::cluster::{Cluster, object_is_gone};
 use super::error::RepoError;
 use super::index::Index;
@@ -201,13 +201,23 @@ pub struct Snapshot {
     pub wal: WalMap,
 }
 
-/// Reads the newest root, its index and its chains; starts again when compaction and collection move them meanwhile.
+/// Reads the newest root, its index and its chains; starts again when compaction and collection move them meanwhile. A flush object that
+/// is missing or damaged costs no more than its own WAL.
 pub async fn load(cluster: &Cluster) -> Result<Snapshot, RepoError> {
+    load_with(cluster, Losses::PassedBy).await
+}
+
+/// The same, with chains that end before the first object that is missing or damaged: what takes their place must not hide a loss.
+pub async fn load_unbroken(cluster: &Cluster) -> Result<Snapshot, RepoError> {
+    load_with(cluster, Losses::End).await
+}
+
+async fn load_with(cluster: &Cluster, losses: Losses) -> Result<Snapshot, RepoError> {
     let mut tries = 0;
     loop {
         tries += 1;
         let root = cluster.newest_root().await?;
-        match try_load(cluster, &root).await {
+        match try_load(cluster, &root, losses).await {
             Ok((index, wal)) => {
                 // An empty chain may mean that a newer root moved it: only the newest root's word counts.
                 let newest = cluster.newest_root().await?;
@@ -221,11 +231,11 @@ pub async fn load(cluster: &Cluster) -> Result<Snapshot, RepoError> {
     }
 }
 
-async fn try_load(cluster: &Cluster, root: &Root) -> Result<(Index, WalMap), RepoError> {
+async fn try_load(cluster: &Cluster, root: &Root, losses: Losses) -> Result<(Index, WalMap), RepoError> {
     let index = cluster.index(root).await?;
     let mut chains = Vec::new();
     for stream in &root.streams {
-        chains.push(chain::read(cluster, stream).await?);
+        chains.push(chain::read(cluster, stream, losses).await?);
     }
     let wal = WalMap::new(root.generation, &index, chains);
     Ok((index, wal))

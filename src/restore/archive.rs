@@ -4,10 +4,11 @@
 use super::decode::{Decoding, PathBytes};
 use super::error::RestoreError;
 use super::resolve::Archive;
-use crate::base::{Generation, Lsn, LsnRange, SegmentSize, TimelineId};
-use crate::format::index::BackupEntry;
+use crate::base::{Generation, Lsn, LsnRange, ObjectId, SegmentSize, TimelineId, Timestamp};
+use crate::format::index::{BackupEntry, GapEntry};
 use crate::format::root::GenerationRecord;
 use crate::repo::backups::state_now;
+use crate::repo::chain::Losses;
 use crate::repo::epochs::NearPages;
 use crate::repo::lineage::{Coverage, Lineage, Piece, TimelinePath};
 use crate::repo::walmap::Snapshot;
@@ -41,7 +42,7 @@ pub async fn load(
     } else {
         let mut chains = Vec::new();
         for stream in snapshot.root.streams.iter().filter(|stream| stream.generation == generation) {
-            chains.push(chain::read(cluster, stream).await?);
+            chains.push(chain::read(cluster, stream, Losses::PassedBy).await?);
         }
         WalMap::new(generation, &snapshot.index, chains)
     };
@@ -69,12 +70,28 @@ pub async fn load(
         generation,
         segment_size,
         backups,
-        gaps: wal.gaps().to_vec(),
+        gaps: wal.gaps().iter().cloned().chain(losses(&wal)).collect(),
         lineage,
         pieces: pieces(&wal),
         current,
     };
     Ok(Loaded { record, archive, wal })
+}
+
+/// WAL that was stored and cannot be read any more, as gaps.
+fn losses(wal: &WalMap) -> impl Iterator<Item = GapEntry> {
+    let lost = wal.chains().iter().flat_map(|chain| chain.lost.iter().map(move |lost| (chain, lost)));
+    lost.filter_map(|(chain, lost)| {
+        Some(GapEntry {
+            id: ObjectId(chain.stream.id.0),
+            generation: chain.stream.generation,
+            timeline: chain.stream.timeline,
+            start: lost.from?,
+            end: lost.to.unwrap_or(Lsn::MAX),
+            recorded_at: Timestamp::MIN,
+            reason: format!("{}: {}", lost.key, lost.reason),
+        })
+    })
 }
 
 /// The segment size of a generation.

@@ -18,11 +18,13 @@ use super::scan::{Meaning, Seen, SourceLimits, WalScan};
 use super::settings::{self, Harmful, SettingsInput};
 use super::target::{Request, Target, TargetAction};
 use crate::base::progress::Progress;
-use crate::base::{Generation, LsnRange, crc32c};
+use crate::base::{Generation, Lsn, LsnRange, crc32c};
 use crate::disk::SecretSource;
 use crate::format::manifest::ManifestMeta;
+use crate::format::root::StreamEntry;
 use crate::format::wal::EventKind;
 use crate::repo::Cluster;
+use crate::repo::chain::Chain;
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
 use crate::repo::lineage::Coverage;
 use crate::repo::manifest::Manifest;
@@ -92,26 +94,41 @@ pub struct Planned {
 /// Decides everything. Writes nothing; reads the index, the manifest's head and the WAL around the target.
 pub async fn plan(cluster: &Cluster, options: &RestoreOptions) -> Result<Planned, RestoreError> {
     let snapshot = walmap::load(cluster).await?;
+    let resolved = resolve(cluster, &snapshot, &options.request).await;
     if options.request.target == Target::Latest {
-        refuse_lost_end(&snapshot)?;
+        refuse_lost_end(&snapshot, resolved.as_ref().ok().map(|(_, resolution)| resolution))?;
     }
-    let (loaded, resolution) = resolve(cluster, &snapshot, &options.request).await?;
+    let (loaded, resolution) = resolved?;
     let manifest = Manifest::open(cluster, &resolution.backup.id, resolution.backup.manifest_number).await?;
     let plan = draw_up(cluster, options, &loaded, resolution, &manifest.meta).await?;
     let threads = options.threads;
     Ok(Planned { plan, cluster: cluster.clone(), snapshot, manifest, threads })
 }
 
-/// The latest moment is not known when WAL was lost that had been stored: what is left ends too early.
-fn refuse_lost_end(snapshot: &Snapshot) -> Result<(), RestoreError> {
-    for chain in snapshot.wal.chains() {
-        let (Some(later), Some(end)) = (&chain.beyond, chain.end_lsn()) else { continue };
+/// The latest moment is not known when WAL was lost that had been stored: what is left without a hole ends too early.
+fn refuse_lost_end(snapshot: &Snapshot, resolution: Option<&Resolution>) -> Result<(), RestoreError> {
+    let on_path = |chain: &&Chain| {
+        let StreamEntry { generation, timeline, .. } = chain.stream;
+        resolution.is_none_or(|found| {
+            generation == found.backup.generation
+                && found.path.legs().iter().any(|leg| leg.timeline == timeline)
+        })
+    };
+    let chains = snapshot.wal.chains().iter().filter(on_path);
+    for lost in chains.flat_map(|chain| &chain.lost) {
+        let begins = resolution.map_or(Lsn::ZERO, |found| found.wal.start);
+        if lost.to.is_some_and(|to| to <= begins) {
+            continue;
+        }
+        let (before, all) = match lost.from {
+            Some(from) => {
+                (format!("WAL from {from} on is lost"), format!("; --to-lsn {from} restores all before it"))
+            }
+            None => ("its WAL is lost".to_owned(), String::new()),
+        };
         return Err(RestoreError::Damage {
-            what: format!("stream {}", chain.stream.id),
-            reason: format!(
-                "its object {} is missing, though {later} is there: WAL from {end} on is lost; --to-lsn {end} restores all before it",
-                chain.end_number()
-            ),
+            what: lost.key.to_string(),
+            reason: format!("{}: {before}{all}", lost.reason),
         });
     }
     Ok(())

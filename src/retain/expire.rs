@@ -8,7 +8,7 @@ use crate::format::header::ObjectKind;
 use crate::format::index::{BackupState, RemovedEntry, RemovedKind};
 use crate::format::root::{GenerationRecord, Pending, PendingKind, Root};
 use crate::repo::backups::removal;
-use crate::repo::chain::{self, Chain};
+use crate::repo::chain::{self, Chain, Losses};
 use crate::repo::cluster::object_is_gone;
 use crate::repo::index::IndexEdit;
 use crate::repo::{Cluster, Index, RepoError, RootChange, layout};
@@ -65,7 +65,7 @@ impl Known {
         let index = cluster.index(&root).await?;
         let mut chains = Vec::new();
         for stream in &root.streams {
-            chains.push(chain::read(cluster, stream).await?);
+            chains.push(chain::read(cluster, stream, Losses::PassedBy).await?);
         }
         let mut numbers: BTreeSet<Generation> = BTreeSet::from([root.generation]);
         numbers.extend(index.wal.iter().map(|entry| entry.generation));

@@ -13,6 +13,7 @@ use crate::base::{ClusterName, Generation, ObjectKey, Progress, RepositoryId, Se
 use crate::format::index::BackupEntry;
 use crate::format::verification::{VerifiedArc, VerifyDepth, VerifyScope};
 use crate::repo::backups::{is_restorable, needed_wal, state_now};
+use crate::repo::chain::Losses;
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
 use crate::repo::walmap::{self, Snapshot, WalMap, WalPiece, WalSource};
 use crate::repo::{Cluster, Index, RepoError, Repository, chain, layout, verifications};
@@ -230,12 +231,7 @@ async fn older_wal(
 ) -> Result<WalMap, RepoError> {
     let mut chains = Vec::new();
     for stream in snapshot.root.streams.iter().filter(|stream| stream.generation == generation) {
-        match chain::read(cluster, stream).await {
-            Ok(chain) => chains.push(chain),
-            // Reading the snapshot read it too: told there.
-            Err(error) if error.is_damage() => {}
-            Err(error) => return Err(error),
-        }
+        chains.push(chain::read(cluster, stream, Losses::PassedBy).await?);
     }
     Ok(WalMap::new(generation, &snapshot.index, chains))
 }
@@ -331,6 +327,7 @@ impl Looked {
                 });
             }
             findings.extend(references::holes(cluster, &self.snapshot, map, *size));
+            findings.extend(references::lost_flushes(map, backups, *size));
             if let Some(size) = size {
                 let now = |backup: &BackupEntry| BackupEntry {
                     state: if backup.generation == map.generation() {

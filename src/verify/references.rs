@@ -9,7 +9,9 @@ use super::wal::{Unreadable, epoch_of, key_of};
 use super::{Finding, cost};
 use crate::base::{BackupId, LsnRange, ObjectKey, SegmentSize};
 use crate::format::index::BackupEntry;
+use crate::format::root::StreamEntry;
 use crate::repo::backups::{is_restorable, needed_wal};
+use crate::repo::chain::Lost;
 use crate::repo::chunks::{ChunkIndex, ChunkReader, Location};
 use crate::repo::spans::Spans;
 use crate::repo::walmap::{Snapshot, WalMap, WalSource};
@@ -92,6 +94,12 @@ pub fn holes(
     for gap in map.gaps() {
         holes.remove((map.generation(), gap.timeline), LsnRange::new(gap.start, gap.end.max(gap.start)));
     }
+    // Told by the objects that held it.
+    for chain in map.chains() {
+        for (from, to) in chain.lost.iter().filter_map(|lost| Some((lost.from?, lost.to?))) {
+            holes.remove((map.generation(), chain.stream.timeline), LsnRange::new(from, to.max(from)));
+        }
+    }
     for gone in &index.expired {
         holes.remove((gone.generation, gone.timeline), LsnRange::new(gone.start, gone.end.max(gone.start)));
     }
@@ -102,6 +110,25 @@ pub fn holes(
         backups: Vec::new(),
     };
     holes.iter().map(finding).collect()
+}
+
+/// Flush objects that were durable and are missing or damaged.
+pub fn lost_flushes(map: &WalMap, backups: &[BackupEntry], size: Option<SegmentSize>) -> Vec<Finding> {
+    let all = map.chains().iter().flat_map(|chain| chain.lost.iter().map(move |lost| (&chain.stream, lost)));
+    let finding = |(stream, lost): (&StreamEntry, &Lost)| Finding {
+        key: lost.key.to_string(),
+        reason: lost.reason.clone(),
+        cost: match (lost.from, lost.to) {
+            (Some(from), Some(to)) => {
+                let range = LsnRange::new(from, to);
+                cost::of_wal(map, backups, size, LostWal { timeline: stream.timeline, range })
+            }
+            (Some(from), None) => format!("WAL of stream {} from {from} on", stream.id),
+            (None, _) => format!("the first WAL of stream {}", stream.id),
+        },
+        backups: Vec::new(),
+    };
+    all.map(finding).collect()
 }
 
 /// Objects of WAL that are wrong, with all that they hold.

@@ -160,7 +160,7 @@ impl fmt::Display for BackupInfo {
 
 impl fmt::Display for GapInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}..{}", self.start_lsn, self.end_lsn)?;
+        write!(f, "{}..{}", self.start_lsn, self.end_lsn.as_deref().unwrap_or_default())?;
         match (&self.start, &self.end) {
             (Some(start), Some(end)) => write!(f, ", {start} to {end}")?,
             (Some(start), None) => write!(f, ", from {start} until the next backup")?,

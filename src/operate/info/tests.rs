@@ -117,7 +117,7 @@ fn the_window_runs_from_the_first_backup_to_the_newest_durable_time_less_the_gap
     assert_eq!(info.window.end.as_deref(), Some("2000-01-01 00:03:20.000000+00"));
     let gap = GapInfo {
         start_lsn: "0/A00000".into(),
-        end_lsn: "0/1600000".into(),
+        end_lsn: Some("0/1600000".into()),
         start: Some("2000-01-01 00:01:40.000000+00".into()),
         end: Some("2000-01-01 00:03:00.000000+00".into()),
         reason: Some("the slot was dropped".into()),
@@ -131,7 +131,10 @@ fn a_gap_that_no_backup_closed_yet_is_shown() {
     let info = info(vec![backup_at(2, 3, 50)], None);
     assert_eq!(info.window.end.as_deref(), Some("2000-01-01 00:01:40.000000+00"));
     assert_eq!(info.window.gaps.len(), 1);
-    assert_eq!((info.window.gaps[0].end_lsn.as_str(), &info.window.gaps[0].end), ("0/1400000", &None));
+    assert_eq!(
+        (info.window.gaps[0].end_lsn.as_deref(), &info.window.gaps[0].end),
+        (Some("0/1400000"), &None)
+    );
 }
 
 #[test]

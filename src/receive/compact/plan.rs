@@ -76,6 +76,10 @@ pub fn plan(snapshot: &Snapshot, extent: Extent) -> Plan {
     let newest = snapshot.wal.durable_end();
     for chain in snapshot.wal.chains() {
         plan_chain(chain, extent, &mut jobs);
+        if !chain.lost.is_empty() {
+            // What lies behind it waits: deltas are made in the order of WAL.
+            break;
+        }
     }
     if jobs.is_empty() {
         plan_merges(&snapshot.index, snapshot.root.generation, extent, &mut jobs);

@@ -349,12 +349,11 @@ impl<'a, S: WalScan> Resolver<'a, S> {
     /// Why nothing can be restored past `at`, the end of `run`.
     fn beyond(&self, run: &Run<'_>, at: &str) -> String {
         let end = run.range.end;
-        if self.coverage.end() == Some(end) {
-            return format!("everything is durable up to {at}");
-        }
-        let recorded = self.archive.gaps.iter().find(|gap| gap.start <= end && end < gap.end);
-        match recorded {
+        let gap = self.archive.gaps.iter().find(|gap| gap.start <= end && end < gap.end);
+        match gap {
+            Some(gap) if gap.end == Lsn::MAX => format!("WAL from {} on is lost ({})", gap.start, gap.reason),
             Some(gap) => format!("it lies in the gap {}..{} ({})", gap.start, gap.end, gap.reason),
+            None if self.coverage.end() == Some(end) => format!("everything is durable up to {at}"),
             None => format!("it lies in a gap: WAL ends at {end} and begins again later"),
         }
     }
