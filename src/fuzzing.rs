@@ -19,8 +19,8 @@ use crate::format::envelope::PlainObject;
 use crate::format::frame::{Codec, Trailer};
 use crate::format::header::{ObjectHeader, ObjectKind};
 use crate::format::index::{IndexMeta, IndexPage};
-use crate::format::journal::{JournalFrame, JournalHead, JournalPrevious};
-use crate::format::keyslot::{Epoch, EpochSlot, KeySlot};
+use crate::format::journal::{JournalBegin, JournalFrame, JournalHead};
+use crate::format::keyslot::{Epoch, EpochLink, EpochSlot, KeySlot};
 use crate::format::manifest::{BlockMap, ManifestMeta, ManifestPage, ManifestPages};
 use crate::format::marker::RepositoryMarker;
 use crate::format::record::Record;
@@ -184,13 +184,17 @@ pub fn key_slot(bytes: &[u8]) {
         if let Ok(epoch) = Epoch::from_object(bytes) {
             assert_eq!(epoch.to_object(), bytes);
         }
+        if let Ok(link) = EpochLink::from_object(bytes) {
+            assert_eq!(link.to_object(), bytes);
+            let mut chain = keyring().chain().clone();
+            assert!(chain.extend(&link).is_err(), "a link that nobody signed");
+        }
         if let Ok(epoch) = EpochSlot::from_object(bytes) {
             assert_eq!(epoch.to_object(), bytes);
             assert!(!keyslot::vouched(&epoch, keyring().newest()), "a voucher that nobody made");
             let name = &epoch.slot;
-            let chunk_id_key = keyring().chunk_id_key();
-            let made =
-                keyslot::create_slot(&unlock, epoch.repository, name, chunk_id_key, SlotCost::LEAST, &Still);
+            let newest = keyring().newest();
+            let made = keyslot::create_slot(&unlock, epoch.repository, name, newest, SlotCost::LEAST, &Still);
             let opened =
                 made.and_then(|(slot, _)| keyslot::open_slot(&slot, epoch.repository, name, &unlock));
             if let Ok(slot) = opened {
@@ -207,10 +211,10 @@ pub fn key_slot(bytes: &[u8]) {
 pub fn journal(bytes: &[u8]) {
     let _ = JournalOpener::open(bytes, keyring(), &ANY);
     record::<JournalHead>(bytes);
-    record::<JournalPrevious>(bytes);
+    record::<JournalBegin>(bytes);
     if let Ok(frame) = JournalFrame::decode(bytes) {
         assert_eq!([frame.head.encode(), frame.body.to_vec()].concat(), bytes);
-        let _ = frame.previous();
+        let _ = frame.begin();
     }
 }
 

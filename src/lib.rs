@@ -7,7 +7,7 @@
 //! ```text
 //! tools/walden/     the command line      tools/inspect/  dump any object
 //!   operate         configuration, failures and exit codes, the daemon of one cluster
-//!   receive  backup  restore  retain  verify  rekey  repair     workflows: a pure plan or machine, and a driver
+//!   receive  backup  restore  copy  retain  verify  rekey  repair     workflows: a pure plan or machine, and a driver
 //!   repo            what the objects mean: layout, roots, streams, index, chunks, coverage
 //!   store  disk  net      the only IO: objects; journal and host; PostgreSQL connections
 //!   delta           raw WAL into columns and differences of images, and back
@@ -56,6 +56,7 @@ pub mod store;
 pub mod repo;
 
 pub mod backup;
+pub mod copy;
 pub mod receive;
 pub mod rekey;
 pub mod repair;

@@ -7,10 +7,10 @@ mod samples;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
-use walden::base::{ChunkId, Lsn, SegmentSize, SystemId, TimelineId, Timestamp};
+use walden::base::{ChunkId, Generation, Lsn, SegmentSize, SystemId, TimelineId, Timestamp};
 use walden::format::directory::{Directory, FrameEntry};
 use walden::format::frame::{Codec, FrameKind};
-use walden::format::journal::{JournalFrameKind, JournalHead, JournalPrevious};
+use walden::format::journal::{JournalBegin, JournalFrameKind, JournalHead, JournalPrevious};
 use walden::format::record::{Blob, Record};
 use walden::fuzzing::TARGETS;
 use walden::wal::{Synth, WalVersion};
@@ -142,7 +142,7 @@ fn vectors() -> Vec<Seed> {
             }
             let (bytes, name) =
                 (fs::read(&path).unwrap(), path.file_stem().unwrap().to_str().unwrap().to_owned());
-            let plain = [b"WALDREP\x01", b"WALDKEY\x01", b"WALDEPO\x01"]
+            let plain = [b"WALDREP\x01", b"WALDKEY\x01", b"WALDEPO\x01", b"WALDEPA\x01", b"WALDEPL\x01"]
                 .iter()
                 .any(|magic| bytes.starts_with(*magic));
             let target = if plain { "key_slot" } else { "object" };
@@ -168,9 +168,10 @@ fn records() -> Vec<Seed> {
         timeline: TimelineId(1),
         start: Lsn::new(1 << 32),
         server_time: Timestamp::from_micros(1),
-        synced_len: 237,
+        synced_len: 241,
     };
-    let previous = JournalPrevious { number: 1, len: 4096 };
+    let begin =
+        JournalBegin { generation: Generation(1), previous: JournalPrevious { number: 1, len: 4096 } };
     let with = |kind, body: &[u8]| [head(kind).encode(), body.to_vec()].concat();
     let chunk = ChunkId([1; 32]);
     vec![
@@ -191,10 +192,10 @@ fn records() -> Vec<Seed> {
         ("wal_meta", "segment".into(), samples::segment().encode()),
         ("wal_meta", "fence".into(), samples::fence().encode()),
         ("wal_meta", "summary".into(), samples::summary().encode()),
-        ("journal", "begin".into(), with(JournalFrameKind::Begin, &previous.encode())),
+        ("journal", "begin".into(), with(JournalFrameKind::Begin, &begin.encode())),
         ("journal", "wal".into(), with(JournalFrameKind::Wal, b"wal bytes")),
         ("journal", "mark".into(), with(JournalFrameKind::Mark, b"")),
-        ("journal", "previous".into(), previous.encode()),
+        ("journal", "previous".into(), begin.encode()),
     ]
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use walden::base::{Entropy, Lsn, RepositoryId, StreamId, TimelineId, Timestamp};
+use walden::base::{Entropy, Generation, Lsn, RepositoryId, StreamId, TimelineId, Timestamp};
 use walden::codec::{ChunkIdKey, EpochSecret, KeySource};
 use walden::disk::Disk;
 use walden::disk::journal::{
@@ -57,7 +57,7 @@ async fn open_with(
     let options = JournalOptions { repository, cluster, budget_bytes };
     let (mut journal, recovery) =
         Journal::open(Arc::new(disk.clone()), Path::new(DIR), options, keys, entropy).await?;
-    journal.begin_stream(StreamId([7; 16]), 5).await?;
+    journal.begin_stream(StreamId([7; 16]), 5, Generation(1)).await?;
     Ok((journal, recovery))
 }
 

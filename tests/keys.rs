@@ -3,8 +3,12 @@
 
 mod common;
 
+#[path = "keys/chain.rs"]
+mod chain;
 #[path = "keys/epochs.rs"]
 mod epochs;
+#[path = "keys/hostile.rs"]
+mod hostile;
 #[path = "keys/server.rs"]
 mod server;
 #[path = "keys/slots.rs"]

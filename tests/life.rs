@@ -1,5 +1,5 @@
 //! Sixty days of a cluster under a simulated clock: WAL three times a day, a backup and retention daily, failovers with and without the
-//! standby's last WAL, pins, a rotation of keys each week with everything moved and the old epoch destroyed, and a key slot that is lost.
+//! standby's last WAL, an upgrade, pins, a rotation of keys each week with everything moved and the old epoch destroyed, and a key slot that is lost.
 //! Every day the window is what the policy says, three moments in it are restored exactly, and nothing dead is left but what waits.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -16,21 +16,22 @@ use tokio::sync::watch;
 use walden::backup::{self, BackupJob, BackupOptions, Checkpoint, ReceiverElsewhere};
 use walden::base::limits::{PAGES_LIVE_PERCENT_MIN, WORK_GRACE_MIN};
 use walden::base::progress::Unwatched;
-use walden::base::{BackupId, LsnRange, TimelineId, Timestamp};
+use walden::base::{BackupId, Generation, LsnRange, TimelineId, Timestamp};
 use walden::codec::keyslot::{SlotCost, Unlock};
 use walden::format::index::BackupState;
 use walden::operate::info;
 use walden::receive::compact::{self, DeltaOptions, Extent};
 use walden::receive::pipeline::Stored;
 use walden::receive::session;
+use walden::receive::upgrade::{self, MissingWal, NewServer, UpgradeOptions};
 use walden::rekey::destroy::{Destroyed, destroy};
 use walden::rekey::reseal::reseal;
 use walden::repo::chunks::{ChunkIndex, ChunkReader};
 use walden::repo::walread::Reading;
 use walden::repo::{Cluster, Repository, slots, walmap};
-use walden::restore::archive::{self, PathReader};
+use walden::restore::archive::PathReader;
 use walden::restore::resolve::Stop;
-use walden::restore::{Request, Target};
+use walden::restore::{Request, Target, run};
 use walden::retain::policy::Policy;
 use walden::retain::{expire, gc, mark, pin};
 
@@ -39,6 +40,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 const WINDOW_DAYS: u64 = 30;
 /// The day on which the key slot that everybody uses is lost.
 const SLOT_LOST: u64 = 25;
+/// The day of pg_upgrade.
+const UPGRADED: u64 = 33;
 const DELTAS: DeltaOptions = DeltaOptions { cache_bytes: 10 << 20 };
 
 /// A backup that was said to be made.
@@ -47,6 +50,7 @@ struct Made {
     id: BackupId,
     at: Timestamp,
     timeline: TimelineId,
+    generation: Generation,
 }
 
 /// What happened, to be sure that something did.
@@ -71,6 +75,8 @@ struct Life {
     policy: Policy,
     made: Vec<Made>,
     pinned: BTreeMap<BackupId, Option<Timestamp>>,
+    /// The server of each generation before the current one.
+    older: Vec<SimServer>,
     clients: u32,
     lived: Lived,
 }
@@ -88,7 +94,8 @@ impl Life {
         let unlock = common::crash::unlock();
         let (made, pinned) = (Vec::new(), BTreeMap::new());
         let lived = Lived { chunks_live_percent: 100, ..Lived::default() };
-        let mut life = Life { world, unlock, policy, made, pinned, clients: 0, lived };
+        let older = Vec::new();
+        let mut life = Life { world, unlock, policy, made, pinned, older, clients: 0, lived };
         // The slot that is left when the other is lost.
         slots::add(&*life.open().await, &name("escrow"), &key(8), SlotCost::LEAST).await.unwrap();
         life
@@ -166,18 +173,37 @@ impl Life {
             stop,
         };
         let entry = self.receive(backup::run(job)).await.unwrap().entry;
-        self.made.push(Made { id: entry.id, at: entry.stopped_at, timeline });
+        let generation = entry.generation;
+        self.made.push(Made { id: entry.id, at: entry.stopped_at, timeline, generation });
     }
 
     /// The primary dies; every other time its standby lacks the last WAL.
     async fn fail_over(&mut self) {
-        if self.lived.failovers % 2 == 0 {
+        if self.lived.failovers.is_multiple_of(2) {
             self.world.server.standby_catches_up();
             self.part_of_a_day().await;
             self.lived.tails_lost += 1;
         }
         self.world.server.fail_over();
         self.lived.failovers += 1;
+    }
+
+    /// pg_upgrade makes another server of it, whose generation has no backup until one is made.
+    async fn upgrade(&mut self) {
+        let old = self.world.server.clone();
+        old.shut_down();
+        self.receive(std::future::ready(())).await;
+        old.go_away();
+        let new = old.upgraded(self.world.seed + 1, 0);
+        let (repo, receive) = (self.open().await, self.world.options());
+        let options = UpgradeOptions { server: NewServer::Upgraded, missing: MissingWal::Refuse, receive };
+        let begun = upgrade::upgrade(repo, self.world.cluster.clone(), &new, &options).await.unwrap();
+        assert!(begun.is_whole, "{begun:?}");
+        self.world.server = new;
+        self.older.push(old);
+        self.part_of_a_day().await;
+        self.backup().await;
+        self.part_of_a_day().await;
     }
 
     async fn pins(&mut self) {
@@ -244,6 +270,10 @@ impl Life {
         assert_eq!(collected.undeleted.count, 0);
     }
 
+    fn server(&self, generation: Generation) -> &SimServer {
+        self.older.get(generation.0 as usize - 1).unwrap_or(&self.world.server)
+    }
+
     /// The beginning of the window, and the backup with which it has to begin.
     fn window(&mut self) -> (Timestamp, Option<Made>) {
         let newest = self.made.iter().map(|made| made.at).max().unwrap_or(Timestamp::MIN);
@@ -259,13 +289,14 @@ impl Life {
         let cluster = self.cluster().await;
         let root = cluster.newest_root().await.unwrap();
         let index = cluster.index(&root).await.unwrap();
-        let (start, _) = self.window();
-        let lost = self.world.server.left_behind();
-        let is_lost = |made: &Made, stop| lost.iter().any(|(line, at)| *line == made.timeline && stop > *at);
+        let ((start, _), now) = (self.window(), self.now());
+        let is_lost = |made: &Made, stop| {
+            let left = self.server(made.generation).left_behind();
+            left.iter().any(|(line, at)| *line == made.timeline && stop > *at)
+        };
         for made in self.made.iter().filter(|made| made.at > start) {
             assert!(index.backup(&made.id).is_some(), "backup {} of the window is gone", made.id);
         }
-        let now = self.now();
         let mut older = 0;
         for entry in index.backups.iter().filter(|entry| entry.stopped_at <= start) {
             let made = self.made.iter().find(|made| made.id == entry.id).expect("it was made");
@@ -274,8 +305,8 @@ impl Life {
             let other = entry.state == BackupState::Base || is_lost(made, entry.stop);
             older += usize::from(!pinned && !other);
         }
-        // The one that the window begins with, and those of two weeks and a month, may be three.
-        assert!(older <= 4, "{older} backups from before the window: {:#?}", index.backups);
+        // The ones that the window begins with in each generation, and those of two weeks and a month.
+        assert!(older <= 5, "{older} backups from before the window: {:#?}", index.backups);
         let info = info::cluster(&cluster, None).await.unwrap();
         let told = info.window.start.as_deref().expect("something can be restored");
         let first = index.backups.iter().map(|entry| entry.stopped_at).min().unwrap();
@@ -287,11 +318,9 @@ impl Life {
     async fn restore(&mut self, at: Timestamp) {
         let cluster = self.cluster().await;
         let snapshot = walmap::load(&cluster).await.unwrap();
-        let loaded = archive::load(&cluster, &snapshot, snapshot.root.generation).await.unwrap();
-        let request = Request::new(Target::Time(at));
-        let resolved = loaded.archive.resolve(&request, |path| loaded.scan(&cluster, path)).await;
-        let resolved = resolved.unwrap_or_else(|error| panic!("the moment {at}: {error}"));
-        let server = &self.world.server;
+        let resolved = run::resolve(&cluster, &snapshot, &Request::new(Target::Time(at))).await;
+        let (loaded, resolved) = resolved.unwrap_or_else(|error| panic!("the moment {at}: {error}"));
+        let server = self.server(resolved.backup.generation);
         let stop = match resolved.stop {
             Stop::Before(seen) => seen.start,
             Stop::After(seen) => seen.end,
@@ -321,13 +350,24 @@ impl Life {
     async fn restores(&mut self) {
         let first = self.made.iter().map(|made| made.at).min().unwrap();
         let from = self.window().0.max(first);
-        // A line that was left has moments that the cluster's own does not.
         let end = self.world.server.commits().last().unwrap().time;
         for _ in 0..3 {
-            let span = end.micros_since(from).max(1);
-            let at = from.saturating_add_micros(self.world.rng.i64(0..span));
+            // Between the old server's last transaction and the first backup of the next nothing can be restored.
+            let at = loop {
+                let span = end.micros_since(from).max(1);
+                let at = from.saturating_add_micros(self.world.rng.i64(0..span));
+                if !self.between().is_some_and(|(last, first)| last < at && at < first) {
+                    break at;
+                }
+            };
             self.restore(at).await;
         }
+    }
+
+    fn between(&self) -> Option<(Timestamp, Timestamp)> {
+        let last = self.older.last()?.commits().last()?.time;
+        let first = self.made.iter().find(|made| made.generation.0 as usize > self.older.len())?;
+        Some((last, first.at))
     }
 
     /// On a copy of the store, what a collection without a grace period leaves is what is live.
@@ -372,6 +412,9 @@ impl Life {
         if self.world.rng.u8(0..12) == 0 {
             self.fail_over().await;
             self.part_of_a_day().await;
+        }
+        if day == UPGRADED {
+            self.upgrade().await;
         }
         match day % 7 {
             3 if day > 3 => self.destroy_before().await,

@@ -14,7 +14,7 @@ use common::crash::{Mode, Planted, diverging_round, duel, round, seal_one, simul
 use common::keeping::{
     grace_by_the_store, keeping, keeping_beside_backups, stopped_keeper, with_backups, woken_below_the_floor,
 };
-use common::keys::{planted_slot, rekeyed};
+use common::keys::{planted_epoch, planted_slot, rekeyed};
 use common::pg::Pg;
 use common::walden::Place;
 use std::time::Duration;
@@ -137,6 +137,15 @@ fn a_rotation_that_asks_nobody_for_a_voucher_is_found() {
     expect_found(
         "voucher not checked",
         found(Some(Bug::VoucherNotChecked), |seed| simulate(planted_slot(seed))),
+    );
+}
+
+#[test]
+fn taking_an_epoch_that_no_links_lead_to_is_found() {
+    assert_eq!(found(None, |seed| simulate(planted_epoch(seed))), None);
+    expect_found(
+        "links not checked",
+        found(Some(Bug::LinksNotChecked), |seed| simulate(planted_epoch(seed))),
     );
 }
 

@@ -147,6 +147,16 @@ fn a_flush_object_lost_from_the_middle_is_not_taken_for_the_end_of_wal() {
     let restored = place.restored(15, "before", &["--to-lsn", end]);
     let rows: u32 = restored.sql("SELECT count(*) FROM t").parse().unwrap();
     assert!((5..10).contains(&rows), "{rows}");
+    // Recorded, it is a gap like any other.
+    let dry = place.run(&["repair", "wal", "--dry-run"]);
+    assert!(dry.code == 0 && dry.out.contains(number), "{}{}", dry.out, dry.err);
+    assert_eq!(place.run(&["verify"]).code, 4, "nothing was changed");
+    let recorded = place.run(&["repair", "wal"]);
+    assert!(recorded.code == 0 && recorded.out.contains("gap"), "{}{}", recorded.out, recorded.err);
+    let verified = place.run(&["verify"]);
+    assert_eq!(verified.code, 0, "{}{}", verified.out, verified.err);
+    let refused = restore(&place, &["--latest"]);
+    assert_eq!(refused.code, 3, "{}{}", refused.out, refused.err);
 }
 
 #[test]

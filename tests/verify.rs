@@ -3,6 +3,8 @@
 
 mod common;
 
+#[path = "verify/again.rs"]
+mod again;
 #[path = "verify/bed.rs"]
 mod bed;
 #[path = "verify/damage.rs"]
@@ -11,6 +13,8 @@ mod damage;
 mod flips;
 #[path = "verify/journal.rs"]
 mod journal;
+#[path = "verify/mend.rs"]
+mod mend;
 #[path = "verify/repair.rs"]
 mod repair;
 #[path = "verify/results.rs"]

@@ -198,9 +198,9 @@ impl Backup<'_> {
         let (mut report, segments) = self.store(replication).await?;
         self.job.progress.stage("waiting for WAL", None);
         let deadline = Instant::now() + SETTLE_LIMIT.min(self.job.options.wal_timeout);
-        let (timeline, range) = (report.entry.timeline, self.needed_wal(&report.entry));
-        let durable = match self.job.wal.wait(self.cluster, timeline, range, deadline).await {
-            Ok(true) => wal::is_durable(self.cluster, timeline, range).await?,
+        let (place, range) = (place_of(&report.entry), self.needed_wal(&report.entry));
+        let durable = match self.job.wal.wait(self.cluster, place, range, deadline).await {
+            Ok(true) => wal::is_durable(self.cluster, place, range).await?,
             // What failed is told after the commit: the backup is there, and WAL may still come.
             Ok(false) | Err(_) => false,
         };
@@ -220,6 +220,8 @@ impl Backup<'_> {
         replication: Box<dyn Replication>,
     ) -> Result<(BackupReport, Segments), BackupError> {
         let (job, cluster) = (self.job, self.cluster);
+        // Again, now that it is registered: the next generation may have begun since.
+        cluster.check_server(&generation_of(&job.cluster, &self.server)?).await?;
         job.progress.stage("reading the index", None);
         let index = cluster.index(self.registration.root()).await?;
         let known = Arc::new(ChunkIndex::load(cluster, &index.pages).await?);
@@ -362,8 +364,13 @@ impl Backup<'_> {
         page.pages = segments.made;
         page.backups.push(entry.clone());
         let edit = |root: &Root, index: &Index| {
-            let root = self.registration.leave(root).ok_or(BackupError::Expired)?;
             let name = self.cluster.name();
+            if root.generation != entry.generation {
+                let (cluster, generation) = (name.to_string(), entry.generation);
+                let current = root.generation;
+                return Err(RepoError::NewGeneration { cluster, generation, current }.into());
+            }
+            let root = self.registration.leave(root).ok_or(BackupError::Expired)?;
             if index.backup(&entry.id).is_some() {
                 let reason = format!("another backup has the id {}", entry.id);
                 return Err(RepoError::Conflict { reason }.into());
@@ -393,13 +400,13 @@ impl Backup<'_> {
         };
         let deadline = Instant::now() + self.job.options.wal_timeout;
         let waited = tokio::select! {
-            waited = self.job.wal.wait(cluster, entry.timeline, range, deadline) => waited,
+            waited = self.job.wal.wait(cluster, place_of(entry), range, deadline) => waited,
             () = stopped(stop) => return Err(missing("interrupted".into(), None)),
         };
         match waited {
-            Ok(true) if wal::is_durable(cluster, entry.timeline, range).await? => {}
+            Ok(true) if wal::is_durable(cluster, place_of(entry), range).await? => {}
             Ok(said) => {
-                let snapshot = crate::repo::walmap::load(cluster).await?;
+                let snapshot = crate::repo::walmap::load_generation(cluster, entry.generation).await?;
                 let end = snapshot.wal.contiguous_end(entry.timeline, range.start);
                 let late = if said { "the receiver says it is" } else { "--wal-timeout is over" };
                 return Err(missing(format!("durable up to {end}, {late}"), None));
@@ -429,6 +436,11 @@ fn end_archive(archive: Option<(String, Cutter)>) -> Result<(), BackupError> {
         Some((archive, cutter)) => cutter.finish().map_err(|source| BackupError::Archive { archive, source }),
         None => Ok(()),
     }
+}
+
+/// Which WAL belongs to it.
+fn place_of(entry: &BackupEntry) -> (Generation, TimelineId) {
+    (entry.generation, entry.timeline)
 }
 
 /// What a backup is once its WAL is durable.

@@ -1,7 +1,7 @@
 //! The WAL that makes a backup restorable comes from whoever streams it: a running receiver, or one that the command starts
 //! beside the backup. Workflows do not import each other, so this is the seam between them.
 
-use crate::base::{LsnRange, TimelineId};
+use crate::base::{Generation, LsnRange, TimelineId};
 use crate::repo::{Cluster, RepoError, walmap};
 use async_trait::async_trait;
 use std::fmt;
@@ -23,11 +23,11 @@ pub trait EnsureWal: Send + Sync + fmt::Debug {
     /// Called before the backup starts; may go on in the background.
     async fn begin(&self, cluster: &Cluster) -> Result<(), WalFailure>;
 
-    /// Waits until all of `range` on `timeline` is durable, at most until `deadline`. `Ok(false)` when the time is up.
+    /// Waits until all of `range` at `place` is durable, at most until `deadline`. `Ok(false)` when the time is up.
     async fn wait(
         &self,
         cluster: &Cluster,
-        timeline: TimelineId,
+        place: (Generation, TimelineId),
         range: LsnRange,
         deadline: Instant,
     ) -> Result<bool, WalFailure>;
@@ -46,12 +46,12 @@ impl EnsureWal for ReceiverElsewhere {
     async fn wait(
         &self,
         cluster: &Cluster,
-        timeline: TimelineId,
+        place: (Generation, TimelineId),
         range: LsnRange,
         deadline: Instant,
     ) -> Result<bool, WalFailure> {
         let mut wait = LOOK_WAIT_MIN;
-        while !is_durable(cluster, timeline, range).await? {
+        while !is_durable(cluster, place, range).await? {
             if Instant::now() + wait > deadline {
                 return Ok(false);
             }
@@ -62,8 +62,21 @@ impl EnsureWal for ReceiverElsewhere {
     }
 }
 
-/// Whether the repository holds all of `range` on `timeline` now.
-pub async fn is_durable(cluster: &Cluster, timeline: TimelineId, range: LsnRange) -> Result<bool, RepoError> {
-    let wal = walmap::load(cluster).await?.wal;
-    Ok(wal.contiguous_end(timeline, range.start) >= range.end)
+/// Whether the repository holds all of `range` on a timeline of a generation now.
+///
+/// # Errors
+/// [`RepoError::NewGeneration`] when another generation began: no more WAL of this one will come.
+pub async fn is_durable(
+    cluster: &Cluster,
+    (generation, timeline): (Generation, TimelineId),
+    range: LsnRange,
+) -> Result<bool, RepoError> {
+    let snapshot = walmap::load_generation(cluster, generation).await?;
+    if snapshot.wal.contiguous_end(timeline, range.start) >= range.end {
+        return Ok(true);
+    }
+    match snapshot.root.generation {
+        current if current == generation => Ok(false),
+        current => Err(RepoError::NewGeneration { cluster: cluster.name().to_string(), generation, current }),
+    }
 }

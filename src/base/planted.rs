@@ -37,6 +37,8 @@ pub enum Bug {
     ChunksGoBesideBackups = 15,
     /// Forgets what was let go before it is removed.
     ForgottenBeforeRemoved = 16,
+    /// Takes an epoch that the links do not lead to.
+    LinksNotChecked = 17,
 }
 
 /// Whether `bug` is planted in this process.

@@ -3,9 +3,10 @@
 
 use super::keyring::EpochKeys;
 use super::keyslot::{KeySlotError, SlotPublic, misplaced, seal_epoch};
+use super::link::decode_link;
 use crate::base::{Entropy, RepositoryId, SlotName};
 use crate::format::envelope::PlainObject;
-use crate::format::keyslot::{Epoch, EpochSlot};
+use crate::format::keyslot::{Epoch, EpochLink, EpochSlot};
 use crate::format::record::Blob;
 
 /// An epoch as it was made.
@@ -15,17 +16,20 @@ pub struct EpochObject {
 }
 
 impl EpochObject {
-    /// Makes `keys`' epoch for `slots`, of which there is one at least and [`SLOTS_MAX`] at most.
+    /// Makes `keys`' epoch for `slots`, of which there is one at least and [`SLOTS_MAX`] at most. `link` shows what it follows from;
+    /// the first epoch has none.
     ///
     /// [`SLOTS_MAX`]: crate::format::keyslot::SLOTS_MAX
     pub fn create(
         repository: RepositoryId,
         keys: &EpochKeys,
+        link: Option<&EpochLink>,
         slots: &[SlotPublic],
         entropy: &dyn Entropy,
     ) -> EpochObject {
         let sealed = slots.iter().map(|slot| Blob(seal_epoch(slot, keys, entropy))).collect();
-        EpochObject { record: Epoch { repository, epoch: keys.epoch, slots: sealed } }
+        let link = link.map(|link| Blob(link.to_object()));
+        EpochObject { record: Epoch { repository, epoch: keys.epoch, link, slots: sealed } }
     }
 
     /// Reads the `keys/epochs/<epoch>/_epoch` object `bytes` of `repository`.
@@ -40,9 +44,20 @@ impl EpochObject {
         Ok(EpochObject { record })
     }
 
+    /// Its number.
+    pub fn epoch(&self) -> u32 {
+        self.record.epoch
+    }
+
     /// The whole object.
     pub fn to_object(&self) -> Vec<u8> {
         self.record.to_object()
+    }
+
+    /// Its link; `None` in the first epoch, and when it cannot be read.
+    pub fn link(&self) -> Option<EpochLink> {
+        let bytes = self.record.link.as_ref()?;
+        decode_link(&bytes.0, self.record.repository, self.record.epoch).ok()
     }
 
     /// The bytes that are sealed to `slot`: those of a `keys/epochs/<epoch>/<slot>` object.

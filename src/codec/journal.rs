@@ -3,10 +3,11 @@
 
 use super::read::{Expect, ObjectReader, OpenError};
 use super::seal::{EpochSecret, KeySource, ObjectKeys};
+use crate::base::Generation;
 use crate::format::frame::{Codec, FRAME_HEAD_BYTES, FrameHead, FrameKind, TAG_BYTES};
 use crate::format::header::{HEADER_BYTES, ObjectHeader};
 use crate::format::journal::{
-    JOURNAL_BEGIN_BYTES, JOURNAL_HEAD_BYTES, JournalFrame, JournalHead, JournalPrevious,
+    JOURNAL_BEGIN_BYTES, JOURNAL_HEAD_BYTES, JournalBegin, JournalFrame, JournalHead, JournalPrevious,
 };
 use crate::format::record::Record;
 use bytes::Bytes;
@@ -65,13 +66,13 @@ impl JournalSealer {
         secret: &EpochSecret,
         header: &ObjectHeader,
         begin: &JournalHead,
-        previous: JournalPrevious,
+        begun_with: &JournalBegin,
     ) -> (Self, Bytes) {
         let keys = ObjectKeys::create(secret, header);
         let mut bytes = keys.header_bytes().to_vec();
         let mut sealer = JournalSealer { keys, frames: 0, len: bytes.len() as u64 };
         let mut body = JournalBuffer::new(0);
-        body.push(&previous.encode());
+        body.push(&begun_with.encode());
         bytes.extend_from_slice(&sealer.seal(begin, body));
         assert!(bytes.len() == JOURNAL_BEGIN_BYTES, "journal layout");
         (sealer, Bytes::from(bytes))
@@ -104,7 +105,7 @@ impl JournalSealer {
 pub struct JournalOpener {
     reader: ObjectReader,
     begin: JournalHead,
-    previous: JournalPrevious,
+    begun_with: JournalBegin,
 }
 
 impl JournalOpener {
@@ -113,8 +114,8 @@ impl JournalOpener {
         let reader = ObjectReader::open(bytes, keys, expect)?;
         let plain = reader.frame(0, FrameKind::Data, bytes.get(HEADER_BYTES..).unwrap_or_default())?;
         let frame = JournalFrame::decode(&plain)?;
-        let previous = frame.previous()?;
-        Ok(JournalOpener { reader, begin: frame.head, previous })
+        let begun_with = frame.begin()?;
+        Ok(JournalOpener { reader, begin: frame.head, begun_with })
     }
 
     /// The header.
@@ -129,7 +130,12 @@ impl JournalOpener {
 
     /// The file before, and how much of it was durable.
     pub fn previous(&self) -> &JournalPrevious {
-        &self.previous
+        &self.begun_with.previous
+    }
+
+    /// The generation of the cluster that the file's WAL comes from.
+    pub fn generation(&self) -> Generation {
+        self.begun_with.generation
     }
 
     /// The plaintext of frame `number`, which stands at the start of `bytes`; [`JournalFrame::decode`] reads it.

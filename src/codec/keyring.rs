@@ -1,16 +1,16 @@
 //! The secrets of key epochs that an opened slot gave, and how epochs follow each other. Spec: formats/keys.md.
 
 use super::keyslot::KeySlotError;
+use super::link::{self, Chain, unlinked};
 use super::seal::{ChunkIdKey, EpochSecret, KeySource, derive};
 use crate::base::clock::random_bytes;
 use crate::base::{Entropy, RepositoryId};
 use crate::format::header::LASTING_EPOCH;
+use crate::format::keyslot::{EpochLink, FIRST_EPOCH};
 use std::collections::BTreeMap;
 use std::fmt;
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, Zeroizing};
 
-const LINK_CONTEXT: &str = "walden v1 epoch link";
 const LASTING_CONTEXT: &str = "walden v1 lasting secret";
 
 /// The secrets of one epoch.
@@ -22,52 +22,25 @@ pub struct EpochKeys {
     pub secret: EpochSecret,
     /// The key of chunk ids: the same in every epoch of a repository.
     pub chunk_id_key: ChunkIdKey,
-    /// Proof, under the secret of the epoch before, that its holder made this one; zero in the first.
-    link: [u8; 32],
 }
 
 impl EpochKeys {
     /// The first epoch of a new repository.
     pub fn first(entropy: &dyn Entropy) -> Self {
         let (secret, chunk_id_key) = (EpochSecret(random_bytes(entropy)), ChunkIdKey(random_bytes(entropy)));
-        EpochKeys { epoch: 1, secret, chunk_id_key, link: [0; 32] }
+        EpochKeys { epoch: FIRST_EPOCH, secret, chunk_id_key }
     }
 
     /// The epoch after this one, with a secret of its own. `None` after the last that 32 bits count.
-    pub fn next(&self, repository: RepositoryId, entropy: &dyn Entropy) -> Option<Self> {
+    pub fn next(&self, entropy: &dyn Entropy) -> Option<Self> {
         let (secret, chunk_id_key) = (EpochSecret(random_bytes(entropy)), self.chunk_id_key.clone());
-        let mut next = EpochKeys { epoch: self.epoch.checked_add(1)?, secret, chunk_id_key, link: [0; 32] };
-        next.link = self.link_to(&next, repository);
-        Some(next)
+        Some(EpochKeys { epoch: self.epoch.checked_add(1)?, secret, chunk_id_key })
     }
 
-    pub(super) fn from_parts(
-        epoch: u32,
-        secret: EpochSecret,
-        chunk_id_key: ChunkIdKey,
-        link: [u8; 32],
-    ) -> Self {
-        EpochKeys { epoch, secret, chunk_id_key, link }
-    }
-
-    pub(super) fn link(&self) -> &[u8; 32] {
-        &self.link
-    }
-
-    fn link_to(&self, next: &EpochKeys, repository: RepositoryId) -> [u8; 32] {
-        let key = derive(LINK_CONTEXT, &[&self.secret.0]);
-        let mut hasher = Zeroizing::new(blake3::Hasher::new_keyed(&key));
-        hasher.update(&repository.0);
-        hasher.update(&next.epoch.to_le_bytes());
-        hasher.update(&next.secret.0);
-        hasher.update(&next.chunk_id_key.0);
-        *hasher.finalize().as_bytes()
-    }
-}
-
-impl Drop for EpochKeys {
-    fn drop(&mut self) {
-        self.link.zeroize();
+    /// The link of `next`, the epoch after this one.
+    pub fn link_to(&self, next: &EpochKeys, repository: RepositoryId) -> EpochLink {
+        assert_eq!(Some(next.epoch), self.epoch.checked_add(1), "an epoch links the next one");
+        link::make_link(repository, self, link::link_key(&next.secret))
     }
 }
 
@@ -77,10 +50,10 @@ impl fmt::Debug for EpochKeys {
     }
 }
 
-/// The epochs at hand. Never empty; they follow each other by their links wherever neighbours are held.
+/// The epochs at hand. Never empty; each is proved by the chain of links.
 #[derive(Clone)]
 pub struct Keyring {
-    repository: RepositoryId,
+    chain: Chain,
     chunk_id_key: ChunkIdKey,
     /// What seals objects that stay readable as long as the repository.
     lasting: EpochSecret,
@@ -89,40 +62,49 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// A ring of one epoch.
+    /// A ring of one epoch, which is trusted: what follows has to follow from it.
     pub fn new(repository: RepositoryId, keys: EpochKeys) -> Self {
-        let (chunk_id_key, newest) = (keys.chunk_id_key.clone(), keys.epoch);
-        let lasting = EpochSecret(*derive(LASTING_CONTEXT, &[&chunk_id_key.0, &repository.0]));
-        Keyring { repository, chunk_id_key, lasting, epochs: BTreeMap::from([(keys.epoch, keys)]), newest }
+        let chain = Chain::new(repository, keys.epoch, link::link_key(&keys.secret));
+        Keyring::of(chain, keys)
     }
 
-    /// Adds an epoch, in any order. Refuses one of another chunk id key, one that its neighbours' links do not
-    /// confirm, and another secret for an epoch that is held.
+    /// A ring of one epoch that `chain` proves.
+    pub fn proved(chain: Chain, keys: EpochKeys) -> Result<Self, KeySlotError> {
+        chain.check(&keys)?;
+        Ok(Keyring::of(chain, keys))
+    }
+
+    fn of(chain: Chain, keys: EpochKeys) -> Self {
+        let (chunk_id_key, newest) = (keys.chunk_id_key.clone(), keys.epoch);
+        let lasting = EpochSecret(*derive(LASTING_CONTEXT, &[&chunk_id_key.0, &chain.repository().0]));
+        Keyring { chain, chunk_id_key, lasting, epochs: BTreeMap::from([(keys.epoch, keys)]), newest }
+    }
+
+    /// Adds an epoch, in any order. Refuses one that the chain does not prove, and one of another chunk id key.
     pub fn insert(&mut self, keys: EpochKeys) -> Result<(), KeySlotError> {
-        let unlinked = |epoch, reason| Err(KeySlotError::Unlinked { epoch, reason });
         let epoch = keys.epoch;
         if !bool::from(keys.chunk_id_key.0.ct_eq(&self.chunk_id_key.0)) {
-            return unlinked(epoch, "its chunk id key is not the repository's");
+            return Err(unlinked(epoch, "its chunk id key is not the repository's"));
         }
-        if self.epochs.get(&epoch).is_some_and(|held| !bool::from(held.secret.0.ct_eq(&keys.secret.0))) {
-            return unlinked(epoch, "another secret of this epoch is held");
-        }
-        let before = epoch.checked_sub(1).and_then(|before| self.epochs.get(&before));
-        if before.is_some_and(|before| !self.confirms(before, &keys)) {
-            return unlinked(epoch, "the epoch before it did not make it");
-        }
-        let after = epoch.checked_add(1).and_then(|after| self.epochs.get(&after));
-        if let Some(after) = after.filter(|after| !self.confirms(&keys, after)) {
-            return unlinked(after.epoch, "the epoch before it did not make it");
-        }
+        self.chain.check(&keys)?;
         self.newest = self.newest.max(epoch);
         self.epochs.insert(epoch, keys);
         Ok(())
     }
 
+    /// What is known of how epochs follow each other.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Learns more of it.
+    pub fn chain_mut(&mut self) -> &mut Chain {
+        &mut self.chain
+    }
+
     /// The repository whose keys these are.
     pub fn repository(&self) -> RepositoryId {
-        self.repository
+        self.chain.repository()
     }
 
     /// The newest epoch: the one that seals.
@@ -142,10 +124,6 @@ impl Keyring {
     pub fn epochs(&self) -> impl Iterator<Item = &EpochKeys> {
         self.epochs.values()
     }
-
-    fn confirms(&self, before: &EpochKeys, after: &EpochKeys) -> bool {
-        before.link_to(after, self.repository).ct_eq(&after.link).into()
-    }
 }
 
 impl KeySource for Keyring {
@@ -164,6 +142,6 @@ impl KeySource for Keyring {
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let epochs: Vec<u32> = self.epochs.keys().copied().collect();
-        f.debug_struct("Keyring").field("repository", &self.repository).field("epochs", &epochs).finish()
+        f.debug_struct("Keyring").field("repository", &self.repository()).field("epochs", &epochs).finish()
     }
 }

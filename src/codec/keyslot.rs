@@ -1,10 +1,12 @@
 //! Key slots: who may open a repository, and how the secrets of key epochs reach them. Spec: formats/keys.md.
 //! No IO. A slot is an X25519 pair whose private half is wrapped by a passphrase or a key; epoch secrets are sealed to
 //! public halves, so anyone who holds an epoch may rotate without knowing the others' passphrases.
-//! Someone who can only write to the store can neither plant an epoch (anchor, link) nor a slot (voucher).
+//! Someone who can only write to the store can neither plant an epoch (anchor, chain of links) nor a slot (voucher).
 
 use super::keyring::EpochKeys;
+use super::link::{Chain, LinkKey, link_key};
 use super::seal::{ChunkIdKey, EpochSecret, derive};
+use super::wrap::{join, open, seal, split};
 use crate::base::clock::random_bytes;
 use crate::base::{Entropy, RepositoryId, SlotName};
 use crate::format::FormatError;
@@ -12,8 +14,6 @@ use crate::format::envelope::PlainObject;
 use crate::format::keyslot::{EpochSlot, KeySlot};
 pub use crate::format::keyslot::{SlotCost, SlotKind};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
-use chacha20poly1305::aead::{AeadInOut, KeyInit};
-use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use std::fmt;
 use subtle::ConstantTimeEq;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -24,7 +24,6 @@ const KEY_CONTEXT: &str = "walden v1 key slot key";
 const ANCHOR_CONTEXT: &str = "walden v1 key slot anchor";
 const EPOCH_CONTEXT: &str = "walden v1 epoch seal";
 const VOUCHER_CONTEXT: &str = "walden v1 slot voucher";
-const TAG_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
 const VOUCHER_BYTES: usize = 32;
 
@@ -72,8 +71,8 @@ pub enum KeySlotError {
         /// What gives it away.
         reason: &'static str,
     },
-    /// Epochs that do not belong to one repository.
-    #[error("key epoch {epoch}: {reason}")]
+    /// Nobody shows that a holder of the epoch before made it: the store was tampered with, or links are lost.
+    #[error("key epoch {epoch} is not proved: {reason}")]
     Unlinked {
         /// Which epoch.
         epoch: u32,
@@ -181,12 +180,18 @@ pub struct SlotPrivate {
     public: SlotPublic,
     private: StaticSecret,
     anchor: Zeroizing<[u8; 32]>,
+    start: (u32, LinkKey),
 }
 
 impl SlotPrivate {
     /// Its public half.
     pub fn public(&self) -> &SlotPublic {
         &self.public
+    }
+
+    /// What every epoch that it takes has to be linked to: the epoch that was the newest when it was made. Its wrapping binds that.
+    pub fn chain(&self) -> Chain {
+        Chain::new(self.public.repository, self.start.0, self.start.1)
     }
 }
 
@@ -197,12 +202,12 @@ impl fmt::Debug for SlotPrivate {
 }
 
 /// Makes a slot: the bytes of its `keys/<slot>` object, and its public half. `cost` is for passphrases.
-/// `chunk_id_key` is the repository's: the slot keeps an anchor to it, and takes no epoch that has another.
+/// `newest` is the newest epoch: the slot takes none that does not follow from it or lead to it, or has another chunk id key.
 pub fn create_slot(
     unlock: &Unlock,
     repository: RepositoryId,
     name: &SlotName,
-    chunk_id_key: &ChunkIdKey,
+    newest: &EpochKeys,
     cost: SlotCost,
     entropy: &dyn Entropy,
 ) -> Result<(Vec<u8>, SlotPublic), KeySlotError> {
@@ -220,13 +225,15 @@ pub fn create_slot(
         name: name.clone(),
         kind: unlock.kind(),
         public: PublicKey::from(&private).to_bytes(),
+        start: newest.epoch,
+        start_link: link_key(&newest.secret),
         salt: random_bytes(entropy),
         cost_memory_kib: memory_kib,
         cost_passes: passes,
         cost_lanes: lanes,
         wrapped: [0; 80],
     };
-    let anchor = anchor(repository, chunk_id_key);
+    let anchor = anchor(repository, &newest.chunk_id_key);
     let plain = Zeroizing::new(join::<64>(&[private_bytes.as_slice(), anchor.as_slice()]));
     let key = wrapping_key(&slot, unlock)?;
     slot.wrapped = seal(&key, &slot_associated(&slot), &plain);
@@ -266,7 +273,7 @@ pub fn open_slot(
             FormatError::new("KeySlot", 0, "a public half of another pair", "the private half's").into()
         );
     }
-    Ok(SlotPrivate { public, private, anchor })
+    Ok(SlotPrivate { public, private, anchor, start: (slot.start, slot.start_link) })
 }
 
 /// Seals an epoch to a slot: the bytes of `keys/epochs/<epoch>/<slot>`.
@@ -279,18 +286,18 @@ pub fn seal_epoch(slot: &SlotPublic, keys: &EpochKeys, entropy: &dyn Entropy) ->
         slot: slot.name.clone(),
         slot_public: slot.public,
         ephemeral_public: PublicKey::from(&ephemeral).to_bytes(),
-        sealed: [0; 112],
+        sealed: [0; 80],
         voucher: voucher(slot.repository, &slot.name, &slot.public, keys),
     };
     let shared = ephemeral.diffie_hellman(&PublicKey::from(slot.public));
     assert!(shared.was_contributory(), "a slot's public half is checked when it is read");
-    let plain = Zeroizing::new(join::<96>(&[&keys.secret.0, &keys.chunk_id_key.0, keys.link()]));
+    let plain = Zeroizing::new(join::<64>(&[&keys.secret.0, &keys.chunk_id_key.0]));
     object.sealed = seal(&epoch_key(shared.as_bytes(), &object), &epoch_associated(&object), &plain);
     object.to_object()
 }
 
 /// Opens the `keys/epochs/<epoch>/<slot>` object `bytes`. Refuses one that stands in another's place, and one that
-/// nobody with this repository's secrets made.
+/// nobody who ever had this repository's secrets made. Whether a holder of the epoch before did is for [`Chain`] to say.
 pub fn open_epoch(slot: &SlotPrivate, epoch: u32, bytes: &[u8]) -> Result<EpochKeys, KeySlotError> {
     let object = read_epoch(&slot.public, epoch, bytes)?;
     let forged = |reason| KeySlotError::Forged { epoch, slot: slot.public.name.clone(), reason };
@@ -299,10 +306,11 @@ pub fn open_epoch(slot: &SlotPrivate, epoch: u32, bytes: &[u8]) -> Result<EpochK
         return Err(forged("its ephemeral key is of low order"));
     }
     let key = epoch_key(shared.as_bytes(), &object);
-    let plain: Zeroizing<[u8; 96]> =
+    let plain: Zeroizing<[u8; 64]> =
         open(&key, &epoch_associated(&object), &object.sealed).ok_or_else(|| forged("the seal is broken"))?;
-    let [secret, chunk_id_key, link] = split(&plain);
-    let keys = EpochKeys::from_parts(epoch, EpochSecret(*secret), ChunkIdKey(*chunk_id_key), *link);
+    let [secret, chunk_id_key] = split(&plain);
+    let (secret, chunk_id_key) = (EpochSecret(*secret), ChunkIdKey(*chunk_id_key));
+    let keys = EpochKeys { epoch, secret, chunk_id_key };
     let own_anchor = anchor(slot.public.repository, &keys.chunk_id_key);
     if !bool::from(own_anchor.ct_eq(slot.anchor.as_slice())) {
         return Err(forged("its chunk id key is not the one the slot was made with"));
@@ -432,61 +440,6 @@ fn epoch_associated(object: &EpochSlot) -> Vec<u8> {
 fn cut(mut bytes: Vec<u8>, from_end: usize) -> Vec<u8> {
     bytes.truncate(bytes.len() - from_end);
     bytes
-}
-
-/// Seals `plain` with a key that seals nothing else; its nonce is zero for that reason.
-fn seal<const P: usize, const S: usize>(key: &[u8; 32], associated: &[u8], plain: &[u8; P]) -> [u8; S] {
-    const { assert!(S == P + TAG_BYTES) };
-    let mut sealed = [0; S];
-    let (body, tag) = sealed.split_at_mut(P);
-    body.copy_from_slice(plain);
-    match XChaCha20Poly1305::new(key.into()).encrypt_inout_detached(
-        &XNonce::default(),
-        associated,
-        body.into(),
-    ) {
-        Ok(made) => tag.copy_from_slice(&made),
-        Err(_) => unreachable!("a hundred bytes are far below the cipher's limit"),
-    }
-    sealed
-}
-
-/// Undoes [`seal`].
-fn open<const P: usize, const S: usize>(
-    key: &[u8; 32],
-    associated: &[u8],
-    sealed: &[u8; S],
-) -> Option<Zeroizing<[u8; P]>> {
-    const { assert!(S == P + TAG_BYTES) };
-    let (body, tag) = sealed.split_last_chunk::<TAG_BYTES>()?;
-    let mut plain = Zeroizing::new([0; P]);
-    plain.copy_from_slice(body);
-    XChaCha20Poly1305::new(key.into())
-        .decrypt_inout_detached(&XNonce::default(), associated, plain.as_mut_slice().into(), &Tag::from(*tag))
-        .ok()?;
-    Some(plain)
-}
-
-fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
-    let mut joined = [0; N];
-    let mut rest = joined.as_mut_slice();
-    for part in parts {
-        let (into, after) = rest.split_at_mut(part.len());
-        into.copy_from_slice(part);
-        rest = after;
-    }
-    assert!(rest.is_empty(), "parts do not fill {N} bytes");
-    joined
-}
-
-/// Secrets of 32 bytes each, one after the other.
-fn split<const N: usize, const K: usize>(joined: &[u8; N]) -> [Zeroizing<[u8; 32]>; K] {
-    const { assert!(N == K * 32) };
-    std::array::from_fn(|at| {
-        let mut part = Zeroizing::new([0; 32]);
-        part.copy_from_slice(&joined[at * 32..at * 32 + 32]);
-        part
-    })
 }
 
 #[cfg(test)]

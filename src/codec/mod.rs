@@ -10,12 +10,15 @@ pub mod epoch;
 pub mod journal;
 pub mod keyring;
 pub mod keyslot;
+pub mod link;
 pub mod object;
 pub mod read;
 pub mod seal;
+mod wrap;
 
 pub use epoch::EpochObject;
 pub use keyring::{EpochKeys, Keyring};
 pub use keyslot::{KeySlotError, SlotCost, Unlock};
+pub use link::Chain;
 pub use object::{ObjectReader, ObjectWriter, OpenError};
 pub use seal::{ChunkIdKey, EpochSecret, KeySource};

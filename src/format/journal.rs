@@ -5,20 +5,20 @@ use super::bytes::{FormatError, Reader};
 use super::frame::{FRAME_HEAD_BYTES, TAG_BYTES};
 use super::header::HEADER_BYTES;
 use super::record::{Field, Record, code, record};
-use crate::base::{ClusterName, Lsn, ObjectKey, TimelineId, Timestamp};
+use crate::base::{ClusterName, Generation, Lsn, ObjectKey, TimelineId, Timestamp};
 
 /// The record head's length in bytes.
 pub const JOURNAL_HEAD_BYTES: usize = 29;
-/// The previous file's length in bytes, the body of the first frame.
-pub const JOURNAL_PREVIOUS_BYTES: usize = 16;
+/// The length in bytes of the body of the first frame.
+pub const JOURNAL_BEGIN_BODY_BYTES: usize = 20;
 /// Where the second frame of a journal file begins: header and first frame are written and synced before anything else.
 pub const JOURNAL_BEGIN_BYTES: usize =
-    HEADER_BYTES + FRAME_HEAD_BYTES + JOURNAL_HEAD_BYTES + JOURNAL_PREVIOUS_BYTES + TAG_BYTES;
+    HEADER_BYTES + FRAME_HEAD_BYTES + JOURNAL_HEAD_BYTES + JOURNAL_BEGIN_BODY_BYTES + TAG_BYTES;
 
 code! {
     /// What a journal frame is.
     pub enum JournalFrameKind {
-        /// The first frame of a file: its body is a `JournalPrevious`.
+        /// The first frame of a file: its body is a `JournalBegin`.
         Begin = 1,
         /// WAL, as received.
         Wal = 2,
@@ -44,6 +44,16 @@ record! {
 }
 
 record! {
+    /// What a file is begun with.
+    pub struct JournalBegin {
+        /// The generation of the cluster that all of its WAL comes from.
+        pub generation: Generation,
+        /// The file before.
+        pub previous: JournalPrevious,
+    }
+}
+
+record! {
     /// The file before, and how much of it was durable when this file was begun. What it holds past `len` counts as far
     /// as it is whole; this file may repeat it.
     pub struct JournalPrevious {
@@ -59,7 +69,7 @@ record! {
 pub struct JournalFrame<'a> {
     /// Its head.
     pub head: JournalHead,
-    /// WAL, a `JournalPrevious`, or nothing.
+    /// WAL, a `JournalBegin`, or nothing.
     pub body: &'a [u8],
 }
 
@@ -74,8 +84,8 @@ impl<'a> JournalFrame<'a> {
             JournalFrameKind::Wal if head.start.checked_add(body.len() as u64).is_none() => {
                 Err(before.error(format!("{} bytes at {}", body.len(), head.start), "WAL within 64 bits"))
             }
-            JournalFrameKind::Begin if body.len() != JOURNAL_PREVIOUS_BYTES => {
-                Err(before.error(format!("{} bytes", body.len()), "the previous file"))
+            JournalFrameKind::Begin if body.len() != JOURNAL_BEGIN_BODY_BYTES => {
+                Err(before.error(format!("{} bytes", body.len()), "generation and previous file"))
             }
             JournalFrameKind::Mark if !body.is_empty() => {
                 Err(before.error(format!("{} bytes", body.len()), "nothing after a mark"))
@@ -84,9 +94,9 @@ impl<'a> JournalFrame<'a> {
         }
     }
 
-    /// The previous file, in the first frame.
-    pub fn previous(&self) -> Result<JournalPrevious, FormatError> {
-        JournalPrevious::decode(self.body)
+    /// What the file was begun with, in the first frame.
+    pub fn begin(&self) -> Result<JournalBegin, FormatError> {
+        JournalBegin::decode(self.body)
     }
 }
 
@@ -124,8 +134,10 @@ mod tests {
             synced_len: 4,
         };
         assert_eq!(head.encode().len(), JOURNAL_HEAD_BYTES);
-        assert_eq!(JournalPrevious { number: 1, len: 2 }.encode().len(), JOURNAL_PREVIOUS_BYTES);
-        assert_eq!(JOURNAL_BEGIN_BYTES, 237);
+        let begin =
+            JournalBegin { generation: Generation(1), previous: JournalPrevious { number: 1, len: 2 } };
+        assert_eq!(begin.encode().len(), JOURNAL_BEGIN_BODY_BYTES);
+        assert_eq!(JOURNAL_BEGIN_BYTES, 241);
     }
 
     #[test]

@@ -28,6 +28,10 @@ record! {
         pub kind: SlotKind,
         /// The public half, to which epoch secrets are sealed.
         pub public: [u8; 32],
+        /// The epoch that was the newest when it was made: every later one has to follow from it.
+        pub start: u32,
+        /// The link key of epoch `start`.
+        pub start_link: [u8; 32],
         /// Random, new for every slot: makes the wrapping key this slot's own.
         pub salt: [u8; 32],
         /// argon2id's memory in KiB; 0 for a key.
@@ -42,12 +46,28 @@ record! {
 }
 
 record! {
+    /// A `keys/epochs/<n>/_link` object: the link key of epoch n, signed by whoever held the epoch before. It outlives the epoch.
+    pub struct EpochLink {
+        /// The repository it belongs to.
+        pub repository: RepositoryId,
+        /// The epoch; in the key too.
+        pub epoch: u32,
+        /// The epoch's link key: what signs the link of the next one is checked by it.
+        pub public: [u8; 32],
+        /// By the link key of the epoch before.
+        pub signature: [u8; 64],
+    }
+}
+
+record! {
     /// A `keys/epochs/<n>/_epoch` object: its creation makes epoch n, and gives it to every slot at once.
     pub struct Epoch {
         /// The repository it belongs to.
         pub repository: RepositoryId,
         /// The epoch; in the key too.
         pub epoch: u32,
+        /// The bytes of its [`EpochLink`] object; the first epoch has none.
+        pub link: Option<Blob>,
         /// For each slot that was given the epoch when it was made, the bytes of an [`EpochSlot`] object.
         pub slots: Vec<Blob>,
     }
@@ -66,8 +86,8 @@ record! {
         pub slot_public: [u8; 32],
         /// The public half of a pair made for this object alone.
         pub ephemeral_public: [u8; 32],
-        /// The epoch's secret, the chunk id key and the link to the epoch before, 32 bytes each, and a tag.
-        pub sealed: [u8; 112],
+        /// The epoch's secret and the chunk id key, 32 bytes each, and a tag.
+        pub sealed: [u8; 80],
         /// Proof, under the epoch's secret, that someone who held it wanted this slot to have it.
         pub voucher: [u8; 32],
     }
@@ -151,6 +171,9 @@ impl PlainObject for KeySlot {
     }
 }
 
+/// The first epoch of a repository: it follows no other.
+pub const FIRST_EPOCH: u32 = 1;
+
 /// The most slots a repository may have: what its epochs are given to at once fits into one request.
 pub const SLOTS_MAX: usize = 128;
 
@@ -159,14 +182,23 @@ impl PlainObject for Epoch {
     const BYTES_MAX: usize = 64 << 10;
 
     fn check(&self) -> Result<(), FormatError> {
-        if (1..=SLOTS_MAX).contains(&self.slots.len()) {
-            return Ok(());
+        if !(1..=SLOTS_MAX).contains(&self.slots.len()) {
+            let found = format!("{} slots", self.slots.len());
+            return Err(FormatError::new(Self::TYPE, 0, found, "1 to 128"));
         }
-        let found = format!("{} slots", self.slots.len());
-        Err(FormatError::new(Self::TYPE, 0, found, "1 to 128"))
+        if self.link.is_none() != (self.epoch == FIRST_EPOCH) {
+            let found =
+                format!("epoch {} {} a link", self.epoch, self.link.as_ref().map_or("without", |_| "with"));
+            return Err(FormatError::new(Self::TYPE, 0, found, "a link in every epoch but the first"));
+        }
+        Ok(())
     }
 }
 
 impl PlainObject for EpochSlot {
     const MAGIC: [u8; 8] = *b"WALDEPO\x01";
+}
+
+impl PlainObject for EpochLink {
+    const MAGIC: [u8; 8] = *b"WALDEPL\x01";
 }

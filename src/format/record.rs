@@ -204,8 +204,8 @@ macro_rules! byte_array {
 byte_array! {
     16: "bytes16";
     32: "bytes32";
+    64: "bytes64";
     80: "bytes80";
-    112: "bytes112";
 }
 
 impl Field for bool {

@@ -1,6 +1,6 @@
 //! Roots, floors, generations, pending entries: what makes up a cluster now. Spec: formats/root.md.
 
-use super::record::{Extension, code, record};
+use super::record::{Blob, Extension, code, record};
 use crate::base::{
     BackupId, ClusterName, Generation, Lsn, ObjectId, StreamId, SystemId, TimelineId, Timestamp,
 };
@@ -31,8 +31,31 @@ record! {
         pub pending: Vec<PendingEntry>,
         /// The newest index object; none in an empty cluster.
         pub index: Option<ObjectId>,
+        /// When the cluster was deleted, by its maker's clock: nothing of it counts any more, and only the next generation's first
+        /// root may follow.
+        pub deleted_at: Option<Timestamp>,
         /// Later versions' fields.
         pub extensions: Vec<Extension>,
+    }
+}
+
+/// The extension of a root that says when the index was made anew: the number of that root, a `u64`.
+pub const EXTENSION_REBUILT: u16 = 1;
+
+impl Root {
+    /// The root with which the index was last made anew out of what lay there (formats/index.md, "When it is lost"). A value that
+    /// cannot be read counts as this root's number: then nothing that no index names is removed.
+    pub fn rebuilt_at(&self) -> Option<u64> {
+        let found = self.extensions.iter().find(|extension| extension.tag == EXTENSION_REBUILT)?;
+        let number = found.value.0.as_slice().try_into().map(u64::from_le_bytes);
+        Some(number.unwrap_or(self.number))
+    }
+
+    /// Says that the index was made anew with root `number`.
+    pub fn set_rebuilt_at(&mut self, number: u64) {
+        self.extensions.retain(|extension| extension.tag != EXTENSION_REBUILT);
+        let value = Blob(number.to_le_bytes().to_vec());
+        self.extensions.push(Extension { tag: EXTENSION_REBUILT, value });
     }
 }
 

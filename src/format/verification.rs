@@ -7,6 +7,8 @@ use crate::base::{BackupId, ClusterName, Timestamp};
 pub const DAMAGE_KEPT_MAX: usize = 256;
 /// The most arcs that are kept: beyond, neighbours become one with the earlier times of both.
 pub const ARCS_MAX: usize = 256;
+/// The most places that are kept as not proved: with more of them, no arc counts.
+pub const UNPROVED_MAX: usize = 65_536;
 /// The most bytes of a text about damage.
 pub const DAMAGE_TEXT_BYTES_MAX: usize = 1000;
 
@@ -43,6 +45,8 @@ record! {
         pub damage_count: u64,
         /// Which objects were read since when; ascending, without overlaps.
         pub arcs: Vec<VerifiedArc>,
+        /// Places whose objects are not proved, on `arcs` or not: damaged, or not to be read; ascending, `UNPROVED_MAX` at most.
+        pub unproved: Vec<u64>,
         /// Later versions' fields.
         pub extensions: Vec<Extension>,
     }

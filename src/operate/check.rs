@@ -7,7 +7,7 @@ pub use archived::archived;
 
 use super::exit::Exit;
 use super::units::{Bytes, Span};
-use crate::base::{SystemId, limits};
+use crate::base::{Generation, SystemId, limits};
 use crate::net::server::{RoleAttributes, ServerSettings, SlotState, WalPosition, WalStatus};
 use crate::net::{Connection, PgError};
 use std::time::Duration;
@@ -119,7 +119,8 @@ pub fn system_identifier(server: SystemId, stored: Option<SystemId>) -> Finding 
             NAME,
             Level::Fail(Exit::WrongSystem),
             format!("{server}, but the cluster in the repository has {stored}"),
-            "check --connection, or store this server under another --cluster",
+            "after pg_upgrade `walden cluster upgrade` makes it the next generation; else check --connection, or store this server \
+             under another --cluster",
         ),
         Some(_) => Finding::ok(NAME, format!("{server}, as stored")),
         None => Finding::ok(
@@ -136,6 +137,24 @@ pub fn free_space(name: &'static str, place: &str, free: u64, low: u64) -> Findi
         return Finding::ok(name, found);
     }
     Finding::new(name, Level::Warn, found, format!("make room: at least {} should be free", Bytes(low)))
+}
+
+/// Whether anything of the server can be restored: `complete` backups of the cluster's current generation.
+pub fn backups(complete: usize, generation: Generation) -> Finding {
+    const NAME: &str = "backups";
+    match complete {
+        0 if generation == Generation(1) => {
+            warn(NAME, "no complete backup: nothing can be restored yet", "`walden backup` takes one")
+        }
+        0 => warn(
+            NAME,
+            format!(
+                "no complete backup of generation {generation}: nothing of this server can be restored yet"
+            ),
+            "`walden backup` takes one; backups of older generations are those of other servers",
+        ),
+        count => Finding::ok(NAME, format!("{count} complete")),
+    }
 }
 
 struct Judge<'a> {

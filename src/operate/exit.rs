@@ -28,6 +28,8 @@ pub enum Exit {
     NoSpace = 10,
     /// The server is another cluster than the one stored.
     WrongSystem = 11,
+    /// The cluster's next generation began: this server, or this work, is of one that is over.
+    Superseded = 12,
     /// Stopped by ctrl-C (SIGINT).
     Interrupted = 130,
     /// Stopped by SIGTERM.
@@ -36,7 +38,7 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, in order of their numbers.
-    pub const ALL: [Exit; 14] = [
+    pub const ALL: [Exit; 15] = [
         Exit::Done,
         Exit::Internal,
         Exit::Usage,
@@ -49,6 +51,7 @@ impl Exit {
         Exit::Store,
         Exit::NoSpace,
         Exit::WrongSystem,
+        Exit::Superseded,
         Exit::Interrupted,
         Exit::Terminated,
     ];
@@ -73,6 +76,7 @@ impl Exit {
             Exit::Store => "store",
             Exit::NoSpace => "no_space",
             Exit::WrongSystem => "wrong_system",
+            Exit::Superseded => "superseded",
             Exit::Interrupted => "interrupted",
             Exit::Terminated => "terminated",
         }
@@ -93,6 +97,7 @@ impl Exit {
             Exit::Store => "the store refused, failed or cannot be reached",
             Exit::NoSpace => "no space left",
             Exit::WrongSystem => "the server has another system identifier",
+            Exit::Superseded => "the cluster's next generation began, and this server is of one that is over",
             Exit::Interrupted => "interrupted by ctrl-C",
             Exit::Terminated => "terminated by SIGTERM",
         }
@@ -118,6 +123,7 @@ mod tests {
             (9, "store"),
             (10, "no_space"),
             (11, "wrong_system"),
+            (12, "superseded"),
             (130, "interrupted"),
             (143, "terminated"),
         ];

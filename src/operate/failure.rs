@@ -10,6 +10,7 @@ use crate::base::ids::IdError;
 use crate::base::lsn::LsnParseError;
 use crate::codec::OpenError;
 use crate::codec::keyslot::KeySlotError;
+use crate::copy::CopyError;
 use crate::disk::SecretError;
 use crate::disk::journal::JournalError;
 use crate::net::{ConnectionStringError, PgError, code};
@@ -168,6 +169,8 @@ impl From<StoreError> for Failure {
             StoreError::AlreadyExists { .. } => Failure::new(Exit::Conflict, error),
             StoreError::Unknown { .. } => Failure::new(Exit::Store, error),
             StoreError::Short { .. } => Failure::new(Exit::Damage, error),
+            StoreError::Unreadable { .. } => Failure::new(Exit::Damage, error)
+                .hint("the disk under the repository fails: see its log, and run `walden verify` to see what else is lost"),
             StoreError::NoSpace { .. } => Failure::new(Exit::NoSpace, error),
             StoreError::Denied { .. } => {
                 Failure::new(Exit::Store, error).hint("check the credentials and what they may do in the bucket or directory")
@@ -288,6 +291,38 @@ impl From<DeleteError> for Failure {
     }
 }
 
+impl From<CopyError> for Failure {
+    fn from(error: CopyError) -> Failure {
+        match error {
+            CopyError::Source(error) => Failure::from(error).fact("repository", "the source"),
+            CopyError::Destination(error) => match Failure::from(error).fact("repository", "the destination") {
+                other @ Failure { exit: Exit::WrongSystem, .. } => other.hint(
+                    "the destination holds another server under this name: give another with --as",
+                ),
+                other => other,
+            },
+            CopyError::Itself { .. } => Failure::new(Exit::Conflict, error)
+                .hint("give another repository with --to, or another name with --as"),
+            CopyError::Written { .. } => Failure::new(Exit::Conflict, error)
+                .hint("it goes on by itself; copy into another repository, or under another name with --as"),
+            CopyError::Name(error) => error.into(),
+            CopyError::Pending { .. } => Failure::new(Exit::Conflict, error)
+                .hint("`walden info` shows what is missing; `walden receive` stores it"),
+            CopyError::BaseAlone { .. } => {
+                Failure::new(Exit::Conflict, error).hint("`walden info` shows which backups restore")
+            }
+            CopyError::Differs { .. } => Failure::new(Exit::Conflict, error)
+                .hint("nothing was added to its WAL or backups: copy under another name with --as"),
+            CopyError::LetGo { .. } => Failure::new(Exit::Conflict, error)
+                .hint("its name is free for another copy with --as"),
+            CopyError::Interrupted => Failure::new(Exit::Interrupted, error),
+            CopyError::Expired => Failure::new(Exit::Conflict, error).hint(
+                "copy again: it goes on where it was; if nothing held this process up, see what kept it from the store",
+            ),
+        }
+    }
+}
+
 impl From<ReceiveError> for Failure {
     fn from(error: ReceiveError) -> Failure {
         match error {
@@ -297,6 +332,9 @@ impl From<ReceiveError> for Failure {
             ReceiveError::Hole(_) => Failure::new(Exit::Postgres, error),
             ReceiveError::Divergence(_) | ReceiveError::Timeline(_) => Failure::new(Exit::Conflict, error)
                 .hint("this server's WAL does not continue what is stored; nothing was written"),
+            ReceiveError::LeftBehind { .. } => Failure::new(Exit::Conflict, error).hint(
+                "it is never put into another generation; keep the files if it may still matter, and move them out of that directory",
+            ),
             ReceiveError::Again(_) | ReceiveError::Internal(_) => Failure::new(Exit::Internal, error),
         }
     }
@@ -338,6 +376,7 @@ impl From<JournalError> for Failure {
             JournalError::Full { .. } | JournalError::NoSpace { .. } => Failure::new(Exit::NoSpace, error),
             JournalError::Busy { .. } => Failure::new(Exit::Conflict, error)
                 .hint("another receiver of this cluster runs on this host; stop it, or give --journal-dir"),
+            JournalError::Generation { .. } => Failure::new(Exit::Conflict, error),
             JournalError::Damage { .. } => Failure::new(Exit::Damage, error).hint(
                 "what was acknowledged and not yet in the repository may be lost: keep the file, and take a backup",
             ),
@@ -400,7 +439,18 @@ impl From<RepoError> for Failure {
                 Failure::new(Exit::WrongSystem, what)
                     .fact("found", format!("system identifier {found}"))
                     .fact("expected", format!("system identifier {expected}"))
-                    .hint("check --connection, or store the server under another --cluster")
+                    .hint(format!(
+                        "if pg_upgrade made it of the one stored, `walden cluster upgrade --cluster {cluster}` begins the next generation; \
+                         else check --connection, or store it under another --cluster"
+                    ))
+            }
+            RepoError::NewGeneration { .. } => Failure::new(Exit::Superseded, error)
+                .hint("`walden cluster list` shows the generations; start `walden receive` on the server that is the newest"),
+            RepoError::Deleted { ref cluster, .. } => {
+                let hint = format!(
+                    "`walden cluster upgrade --cluster {cluster} --new-system` begins the name anew, in its next generation"
+                );
+                Failure::new(Exit::NotFound, error).hint(hint)
             }
             RepoError::NoRoom { .. } => Failure::new(Exit::NoSpace, error)
                 .hint("make room there, or name another folder with --cache-dir"),
@@ -424,7 +474,8 @@ mod tests {
             "error: the server is not the one stored as cluster shop\n  \
              found:    system identifier 7\n  \
              expected: system identifier 8\n\
-             hint: check --connection, or store the server under another --cluster"
+             hint: if pg_upgrade made it of the one stored, `walden cluster upgrade --cluster shop` begins the next generation; \
+             else check --connection, or store it under another --cluster"
         );
         let json = failure.json();
         assert_eq!((&json["version"], &json["error"]["code"]), (&1.into(), &11.into()));

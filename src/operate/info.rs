@@ -2,9 +2,11 @@
 //! promise: they are only ever added.
 
 mod bytes;
+mod older;
 mod show;
 mod verified;
 
+pub use older::OlderInfo;
 pub use verified::depth_name;
 
 use super::failure::Failure;
@@ -55,6 +57,8 @@ pub struct ClusterInfo {
     pub lag: Lag,
     /// Backups, oldest first.
     pub backups: Vec<BackupInfo>,
+    /// Generations before, that can still be restored; oldest first.
+    pub older_generations: Vec<OlderInfo>,
     /// The newest verification; none when there was none.
     pub verification: Option<VerificationInfo>,
     /// WAL.
@@ -254,6 +258,7 @@ pub async fn cluster(cluster: &Cluster, server: Option<WalPosition>) -> Result<C
     let now = cluster.repo().env().clock.now();
     let verification = verifications::newest(cluster).await?.result;
     let mut info = describe(cluster.name().as_str(), &snapshot, &loaded, &usage, server, now)?;
+    info.older_generations = older::look(cluster, &snapshot, now).await?;
     if let Some(verification) = &verification {
         verified::add(&mut info, verification);
     }
@@ -278,6 +283,7 @@ fn describe(
         durable_lsn: snapshot.wal.durable_end().map(|end| end.lsn.to_string()),
         lag: lag(snapshot, server, now),
         backups: backups(snapshot, loaded, now),
+        older_generations: Vec::new(),
         verification: None,
         wal: wal(snapshot, usage),
         bytes: BytesInfo { live: usage.live, waiting: usage.waiting, unreferenced: usage.unreferenced },

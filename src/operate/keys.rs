@@ -68,8 +68,13 @@ pub struct EpochInfo {
     pub epoch: u32,
     /// Whether new objects are sealed under it.
     pub newest: bool,
+    /// Whether it follows from the epochs before it, so that it is used: if not, somebody planted it, or links are lost. None without a
+    /// key.
+    pub proved: Option<bool>,
     /// Since when it is there, by the store's clock.
     pub since: Option<String>,
+    /// Slots that it was given to.
+    pub slots: Vec<String>,
     /// Objects that are sealed under it; none when nothing was counted.
     pub objects: Option<u64>,
     /// Their bytes.
@@ -95,11 +100,12 @@ pub async fn gather(
     for epoch in &objects.epochs {
         epochs.push(look_at(store, id, *epoch, &mut found).await?);
     }
-    if let Some(newest) = epochs.last_mut() {
-        newest.newest = true;
-    }
-    if let Ok(repo) = &repo {
-        vouch(repo, &mut found).await?;
+    match &repo {
+        Ok(repo) => {
+            prove(repo, &mut epochs);
+            vouch(repo, &mut found).await?;
+        }
+        Err(_) => epochs.last_mut().into_iter().for_each(|newest| newest.newest = true),
     }
     let census = if counted { Some(census::count(store, progress).await?) } else { None };
     if let Some(census) = &census {
@@ -112,7 +118,7 @@ pub async fn gather(
             lost
         }));
     }
-    let unchecked = repo.as_ref().err().map(|why| format!("vouchers were not checked: {why}"));
+    let unchecked = repo.as_ref().err().map(|why| format!("links and vouchers were not checked: {why}"));
     Ok(Keys {
         repository: store.url(),
         opened_by: repo.ok().map(|repo| repo.slot().name().to_string()),
@@ -125,8 +131,17 @@ pub async fn gather(
 
 impl EpochInfo {
     fn new(epoch: u32) -> EpochInfo {
-        let kinds = BTreeMap::new();
-        EpochInfo { epoch, newest: false, since: None, objects: None, bytes: None, kinds }
+        let (kinds, slots) = (BTreeMap::new(), Vec::new());
+        EpochInfo {
+            epoch,
+            newest: false,
+            proved: None,
+            since: None,
+            slots,
+            objects: None,
+            bytes: None,
+            kinds,
+        }
     }
 }
 
@@ -189,6 +204,7 @@ async fn look_at(
         let whole = made.as_ref().is_some_and(|made| made.sealed_to(public).is_some());
         if whole || own.is_some_and(|own| public.is_of(&own)) {
             slot.epochs.push(epoch);
+            info.slots.push(slot.name.clone());
         }
     }
     Ok(info)
@@ -199,6 +215,21 @@ fn present<T>(got: Result<T, StoreError>) -> Result<Option<T>, RepoError> {
         Ok(found) => Ok(Some(found)),
         Err(StoreError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Which epochs links prove, and which of these is the newest.
+fn prove(repo: &Repository, epochs: &mut [EpochInfo]) {
+    let keys = repo.keys();
+    let opened_by = repo.slot().name().as_str();
+    for info in epochs {
+        info.newest = info.epoch == keys.chain().last();
+        // One that was not given to our slot is known by its link alone.
+        let given = info.slots.iter().any(|slot| slot == opened_by);
+        info.proved = Some(match given {
+            true => keys.epoch(info.epoch).is_some(),
+            false => keys.chain().key(info.epoch).is_some(),
+        });
     }
 }
 
@@ -249,6 +280,12 @@ impl fmt::Display for Keys {
             )?,
             Some(count) => writeln!(f, "{count} objects have no readable header: `walden verify` says more")?,
         }
+        if self.epochs.iter().any(|epoch| epoch.proved == Some(false)) {
+            writeln!(
+                f,
+                "an epoch that is not proved is never used: somebody planted it, or links below keys/epochs are lost"
+            )?;
+        }
         self.unchecked.iter().try_for_each(|why| writeln!(f, "{why}"))
     }
 }
@@ -271,7 +308,12 @@ impl fmt::Display for SlotInfo {
 
 impl fmt::Display for EpochInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = format!("{}{}", self.epoch, if self.newest { ", the newest" } else { "" });
+        let what = match (self.newest, self.proved) {
+            (true, _) => ", the newest",
+            (false, Some(false)) => ", not proved",
+            (false, _) => "",
+        };
+        let number = format!("{}{what}", self.epoch);
         let since = self.since.as_deref().unwrap_or("destroyed, or damaged");
         let objects = self.objects.map_or("-".to_owned(), |objects| objects.to_string());
         let bytes = self.bytes.map_or("-".to_owned(), |bytes| Bytes(bytes).to_string());

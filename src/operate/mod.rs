@@ -2,8 +2,10 @@
 
 pub mod analyze;
 pub mod check;
+pub mod clusters;
 pub mod config;
 pub mod daemon;
+pub mod deletion;
 pub mod exit;
 pub mod failure;
 pub mod info;

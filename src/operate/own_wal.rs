@@ -3,7 +3,7 @@
 
 use super::failure::Failure;
 use crate::backup::{EnsureWal, ReceiverElsewhere, WalFailure};
-use crate::base::{Clock, ClusterName, LsnRange, TimelineId, limits};
+use crate::base::{Clock, ClusterName, Generation, LsnRange, TimelineId, limits};
 use crate::net::{ConnectOptions, Connection, ConnectionKind, PgError, code};
 use crate::receive::machine::Cut;
 use crate::receive::pipeline::{ReceiveError, Stored};
@@ -165,12 +165,12 @@ impl EnsureWal for OwnWal {
     async fn wait(
         &self,
         cluster: &Cluster,
-        timeline: TimelineId,
+        place: (Generation, TimelineId),
         range: LsnRange,
         deadline: Instant,
     ) -> Result<bool, WalFailure> {
         let mut streaming = self.streaming.lock().await;
-        let elsewhere = ReceiverElsewhere.wait(cluster, timeline, range, deadline);
+        let elsewhere = ReceiverElsewhere.wait(cluster, place, range, deadline);
         let Some(own) = streaming.as_mut() else { return elsewhere.await };
         tokio::pin!(elsewhere);
         tokio::select! {

@@ -55,7 +55,15 @@ impl Given {
         }
     }
 
-    fn secret(&self, names: [&'static str; 4], place: Place) -> Result<Option<SecretSource>, ConfigError> {
+    /// The source of a secret, if one was given. `names` are what the four are called where they were given, at `place`.
+    ///
+    /// # Errors
+    /// Several were.
+    pub fn secret(
+        &self,
+        names: [&'static str; 4],
+        place: Place,
+    ) -> Result<Option<SecretSource>, ConfigError> {
         let [passphrase_file, passphrase_command, key_file, key_command] = names;
         let sources = [
             (passphrase_file, self.passphrase_file.clone().map(SecretSource::PassphraseFile)),
@@ -71,6 +79,7 @@ impl Given {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     repository: Option<RepositoryTable>,
+    repositories: BTreeMap<String, RepositoryTable>,
     cluster_name: Option<ClusterName>,
     cluster: ClusterTable,
     retentions: BTreeMap<ClusterName, Retention>,
@@ -97,7 +106,8 @@ impl Settings {
         }
         let retention = |(name, table): (&ClusterName, &ClusterTable)| Some((name.clone(), table.retention?));
         let retentions = file.clusters.iter().filter_map(retention).collect();
-        Ok(Settings { repository, cluster_name, cluster, retentions })
+        let repositories = file.repositories.clone();
+        Ok(Settings { repository, repositories, cluster_name, cluster, retentions })
     }
 
     /// The repository. An error when none was given.
@@ -105,6 +115,18 @@ impl Settings {
         self.repository.as_ref().ok_or_else(|| ConfigError::Missing {
             what: "the repository (--repo URL-or-path, WALDEN_REPO, or [repository.NAME] in the configuration file)".into(),
         })
+    }
+
+    /// Another repository than the one that a command is about: `given` is a URL, a path, or the name of a `[repository.NAME]`, and
+    /// was given as `place`. Its secret is `secret`, or else the file's; the other repository's is not tried.
+    pub fn another_repository(
+        &self,
+        given: &str,
+        place: Place,
+        secret: Option<SecretSource>,
+    ) -> Result<RepositoryTable, ConfigError> {
+        let table = named_or_url(given, place, &self.repositories)?;
+        Ok(RepositoryTable { secret: secret.or(table.secret.clone()), ..table })
     }
 
     /// The cluster's name, where one was given or the file defines exactly one.
@@ -190,7 +212,7 @@ fn repository(
     let given = [(&flags.repo, Place::Flag("--repo")), (&env.repo, Place::Variable("WALDEN_REPO"))];
     let chosen = given.into_iter().find_map(|(repo, place)| repo.as_ref().map(|repo| (repo.as_str(), place)));
     let mut table = match (chosen, cluster.repositories.as_slice()) {
-        (Some((repo, place)), _) => Some(named_or_url(repo, place, file)?),
+        (Some((repo, place)), _) => Some(named_or_url(repo, place, &file.repositories)?),
         (None, [name]) => Some(named(name, file)?),
         (None, []) => {
             let mut tables = file.repositories.values();
@@ -231,14 +253,18 @@ fn named(name: &str, file: &ConfigFile) -> Result<RepositoryTable, ConfigError> 
 
 /// A name of the file's, or else a URL or path. A lone word that is no name of the file's is taken for a path only if it
 /// looks like one, so that a mistyped name does not become a new directory.
-fn named_or_url(repo: &str, place: Place, file: &ConfigFile) -> Result<RepositoryTable, ConfigError> {
-    if let Some(table) = file.repositories.get(repo) {
+fn named_or_url(
+    repo: &str,
+    place: Place,
+    known: &BTreeMap<String, RepositoryTable>,
+) -> Result<RepositoryTable, ConfigError> {
+    if let Some(table) = known.get(repo) {
         return Ok(table.clone());
     }
     if repo.contains('/') || repo == "." || repo == ".." {
         return Ok(RepositoryTable { url: repo.to_owned(), ..RepositoryTable::default() });
     }
-    let near = nearest(repo, file.repositories.keys().map(String::as_str));
+    let near = nearest(repo, known.keys().map(String::as_str));
     let near = near.map(|name| format!(", did you mean {name}?")).unwrap_or_default();
     let reason = format!(
         "{repo:?} is neither a URL, a path (write ./{repo}), nor a [repository.NAME] of the configuration file{near}"

@@ -90,12 +90,14 @@ impl Compactor {
         let mut total = Compacted::default();
         let mut tries = 0;
         loop {
-            let snapshot = walmap::load_unbroken(&self.cluster).await?;
-            warn_of_losses(&snapshot);
-            let plan = plan(&snapshot, extent);
-            if plan == Plan::default() {
-                return Ok(total);
-            }
+            let next = match self.next(extent).await {
+                Err(error) if object_is_gone(&error) && tries < PASS_TRIES => {
+                    tries += 1;
+                    continue;
+                }
+                next => next?,
+            };
+            let Some((snapshot, plan)) = next else { return Ok(total) };
             match self.run(snapshot, plan, stopped).await {
                 Ok(done) => {
                     total.flushes += done.flushes;
@@ -114,6 +116,23 @@ impl Compactor {
                 Err(Unfinished::Failed(error)) => return Err(error),
             }
         }
+    }
+
+    /// What to do next, if anything: what generations that are over have left goes first, to its last byte.
+    async fn next(&self, extent: Extent) -> Result<Option<(Snapshot, Plan)>, RepoError> {
+        let snapshot = walmap::load_unbroken(&self.cluster).await?;
+        warn_of_losses(&snapshot);
+        let current = snapshot.root.generation;
+        for over in snapshot.streamed().into_iter().filter(|generation| *generation < current) {
+            let older = snapshot.clone().with_generation_unbroken(&self.cluster, over).await?;
+            warn_of_losses(&older);
+            let plan = plan(&older, Extent::All);
+            if plan != Plan::default() {
+                return Ok(Some((older, plan)));
+            }
+        }
+        let plan = plan(&snapshot, extent);
+        Ok((plan != Plan::default()).then_some((snapshot, plan)))
     }
 
     /// Carries a plan out, registered as work in progress from before the first segment is written: a pass that stalled until
@@ -266,7 +285,7 @@ pub async fn follow(
 /// WAL behind what is lost waits in its flush objects: what took their place would hide the loss.
 fn warn_of_losses(snapshot: &Snapshot) {
     for lost in snapshot.wal.chains().iter().flat_map(|chain| &chain.lost) {
-        tracing::warn!(key = %lost.key, "a flush object is lost, and nothing after it is compacted until `walden repair wal` records that: {}", lost.reason);
+        tracing::warn!(key = %lost.key, "a flush object is lost, and nothing after it in its stream is compacted until `walden repair wal` records that: {}", lost.reason);
     }
 }
 

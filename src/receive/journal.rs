@@ -3,7 +3,7 @@
 //! What was taken in and is not synced stays in memory, and is appended again when the disk failed.
 
 use super::overlap::Overlap;
-use crate::base::{Lsn, StreamId};
+use crate::base::{Generation, Lsn, StreamId};
 use crate::disk::journal::{Journal, JournalError, JournalPosition, JournalReader, JournalRecord};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,12 +23,15 @@ const RETRY_WAIT: Duration = Duration::from_secs(1);
 pub struct JournalState {
     /// How far it is durable.
     pub synced: Option<JournalPosition>,
+    /// The generation of what it holds.
+    pub generation: Option<Generation>,
     /// Why it does not go on, while it does not.
     pub stuck: Option<String>,
 }
 
 enum Command {
-    Begin { stream: StreamId, writer_epoch: u64 },
+    Begin { stream: StreamId, writer_epoch: u64, generation: Generation },
+    Discard { done: oneshot::Sender<()> },
     Append(JournalRecord),
     Trim(JournalPosition),
     Read { from: JournalPosition, reply: oneshot::Sender<JournalReader> },
@@ -46,8 +49,11 @@ impl JournalHandle {
     /// Starts the task over an open journal.
     pub fn start(journal: Journal) -> JournalHandle {
         let (commands, inbox) = mpsc::unbounded_channel();
-        let (state, seen) =
-            watch::channel(JournalState { synced: journal.synced().or(journal.end()), stuck: None });
+        let (state, seen) = watch::channel(JournalState {
+            synced: journal.synced().or(journal.end()),
+            generation: journal.generation(),
+            stuck: None,
+        });
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let task =
             Task { journal, inbox, state, queued_bytes: queued_bytes.clone(), unsynced: VecDeque::new() };
@@ -55,9 +61,16 @@ impl JournalHandle {
         JournalHandle { commands, queued_bytes, state: seen }
     }
 
-    /// Records from now on belong to `stream`.
-    pub fn begin(&self, stream: StreamId, writer_epoch: u64) {
-        self.send(Command::Begin { stream, writer_epoch });
+    /// Records from now on belong to `stream`, of `generation`. What it holds of another one was discarded before.
+    pub fn begin(&self, stream: StreamId, writer_epoch: u64, generation: Generation) {
+        self.send(Command::Begin { stream, writer_epoch, generation });
+    }
+
+    /// Removes all that it holds, which is durable elsewhere. On return it is as new.
+    pub async fn discard(&self) {
+        let (done, answer) = oneshot::channel();
+        self.send(Command::Discard { done });
+        answer.await.ok();
     }
 
     /// Queues a record. The caller asked [`JournalHandle::has_room`] before, which bounds the queue.
@@ -166,10 +179,19 @@ impl Task {
                 self.unsynced.push_back(record);
                 true
             }
-            Command::Begin { stream, writer_epoch } => {
-                while let Err(error) = self.journal.begin_stream(stream, writer_epoch).await {
+            Command::Begin { stream, writer_epoch, generation } => {
+                while let Err(error) = self.journal.begin_stream(stream, writer_epoch, generation).await {
                     self.stuck(&error).await;
                 }
+                self.state.send_modify(|state| state.generation = Some(generation));
+                false
+            }
+            Command::Discard { done } => {
+                while let Err(error) = self.journal.discard().await {
+                    self.stuck(&error).await;
+                }
+                self.state.send_replace(JournalState::default());
+                done.send(()).ok();
                 false
             }
             Command::Trim(upto) => {
@@ -192,7 +214,7 @@ impl Task {
                 Ok(synced) => {
                     let bytes: usize = self.unsynced.drain(..).map(|record| record.wal.len()).sum();
                     self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                    self.state.send_replace(JournalState { synced, stuck: None });
+                    self.state.send_modify(|state| (state.synced, state.stuck) = (synced, None));
                     return;
                 }
                 Err(error) => {
@@ -222,7 +244,7 @@ impl Task {
                     self.handle(command).await;
                 }
                 Command::Append(record) => self.unsynced.push_back(record),
-                Command::Begin { .. } => later.push(command),
+                Command::Begin { .. } | Command::Discard { .. } => later.push(command),
             }
         }
         for command in later {

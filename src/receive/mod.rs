@@ -13,4 +13,5 @@ pub mod seal;
 pub mod session;
 pub mod start;
 pub mod takeover;
+pub mod upgrade;
 pub mod upstream;

@@ -5,18 +5,20 @@ use super::journal::{JournalHandle, Refill, refill};
 use super::machine::{AckMode, Acknowledged, Cut, Hole, Machine};
 use super::overlap::{Divergence, Overlap};
 use super::seal::{Packed, Sealed, Sealer, pack};
-use super::takeover::{Won, fenced};
+use super::takeover::Won;
 use super::upstream::UpstreamError;
 use crate::base::planted::{Bug, planted};
-use crate::base::{Lsn, StreamId, TimelineId, Timestamp};
+use crate::base::{Generation, Lsn, StreamId, TimelineId, Timestamp};
 use crate::disk::journal::{JournalError, JournalPosition, JournalRecord};
 use crate::repo::chain::{self, Numbered};
+use crate::repo::fences::fenced;
 use crate::repo::{Cluster, Created, RepoError};
 use crate::wal::Summarizer;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -48,6 +50,23 @@ pub enum ReceiveError {
     /// Things moved while we looked: start again.
     #[error("starting again: {0}")]
     Again(String),
+    /// The journal holds WAL of a generation that is over, and the repository does not.
+    #[error(
+        "the journal in {} holds WAL of generation {held} from {from} to {to} that is not in the repository; generation {current} began",
+        dir.display()
+    )]
+    LeftBehind {
+        /// The journal's directory.
+        dir: PathBuf,
+        /// Whose WAL it is.
+        held: Generation,
+        /// The generation that the cluster is at.
+        current: Generation,
+        /// Where the repository's WAL of that generation ends.
+        from: JournalPosition,
+        /// Where the journal's ends.
+        to: JournalPosition,
+    },
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -67,7 +86,7 @@ impl ReceiveError {
             ReceiveError::Repo(error) => error.is_transient() || error.is_no_space(),
             ReceiveError::Hole(_) | ReceiveError::Again(_) => true,
             ReceiveError::Divergence(_) | ReceiveError::Timeline(_) => false,
-            ReceiveError::Journal(_) | ReceiveError::Internal(_) => false,
+            ReceiveError::LeftBehind { .. } | ReceiveError::Journal(_) | ReceiveError::Internal(_) => false,
         }
     }
 }
@@ -124,7 +143,7 @@ impl Pipeline {
     ) -> Pipeline {
         let mode = if journal.is_some() { AckMode::Journal } else { AckMode::Object };
         if let Some(journal) = &journal {
-            journal.begin(won.stream, won.writer_epoch);
+            journal.begin(won.stream, won.writer_epoch, won.generation);
         }
         let before = won.before.as_ref();
         let continues = before.is_some_and(|before| before.end() == start && before.timeline == won.timeline);
@@ -150,6 +169,11 @@ impl Pipeline {
     /// The stream's timeline.
     pub fn timeline(&self) -> TimelineId {
         self.won.timeline
+    }
+
+    /// The generation of the cluster that it stores.
+    pub fn generation(&self) -> Generation {
+        self.won.generation
     }
 
     /// The stream.

@@ -17,6 +17,7 @@ use crate::repo::index::{IndexEdit, empty_page};
 use crate::repo::walmap::{self, Snapshot};
 use crate::repo::{Cluster, RepoError, Repository, WalReader};
 use crate::wal::{DecodeFrom, Summarizer, TimelineHistory};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Where to begin: where the repository ends, or the journal, which may be ahead of it.
@@ -91,6 +92,34 @@ async fn journal_ahead(
     Ok(Some(Begin { start, stored: first, overlap: Some(overlap) }))
 }
 
+/// Lets the journal begin anew when all that it holds is of an earlier generation than `current`, and stored.
+///
+/// # Errors
+/// [`ReceiveError::LeftBehind`] when the repository lacks some of it: it is never put into another generation.
+pub(super) async fn settle_journal(
+    journal: &JournalHandle,
+    dir: &Path,
+    cluster: &Cluster,
+    current: Generation,
+) -> Result<(), ReceiveError> {
+    let state = journal.state();
+    let Some(held) = state.generation.filter(|held| *held != current) else { return Ok(()) };
+    if let Some(to) = state.synced {
+        let snapshot = walmap::load_generation(cluster, held).await?;
+        let stored = snapshot.wal.durable_end();
+        let from = stored.map_or(JournalPosition { lsn: Lsn::ZERO, ..to }, |end| JournalPosition {
+            timeline: end.timeline,
+            lsn: end.lsn,
+        });
+        if from < to {
+            return Err(ReceiveError::LeftBehind { dir: dir.to_owned(), held, current, from, to });
+        }
+    }
+    tracing::info!(generation = %held, "all that the journal held is stored; it begins anew");
+    journal.discard().await;
+    Ok(())
+}
+
 /// The server as it was when the journal's newest WAL came, from what is stored of it; none when the journal holds nothing
 /// that the repository lacks.
 pub(super) async fn journal_identity(
@@ -98,6 +127,10 @@ pub(super) async fn journal_identity(
     cluster: &Cluster,
     snapshot: &Snapshot,
 ) -> Result<Option<Identity>, ReceiveError> {
+    // What it holds of another generation is settled when the server is there.
+    if journal.state().generation != Some(snapshot.root.generation) {
+        return Ok(None);
+    }
     let stored = start::stored_end(snapshot);
     let Some(ahead) = journal_ahead(journal, stored).await? else { return Ok(None) };
     let record = cluster.read_generation(snapshot.root.generation).await?;
@@ -133,6 +166,14 @@ pub(super) fn generation_record(
 
 pub(super) fn slot_segment(slot: &Slot, identity: &Identity) -> Lsn {
     slot.restart.map_or(Lsn::ZERO, |restart| identity.segment_size.segment_start(restart))
+}
+
+/// Begins again when another generation began since the server was held against it.
+pub(super) fn still_of(snapshot: &Snapshot, generation: Generation) -> Result<(), ReceiveError> {
+    match snapshot.root.generation {
+        current if current == generation => Ok(()),
+        current => Err(ReceiveError::Again(format!("generation {current} of the cluster began"))),
+    }
 }
 
 /// Whether the server left `timeline` at or before `received`, so that it has nothing more of it for us.
@@ -241,7 +282,7 @@ pub(super) fn summarizer(identity: &Identity, stored: Lsn, overlap: &Overlap) ->
 
 pub(super) async fn record_gap(
     cluster: &Cluster,
-    timeline: TimelineId,
+    (generation, timeline): (Generation, TimelineId),
     end: Lsn,
     slot: &Slot,
     identity: &Identity,
@@ -257,7 +298,7 @@ pub(super) async fn record_gap(
     tracing::error!(%timeline, start = %end, end = %resume, reason, "WAL is lost: recording a gap; take a backup to close it");
     let entry = GapEntry {
         id: ObjectId::random(&*cluster.repo().env().entropy),
-        generation: cluster.newest_root().await?.generation,
+        generation,
         timeline,
         start: end,
         end: resume,
@@ -266,6 +307,10 @@ pub(super) async fn record_gap(
     };
     cluster
         .commit::<RepoError>(|root| {
+            if root.generation != generation {
+                let (cluster, current) = (cluster.name().to_string(), root.generation);
+                return Err(RepoError::NewGeneration { cluster, generation, current });
+            }
             let mut page = empty_page();
             page.gaps.push(entry.clone());
             Ok(Some(RootChange { root: root.clone(), index: IndexEdit::Add(page) }))

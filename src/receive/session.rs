@@ -9,7 +9,7 @@ use super::takeover;
 use super::upstream::{
     Connector, Identity, Message, Server, Slot, Started, StatusSink, Upstream, UpstreamError,
 };
-use crate::base::{ClusterName, Lsn};
+use crate::base::{ClusterName, Generation, Lsn};
 use crate::disk::Disk;
 use crate::repo::walmap;
 use crate::repo::{Cluster, RepoError, Repository};
@@ -101,7 +101,7 @@ pub async fn run(
                     _ => receiver.pipeline = None,
                 }
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(receiver.ended_by(error).await),
         }
         if began.elapsed() > RECONNECT_WAIT_MAX {
             wait = RECONNECT_WAIT_MIN;
@@ -111,6 +111,24 @@ pub async fn run(
         }
         wait = (wait * 2).min(RECONNECT_WAIT_MAX);
     }
+}
+
+/// Stores what only the journal has, without a server. Says how far that is; none when it has nothing that the repository lacks.
+///
+/// # Errors
+/// [`crate::disk::journal::JournalError::Busy`] while a receiver runs.
+pub(super) async fn store_journal(
+    repo: Arc<Repository>,
+    name: ClusterName,
+    options: &ReceiveOptions,
+) -> Result<Option<Lsn>, ReceiveError> {
+    let Some(place) = &options.journal else { return Ok(None) };
+    let journal = Some(resume::open_journal(&repo, &name, place).await?);
+    let (stored, _) = watch::channel(Stored::default());
+    let mut receiver = Receiver { repo, name, options, stored, journal, pipeline: None };
+    let Some(mut pipeline) = receiver.journal_pipeline().await? else { return Ok(None) };
+    pipeline.drain().await?;
+    Ok(Some(pipeline.durable()))
 }
 
 enum Ended {
@@ -180,14 +198,63 @@ impl Receiver<'_> {
         }
     }
 
+    /// The generation that the server is, now that it is the cluster's current one. A pipeline of an earlier one does not go on with
+    /// it, nor does the journal.
+    async fn settle_generation(&mut self, cluster: &Cluster) -> Result<Generation, ReceiveError> {
+        let current = cluster.newest_root().await?.generation;
+        if let Some(generation) = self.pipeline.as_ref().map(Pipeline::generation)
+            && generation != current
+        {
+            let cluster = self.name.to_string();
+            return Err(RepoError::NewGeneration { cluster, generation, current }.into());
+        }
+        if let (Some(journal), Some(place)) = (&self.journal, &self.options.journal) {
+            resume::settle_journal(journal, &place.dir, cluster, current).await?;
+        }
+        Ok(current)
+    }
+
+    /// Ends on `error`. The old server may be gone for good when another one answers in its place: what was received of it is stored
+    /// first. A fence may mean that the next generation began, or that the cluster was deleted.
+    async fn ended_by(&mut self, error: ReceiveError) -> ReceiveError {
+        let Some(pipeline) = &mut self.pipeline else { return error };
+        match &error {
+            ReceiveError::Repo(
+                RepoError::WrongSystem { .. } | RepoError::Conflict { .. } | RepoError::NewGeneration { .. },
+            ) => {
+                if let Err(failed) = drain_within(pipeline, self.options.shutdown_grace).await {
+                    tracing::debug!(error = %failed, "what was received and not stored stays in the slot, or the journal");
+                }
+            }
+            ReceiveError::Repo(RepoError::Fenced { .. }) => {
+                let generation = pipeline.generation();
+                let opened = Cluster::open(self.repo.clone(), self.name.clone()).await;
+                let cluster = match opened {
+                    Ok(cluster) => cluster,
+                    Err(deleted @ RepoError::Deleted { .. }) => return deleted.into(),
+                    Err(_) => return error,
+                };
+                if let Ok(current) = cluster.newest_root().await.map(|root| root.generation)
+                    && current != generation
+                {
+                    let cluster = self.name.to_string();
+                    return RepoError::NewGeneration { cluster, generation, current }.into();
+                }
+            }
+            _ => {}
+        }
+        error
+    }
+
     /// Connects, takes over and begins to stream; `None` when what it found is to be begun anew. If dropped: begin anew.
     async fn open(&mut self, connector: &dyn Connector) -> Result<Option<Opened>, ReceiveError> {
         let mut server = connector.connect().await?;
         let identity = server.identify().await?;
         let record = resume::generation_record(&self.name, &identity)?;
         let cluster = Cluster::create(self.repo.clone(), record).await?;
+        let generation = self.settle_generation(&cluster).await?;
         let slot = server.ensure_slot(&self.options.slot).await?;
-        let server = self.resume(server, &cluster, &identity, &slot).await?;
+        let server = self.resume(server, &cluster, (generation, &identity), &slot).await?;
         let Some(pipeline) = &mut self.pipeline else { unreachable!("resumed above") };
         let at = pipeline.overlap_start().max(resume::slot_segment(&slot, &identity));
         let at = at.min(pipeline.received());
@@ -216,7 +283,8 @@ impl Receiver<'_> {
             Err(UpstreamError::WalRemoved { at, reason }) => {
                 pipeline.drain().await?;
                 let end = pipeline.received();
-                resume::record_gap(&cluster, timeline, end, &slot, &identity, &reason, at).await?;
+                resume::record_gap(&cluster, (generation, timeline), end, &slot, &identity, &reason, at)
+                    .await?;
                 self.pipeline = None;
                 return Ok(None);
             }
@@ -231,7 +299,7 @@ impl Receiver<'_> {
         &mut self,
         mut server: Box<dyn Server>,
         cluster: &Cluster,
-        identity: &Identity,
+        (generation, identity): (Generation, &Identity),
         slot: &Slot,
     ) -> Result<Box<dyn Server>, ReceiveError> {
         if let Some(pipeline) = &mut self.pipeline {
@@ -242,30 +310,17 @@ impl Receiver<'_> {
             self.pipeline = None;
         }
         let snapshot = walmap::load(cluster).await?;
+        resume::still_of(&snapshot, generation)?;
         resume::store_histories(cluster, &snapshot, server.as_mut(), identity.timeline).await?;
-        self.pipeline = Some(self.take_over(cluster, identity, slot).await?);
+        self.pipeline = Some(self.take_over(cluster, (generation, identity), slot).await?);
         Ok(server)
     }
 
     /// A pipeline that stores what the journal holds and the repository does not, without the server; none when there is
     /// no such WAL, or the store is away too.
     async fn resume_from_journal(&mut self) -> Result<Option<Pipeline>, ReceiveError> {
-        let found = async {
-            let Some(journal) = &self.journal else { return Ok(None) };
-            let cluster = match Cluster::open(self.repo.clone(), self.name.clone()).await {
-                Err(RepoError::NotFound { .. }) => return Ok(None),
-                other => other?,
-            };
-            let snapshot = walmap::load(&cluster).await?;
-            let Some(identity) = resume::journal_identity(journal, &cluster, &snapshot).await? else {
-                return Ok(None);
-            };
-            tracing::info!(journal = %identity.flushed, "storing what only the journal has");
-            let slot = Slot { restart: None, created: false };
-            Ok(Some(self.take_over(&cluster, &identity, &slot).await?))
-        };
-        match found.await {
-            Err(error) if ReceiveError::is_transient(&error) => {
+        match self.journal_pipeline().await {
+            Err(error) if error.is_transient() => {
                 tracing::warn!(%error, "what only the journal has cannot be stored now");
                 Ok(None)
             }
@@ -273,22 +328,41 @@ impl Receiver<'_> {
         }
     }
 
+    /// The same, and it fails when the store is away.
+    async fn journal_pipeline(&mut self) -> Result<Option<Pipeline>, ReceiveError> {
+        let Some(journal) = &self.journal else { return Ok(None) };
+        let cluster = match Cluster::open(self.repo.clone(), self.name.clone()).await {
+            Err(RepoError::NotFound { .. }) => return Ok(None),
+            other => other?,
+        };
+        let snapshot = walmap::load(&cluster).await?;
+        let Some(identity) = resume::journal_identity(journal, &cluster, &snapshot).await? else {
+            return Ok(None);
+        };
+        tracing::info!(journal = %identity.flushed, "storing what only the journal has");
+        let slot = Slot { restart: None, created: false };
+        let generation = snapshot.root.generation;
+        Ok(Some(self.take_over(&cluster, (generation, &identity), &slot).await?))
+    }
+
     /// Wins a new stream, and continues in it where the repository ends, or the journal.
     async fn take_over(
         &mut self,
         cluster: &Cluster,
-        identity: &Identity,
+        (generation, identity): (Generation, &Identity),
         slot: &Slot,
     ) -> Result<Pipeline, ReceiveError> {
         let snapshot = walmap::load(cluster).await?;
+        resume::still_of(&snapshot, generation)?;
         let planned = resume::begin(self.journal.as_ref(), &snapshot, identity, slot).await?;
-        let won = takeover::take_over(cluster, snapshot.root.generation, planned.start.timeline).await;
+        let won = takeover::take_over(cluster, generation, planned.start.timeline).await;
         let won = won.map_err(|error| match error {
             RepoError::Conflict { reason } => ReceiveError::Again(reason),
             other => other.into(),
         })?;
         // The writer before may have gone on until its fence: what was planned may be behind.
         let snapshot = walmap::load(cluster).await?;
+        resume::still_of(&snapshot, generation)?;
         let begin = resume::begin(self.journal.as_ref(), &snapshot, identity, slot).await?;
         if begin.start.timeline != won.timeline {
             return Err(ReceiveError::Again("another writer moved to another timeline meanwhile".into()));

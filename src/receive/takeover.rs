@@ -1,15 +1,11 @@
 //! Winning the right to write: a root with the next epoch names our stream, then every older stream is fenced.
 //! In this order: before the root, compaction could still move what the fences are counted from.
 
-use crate::base::planted::{Bug, planted};
 use crate::base::{Generation, Lsn, StreamId, TimelineId, Timestamp};
-use crate::format::header::ObjectKind;
-use crate::format::record::Record;
 use crate::format::root::{Root, StreamEntry};
-use crate::format::wal::{FenceMeta, Predecessor};
-use crate::repo::chain::{self, Chain, ChainEnd, Losses, Numbered};
+use crate::format::wal::Predecessor;
 use crate::repo::cluster::RootChange;
-use crate::repo::{Cluster, Created, RepoError, layout};
+use crate::repo::{Cluster, RepoError, fences};
 
 /// The stream we won, and where it continues.
 #[derive(Debug, Clone)]
@@ -28,7 +24,7 @@ pub struct Won {
     pub before: Option<Before>,
 }
 
-/// The end of everything stored before a stream.
+/// The end of everything stored before a stream, in its generation: WAL of the next generation continues nothing.
 #[derive(Debug, Clone)]
 pub struct Before {
     /// What number 0 of the new stream says.
@@ -82,8 +78,8 @@ pub async fn take_over(
     let writer_epoch = root.writer_epoch;
     let mut before = None;
     for older in root.streams.iter().filter(|entry| entry.id != stream) {
-        let chain = close(cluster, older, stream, writer_epoch).await?;
-        let Some(end) = chain.end_lsn() else { continue };
+        let chain = fences::close(cluster, older, stream, writer_epoch).await?;
+        let Some(end) = chain.end_lsn().filter(|_| older.generation == generation) else { continue };
         let time = chain.objects.iter().map(|object| object.meta.server_time).max();
         before = Some(Before {
             predecessor: Predecessor { stream: older.id, fence_number: chain.end_number(), end },
@@ -93,60 +89,4 @@ pub async fn take_over(
         });
     }
     Ok(Won { stream, writer_epoch, generation, timeline, root: root.number, before })
-}
-
-/// Fences `older` at its first absent number, or finds it fenced.
-async fn close(
-    cluster: &Cluster,
-    older: &StreamEntry,
-    successor: StreamId,
-    writer_epoch: u64,
-) -> Result<Chain, RepoError> {
-    loop {
-        let chain = chain::read(cluster, older, Losses::PassedBy).await?;
-        let number = match &chain.end {
-            ChainEnd::Fenced { number, fence } if fence.writer_epoch > writer_epoch => {
-                return Err(fenced(successor, *number, fence.writer_epoch));
-            }
-            ChainEnd::Fenced { .. } => return Ok(chain),
-            ChainEnd::Open { next } => *next,
-        };
-        for lost in &chain.lost {
-            tracing::error!(key = %lost.key, "an object of stream {} is lost: {}", older.id, lost.reason);
-        }
-        if planted(Bug::FenceSkipped) {
-            return Ok(chain);
-        }
-        let key = layout::flush(cluster.name(), older.id, number);
-        let writer = cluster.repo().writer(ObjectKind::Fence, &key, older.id.0, number, writer_epoch);
-        let fence =
-            FenceMeta { successor, writer_epoch, previous_link: chain.end_link(), extensions: Vec::new() };
-        match cluster.repo().create(&key, &writer.finish(fence.encode()).bytes).await? {
-            Created::Ours => {
-                check_low_water(cluster, older, number).await?;
-                return Ok(Chain { end: ChainEnd::Fenced { number, fence }, ..chain });
-            }
-            // A flush object won the number, or another fence: the chain is longer than it was, or closed.
-            Created::Taken(bytes) => match chain::open_numbered(cluster, older.id, number, bytes).await? {
-                Numbered::Flush(_) | Numbered::Fence(_) => {}
-            },
-        }
-    }
-}
-
-/// Refuses a fence below what was compacted meanwhile: its number may have been won before, and collected. The caller
-/// starts again, and counts from the newer root.
-async fn check_low_water(cluster: &Cluster, older: &StreamEntry, number: u64) -> Result<(), RepoError> {
-    let root = cluster.newest_root().await?;
-    let low_water = root.streams.iter().find(|entry| entry.id == older.id).map(|entry| entry.low_water);
-    if low_water.is_some_and(|low_water| low_water <= number) {
-        return Ok(());
-    }
-    let reason = format!("stream {} was compacted and collected while it was being closed", older.id);
-    Err(RepoError::Conflict { reason })
-}
-
-/// What a writer is told whose number was won by a fence.
-pub fn fenced(stream: StreamId, number: u64, epoch: u64) -> RepoError {
-    RepoError::Fenced { stream: stream.to_string(), number, epoch }
 }

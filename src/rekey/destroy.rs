@@ -4,16 +4,22 @@
 
 use super::census::{self, Header, Kind, Kinds};
 use crate::base::planted::{Bug, planted};
-use crate::base::{ClusterName, ObjectKey, Progress, StreamId};
-use crate::format::header::ObjectKind;
+use crate::base::{ClusterName, Generation, ObjectKey, Progress, StreamId};
+use crate::format::header::{ObjectHeader, ObjectKind};
 use crate::format::root::{Root, StreamEntry};
 use crate::repo::cluster::RootChange;
 use crate::repo::keys::KeyObjects;
+use crate::repo::repository::exists;
 use crate::repo::roots::{self, NONE};
-use crate::repo::{Cluster, RepoError, Repository, layout};
-use crate::store::StoreError;
+use crate::repo::{Cluster, RepoError, Repository, layout, slots};
+use crate::store::{Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// How often removing looks again for objects that others stored meanwhile.
+const REMOVE_TRIES_MAX: u32 = 10;
+/// The generation that a cluster begins with.
+const FIRST_GENERATION: Generation = Generation(1);
 
 /// What still needs an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,37 +69,44 @@ struct View {
     ends: BTreeMap<StreamId, u64>,
 }
 
-/// Destroys `epoch`, or says what still needs it. Stopped anywhere, it can be done again.
+/// Destroys `epoch`, or says what still needs it. Stopped anywhere, it can be done again. Its link stays, by which later epochs are
+/// proved. A later one than the newest is not proved: somebody may have planted it, and it is removed with its link if nothing is sealed
+/// under it.
 ///
 /// # Errors
-/// [`RepoError::NotFound`] when there is no such epoch, [`RepoError::Conflict`] when it is the newest.
+/// [`RepoError::NotFound`] when there is no such epoch; [`RepoError::Conflict`] when it is the newest, when the newest was not given to
+/// our slot, and when its link is lost.
 pub async fn destroy(
     repo: &Arc<Repository>,
     epoch: u32,
     progress: &dyn Progress,
 ) -> Result<Destroyed, RepoError> {
     let store = &**repo.store();
-    repo.follow_epochs().await?.ok();
-    let objects = KeyObjects::list(store).await?;
-    if !objects.epochs.contains(&epoch) {
+    let newest = slots::newest(repo).await?;
+    let listed = KeyObjects::list(store).await?;
+    let has_link = epoch > newest && listed.links.contains(&epoch);
+    if !listed.epochs.contains(&epoch) && !has_link {
         return Err(RepoError::NotFound { what: format!("key epoch {epoch}"), url: store.url() });
     }
-    let Some(next) = objects.epochs.range(epoch + 1..).next().copied() else {
+    if epoch == newest {
         return Err(RepoError::Conflict {
             reason: format!("key epoch {epoch} is the newest: what is stored now is sealed under it"),
         });
-    };
-    let next_made = store.head(&layout::epoch(next)).await?.modified_unix_micros;
+    }
+    // Nobody seals under one that links do not lead to, and nothing follows from it.
+    let next_made = if epoch > newest { None } else { Some(next_made(repo, epoch).await?) };
     let (mut needed, mut views) = (Vec::new(), Vec::new());
     for name in repo.clusters().await? {
-        let cluster = Cluster::open(repo.clone(), name.clone()).await?;
+        let cluster = open(repo, &name).await?;
         // Whoever stalled right before it created a root under the epoch finds its number taken.
         let root = cluster.commit::<RepoError>(|root| Ok(Some(RootChange::of(root.clone())))).await?;
         let (view, writers) = view(cluster, root, epoch).await?;
-        needed.extend(writers);
-        let count = early_work(&view, next_made).await?;
-        if count > 0 {
-            needed.push(Needed::Work { cluster: name, count });
+        if let Some(next_made) = next_made {
+            needed.extend(writers);
+            let count = early_work(&view, next_made).await?;
+            if count > 0 {
+                needed.push(Needed::Work { cluster: name, count });
+            }
         }
         views.push(view);
     }
@@ -105,15 +118,65 @@ pub async fn destroy(
     for key in &void {
         store.delete(key).await?;
     }
-    // The object that made it last: as long as anything is there, a list shows the epoch, and this can be done again.
-    let own = objects.sealed.iter().filter(|(of, _)| *of == epoch);
-    let own = own.map(|(of, slot)| layout::epoch_slot(*of, slot));
-    let mut removed = 0;
-    for key in own.chain([layout::epoch(epoch)]) {
-        store.delete(&key).await?;
-        removed += 1;
+    let mut objects = remove(store, epoch).await?;
+    if epoch > newest && exists(store, &layout::epoch_link(epoch)).await? {
+        store.delete(&layout::epoch_link(epoch)).await?;
+        objects += 1;
     }
-    Ok(Destroyed::Gone { objects: removed, void: void.len() as u64 })
+    Ok(Destroyed::Gone { objects, void: void.len() as u64 })
+}
+
+/// When the next epoch after `epoch` was there for everybody, by the store's clock: since then its link is. A link that had to be stored
+/// again makes that later, never earlier.
+async fn next_made(repo: &Arc<Repository>, epoch: u32) -> Result<i64, RepoError> {
+    slots::complete_links(repo, epoch).await?;
+    let keys = repo.keys();
+    let next = keys.epochs().map(|keys| keys.epoch).find(|held| *held > epoch);
+    let next = next.ok_or_else(|| RepoError::Conflict {
+        reason: format!("no key epoch after {epoch} is held by key slot {}", repo.slot().name()),
+    })?;
+    slots::complete_links(repo, next).await?;
+    Ok(repo.store().head(&layout::epoch_link(next)).await?.modified_unix_micros)
+}
+
+/// The cluster `name`. One whose first start was interrupted has a generation and no root: it is given one, which holds nothing, so that
+/// whoever stalled there does not create it under an epoch that is gone.
+async fn open(repo: &Arc<Repository>, name: &ClusterName) -> Result<Cluster, RepoError> {
+    match Cluster::open(repo.clone(), name.clone()).await {
+        Err(RepoError::NotFound { .. }) => {}
+        // The last root of one that was deleted is sealed too.
+        Err(RepoError::Deleted { .. }) => return Ok(Cluster::unchecked(repo.clone(), name.clone())),
+        opened => return opened,
+    }
+    let interrupted = Cluster::unchecked(repo.clone(), name.clone());
+    let record = interrupted.read_generation(FIRST_GENERATION).await?;
+    tracing::info!(cluster = %name, "its first start was interrupted; it is completed, and holds nothing");
+    Cluster::create(repo.clone(), record).await
+}
+
+/// Removes what gives `epoch` to anybody: the object that made it last, so that as long as anything is there a list shows the epoch and
+/// this can be done again. Then it looks for what somebody who knew of no end stored meanwhile. How many objects were removed.
+async fn remove(store: &dyn Store, epoch: u32) -> Result<u64, RepoError> {
+    let mut removed = 0;
+    for _ in 0..REMOVE_TRIES_MAX {
+        let sealed = KeyObjects::list(store).await?.sealed.into_iter();
+        let own = sealed.filter(|(of, _)| *of == epoch).map(|(of, slot)| layout::epoch_slot(of, &slot));
+        let mut clean = true;
+        for key in own.chain([layout::epoch(epoch)]) {
+            // A list may still show what is gone.
+            if exists(store, &key).await? {
+                store.delete(&key).await?;
+                (clean, removed) = (false, removed + 1);
+            }
+        }
+        if clean {
+            return Ok(removed);
+        }
+    }
+    let reason = format!(
+        "objects of key epoch {epoch} appeared again {REMOVE_TRIES_MAX} times while they were removed; see who stores them, and destroy it again"
+    );
+    Err(RepoError::Conflict { reason })
 }
 
 /// Where the chains of `root` end, and streams that may still be written to under `epoch`.
@@ -185,7 +248,7 @@ async fn count(
         let (Some(kind), true) = (Kind::of(header.kind), header.key_epoch == epoch) else { return };
         let of = layout::cluster_of(&counted.key);
         let view = views.iter().find(|view| Some(view.cluster.name()) == of.as_ref());
-        if kind == Kind::Flushes && view.is_some_and(|view| is_void(view, &counted.key)) {
+        if kind == Kind::Flushes && view.is_some_and(|view| is_void(view, &counted.key, header)) {
             void.push(counted.key);
             return;
         }
@@ -207,8 +270,12 @@ async fn count(
 
 /// Whether nobody reads a flush object: it lies above the fence of its stream, or its stream has left the root, which only closed streams
 /// do, and it is not waiting for collection.
-fn is_void(view: &View, key: &ObjectKey) -> bool {
+fn is_void(view: &View, key: &ObjectKey, header: &ObjectHeader) -> bool {
     let Some((stream, number)) = layout::parse_flush(key) else { return false };
+    if header.writer_epoch > view.root.writer_epoch {
+        // Whoever wrote it took over after the root was read.
+        return false;
+    }
     let retired = |run: &crate::format::root::RetiredFlush| {
         run.stream == stream && (run.from..run.to).contains(&number)
     };

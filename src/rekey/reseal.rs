@@ -11,7 +11,7 @@ use crate::format::root::{PendingKind, Root};
 use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{Index, IndexEdit, empty_page};
 use crate::repo::{
-    Cluster, Created, PendingError, Registration, RepoError, Repository, layout, verifications,
+    Cluster, Created, PendingError, Registration, RepoError, Repository, layout, slots, verifications,
 };
 use crate::store::StoreError;
 use bytes::Bytes;
@@ -72,11 +72,15 @@ impl Job {
 
 /// Moves what `cluster`'s newest root leads to, as far as `bytes_max` goes; done again, it goes on. Safe beside everything else.
 /// If dropped: what was registered and written stays until collection takes it for abandoned.
+///
+/// # Errors
+/// [`RepoError::Conflict`] when the newest epoch was not given to the slot that opened the repository.
 pub async fn reseal(cluster: &Cluster, bytes_max: u64, progress: &dyn Progress) -> Result<Moved, RepoError> {
     let mut moved = Moved::default();
     let mut tries = 0;
     'looking: loop {
-        cluster.repo().follow_epochs().await?.ok();
+        // Under an older epoch it would move nothing, or to where those read who were removed.
+        slots::newest(cluster.repo()).await?;
         let root = cluster.newest_root().await?;
         let index = cluster.index(&root).await?;
         // What a running backup found stored stays where it found it.

@@ -1,32 +1,35 @@
 //! `walden repair index`: makes a new index out of what lies in a repository, and commits it. [`rebuild`] puts it together, [`cover`]
 //! chooses among segments of WAL; both are pure. Nothing is removed and nothing overwritten: a new index object, and a new root that
-//! leads to it; what the new index does not name, collection removes only after its grace period.
+//! leads to it. That root says that the index was made anew, and collection leaves what the index does not name alone until that root is
+//! older than the grace period.
+//!
+//! Refusals: an object whose key epoch is not held (it would be taken for nothing); work that is registered and may have stored what
+//! lies there; an object that does not open, and that no readable index names, unless the operator says that it may be left out.
 
+mod adopt;
 pub mod cover;
+mod inventory;
+mod known;
 pub mod rebuild;
 pub mod wal;
 
 use crate::base::{BackupId, ObjectId, ObjectKey, Progress};
-use crate::codec::check::check_header;
-use crate::codec::read::Expect;
-use crate::format::frame::{TRAILER_BYTES, Trailer};
-use crate::format::header::{HEADER_BYTES, ObjectKind};
-use crate::format::manifest::ManifestMeta;
-use crate::format::record::Record;
-use crate::format::root::Root;
-use crate::format::wal::WalMeta;
+use crate::format::root::{PendingKind, Root};
 use crate::repo::cluster::RootChange;
-use crate::repo::index::{self, Index, IndexEdit};
-use crate::repo::roots;
-use crate::repo::walread::open_segment;
-use crate::repo::{Cluster, RepoError, layout};
-use crate::store::ObjectMeta;
-use futures_util::{StreamExt, stream};
-use rebuild::{Chunks, Found, Inventory, Rebuilt};
-use std::collections::HashSet;
+use crate::repo::index::IndexEdit;
+use crate::repo::{Cluster, Index, RepoError};
+use rebuild::Rebuilt;
+use std::collections::BTreeSet;
 
-/// Directories being read at once.
-const READS_IN_FLIGHT: usize = 16;
+/// Times that the index is read again when a newer root took the place of the one at hand.
+const TRIES_MAX: u32 = 20;
+
+/// What is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Objects that do not open and may be left out, by the last part of their names.
+    pub without: BTreeSet<String>,
+}
 
 /// Whether an index needs to be made anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +43,45 @@ pub enum Health {
     },
 }
 
+/// What becomes of an object that does not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// A root, an index object or a flush object: it only would have said more.
+    Unasked,
+    /// A readable index object names it, and the new index does as well.
+    Named,
+    /// Nothing readable names it: whoever commits has to say that it may be left out.
+    Undecided,
+    /// It is left out, as the operator said.
+    LeftOut,
+}
+
+/// An object that does not open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Which.
+    pub key: ObjectKey,
+    /// Why.
+    pub reason: String,
+    /// What becomes of it.
+    pub fate: Fate,
+}
+
+impl Unreadable {
+    fn lead(key: ObjectKey, error: &RepoError) -> Unreadable {
+        Unreadable { key, reason: error.to_string(), fate: Fate::Unasked }
+    }
+
+    fn content(key: ObjectKey, error: &RepoError, is_known: bool, left_out: bool) -> Unreadable {
+        let fate = match (left_out, is_known) {
+            (true, _) => Fate::LeftOut,
+            (false, true) => Fate::Named,
+            (false, false) => Fate::Undecided,
+        };
+        Unreadable { key, reason: error.to_string(), fate }
+    }
+}
+
 /// A rebuilt index that is not committed yet.
 #[derive(Debug)]
 pub struct Plan {
@@ -49,8 +91,8 @@ pub struct Plan {
     pub root: Root,
     /// The index.
     pub rebuilt: Rebuilt,
-    /// What cannot be read, and why.
-    pub unreadable: Vec<(ObjectKey, String)>,
+    /// What does not open.
+    pub unreadable: Vec<Unreadable>,
     /// Index objects that can be read, and what they say is known exactly.
     pub index_objects: usize,
 }
@@ -60,60 +102,70 @@ impl Plan {
     pub fn backups(&self) -> Vec<BackupId> {
         self.rebuilt.page.backups.iter().map(|backup| backup.id.clone()).collect()
     }
+
+    /// Why it cannot be committed as it is.
+    pub fn refusal(&self) -> Option<String> {
+        match self.health {
+            Health::Whole => None,
+            Health::Broken { .. } => hinders(&self.root).or_else(|| self.undecided()),
+        }
+    }
+
+    fn undecided(&self) -> Option<String> {
+        let undecided = self.unreadable.iter().filter(|unreadable| unreadable.fate == Fate::Undecided);
+        let found: Vec<&Unreadable> = undecided.collect();
+        let first = found.first()?;
+        let options: Vec<String> =
+            found.iter().map(|unreadable| format!("--without {}", unreadable.key.file_name())).collect();
+        Some(format!(
+            "{} objects do not open, and no index that can be read names them; the first: {}: {}. What they hold would be left out: put \
+             whole copies in their places, or say that they may be: {}",
+            found.len(),
+            first.key,
+            first.reason,
+            options.join(" ")
+        ))
+    }
 }
 
 /// Reads everything that an index can be made of. Changes nothing.
 ///
 /// # Errors
-/// A newest root that is damaged: an index hangs on it. A store that fails.
-pub async fn plan(cluster: &Cluster, progress: &dyn Progress) -> Result<Plan, RepoError> {
-    let root = cluster.newest_root().await?;
-    let health = match cluster.index(&root).await {
-        Ok(_) => Health::Whole,
-        Err(error) if error.is_damage() || matches!(error, RepoError::NoKey { .. }) => {
-            Health::Broken { reason: error.to_string() }
+/// A newest root that is damaged: an index hangs on it. [`RepoError::NoKey`] for an object of a key epoch that is not held.
+/// [`RepoError::Conflict`] when something is to be left out that can be read, or is not there. A store that fails.
+pub async fn plan(cluster: &Cluster, options: &Options, progress: &dyn Progress) -> Result<Plan, RepoError> {
+    let (root, index) = newest(cluster).await?;
+    let reason = match index {
+        Ok(index) => {
+            check_left_out(options, &[])?;
+            let (index_objects, health) = (index.objects.len(), Health::Whole);
+            let rebuilt = rebuild::as_it_is(index);
+            return Ok(Plan { health, root, rebuilt, unreadable: Vec::new(), index_objects });
         }
+        Err(error) if error.is_damage() => error.to_string(),
         Err(error) => return Err(error),
     };
-    let KnownIndex { index, mut unreadable, objects: index_objects, root: known_root } =
-        known(cluster).await?;
-    let mut inventory = Inventory { known: index, ..Inventory::default() };
-    take_segments(cluster, &mut inventory, progress).await?;
-    take_manifests(cluster, &mut inventory).await?;
-    unreadable.append(&mut inventory.unreadable);
-    let ids: HashSet<ObjectId> = inventory
-        .wal
-        .iter()
-        .map(|found| found.id)
-        .chain(inventory.pages.iter().map(|found| found.id))
-        .collect();
+    let known = known::read(cluster, &root).await?;
+    let (index_objects, whole_up_to, pins) = (known.objects, known.whole_up_to, known.index.pins.len());
+    let (inventory, unreadable) = inventory::take(cluster, &root, known, options, progress).await?;
+    check_left_out(options, &unreadable)?;
     let env = cluster.repo().env();
-    let told: HashSet<ObjectKey> = unreadable.iter().map(|(key, _)| key.clone()).collect();
-    // Older index objects name what was merged away and collected since; only what the current one names is missed.
-    if health == Health::Whole {
-        for id in rebuild::missing(&inventory.known, &ids) {
-            let key = layout::segment(cluster.name(), id);
-            if !told.contains(&key) {
-                unreadable.push((key, "it is gone".into()));
-            }
-        }
-    }
     let mut rebuilt = rebuild::rebuild(&root, inventory, env.clock.now(), || ObjectId::random(&*env.entropy));
-    if health != Health::Whole {
-        let since = known_root.map_or_else(String::new, |number| format!(" after root {number}"));
-        rebuilt.notes.push(format!(
-            "what had been removed{since} and was not collected yet is back: remove again what should be gone; the damaged index \
-             objects go by themselves, a grace period from now"
-        ));
-    }
-    Ok(Plan { health, root, rebuilt, unreadable, index_objects })
+    rebuilt.gone.retain(|name| !options.without.contains(name));
+    adopt::check(cluster, &mut rebuilt, &unreadable).await?;
+    rebuilt.notes.extend(what_is_not_known(&root, whole_up_to, pins));
+    Ok(Plan { health: Health::Broken { reason }, root, rebuilt, unreadable, index_objects })
 }
 
 /// Commits a plan: an index object, then a root. Returns that root. Durable on return. If dropped: committed whole, or not.
 ///
 /// # Errors
-/// [`RepoError::Conflict`] when the cluster's index or streams changed since the plan was made.
+/// [`RepoError::Conflict`] when the plan has a [`Plan::refusal`], when work was registered since, or the cluster's index or streams
+/// changed.
 pub async fn commit(cluster: &Cluster, plan: &Plan) -> Result<Root, RepoError> {
+    if let Some(reason) = plan.refusal() {
+        return Err(RepoError::Conflict { reason });
+    }
     let compacted =
         |root: &Root| -> Vec<_> { root.streams.iter().map(|stream| (stream.id, stream.low_water)).collect() };
     cluster
@@ -125,140 +177,84 @@ pub async fn commit(cluster: &Cluster, plan: &Plan) -> Result<Root, RepoError> {
                 );
                 return Err(RepoError::Conflict { reason });
             }
-            let index = IndexEdit::Rewrite(plan.rebuilt.page.clone());
-            Ok(Some(RootChange { root: root.clone(), index }))
+            let (mut next, mut page) = (root.clone(), plan.rebuilt.page.clone());
+            if plan.health != Health::Whole {
+                if let Some(reason) = hinders(root) {
+                    return Err(RepoError::Conflict { reason });
+                }
+                let number = root.number + 1;
+                next.set_rebuilt_at(number);
+                // An old removal may be one that nobody committed: what it takes away has the whole grace period from now on.
+                page.removed.iter_mut().for_each(|removed| removed.root = number);
+            }
+            Ok(Some(RootChange { root: next, index: IndexEdit::Rewrite(page) }))
         })
         .await
 }
 
-/// What index objects of committed roots say that can be read.
-#[derive(Debug, Default)]
-struct KnownIndex {
-    index: Index,
-    /// Index objects that cannot be read, and why.
-    unreadable: Vec<(ObjectKey, String)>,
-    /// How many can be.
-    objects: usize,
-    /// The newest root that one was made for.
-    root: Option<u64>,
-}
-
-/// Reads what roots that are still there lead to. An index object that no root leads to proves nothing: its commit may have lost its
-/// race, and what it says is removed may be in use.
-async fn known(cluster: &Cluster) -> Result<KnownIndex, RepoError> {
-    let mut wanted: Vec<ObjectId> = Vec::new();
-    for meta in cluster.repo().store().list(&layout::roots_prefix(cluster.name())).await? {
-        let Ok(number) = meta.key.file_name().parse() else { continue };
-        match roots::read_root(cluster.repo(), cluster.name(), number).await {
-            Ok(root) => wanted.extend(root.and_then(|root| root.index)),
-            // `verify` names it.
-            Err(error) if is_told(&error) => {}
-            Err(error) => return Err(error),
+/// The newest root, and its index or what is wrong with that.
+async fn newest(cluster: &Cluster) -> Result<(Root, Result<Index, RepoError>), RepoError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let root = cluster.newest_root().await?;
+        let index = cluster.index(&root).await;
+        // It may have been merged away, and collected, while it was read; and a bad read may be a good one the next time.
+        let again = index.is_err() && (tries < 3 || cluster.newest_root().await?.number != root.number);
+        if !again || tries >= TRIES_MAX {
+            return Ok((root, index));
         }
     }
-    let (mut known, mut pages, mut seen) = (KnownIndex::default(), Vec::new(), HashSet::new());
-    while let Some(id) = wanted.pop() {
-        if !seen.insert(id) {
-            continue;
-        }
-        match index::read_one(cluster, id).await {
-            Ok(object) => {
-                wanted.extend(object.levels);
-                pages.push((object.root, object.page));
-            }
-            Err(error) if is_told(&error) => {
-                known.unreadable.push((layout::index(cluster.name(), id), error.to_string()));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    pages.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
-    known.objects = pages.len();
-    known.root = pages.first().map(|(number, _)| *number);
-    known.index = index::merge(pages.into_iter().map(|(_, page)| page).collect());
-    Ok(known)
 }
 
-fn is_told(error: &RepoError) -> bool {
-    error.is_damage() || matches!(error, RepoError::NoKey { .. })
-}
-
-/// What a segment turned out to be.
-enum Segment {
-    Wal(Box<Found<WalMeta>>),
-    Pages(Found<Chunks>),
-    Other,
-}
-
-async fn take_segments(
-    cluster: &Cluster,
-    inventory: &mut Inventory,
-    progress: &dyn Progress,
-) -> Result<(), RepoError> {
-    let listed = cluster.repo().store().list(&layout::segments_prefix(cluster.name())).await?;
-    progress.stage("reading directories", Some(listed.iter().map(|meta| meta.len).sum()));
-    let reads = stream::iter(listed).map(|meta| async move {
-        let read = read_segment(cluster, &meta).await;
-        (meta, read)
-    });
-    let mut reads = std::pin::pin!(reads.buffer_unordered(READS_IN_FLIGHT));
-    while let Some((meta, read)) = reads.next().await {
-        progress.advance(meta.len);
-        match read {
-            Ok(Segment::Wal(found)) => inventory.wal.push(*found),
-            Ok(Segment::Pages(found)) => inventory.pages.push(found),
-            Ok(Segment::Other) => {}
-            Err(error) if is_told(&error) => inventory.unreadable.push((meta.key, error.to_string())),
-            Err(error) => return Err(error),
-        }
-    }
-    inventory.wal.sort_by_key(|found| found.id);
-    inventory.pages.sort_by_key(|found| found.id);
-    Ok(())
-}
-
-/// Reads a segment's header, trailer and directory.
-async fn read_segment(cluster: &Cluster, meta: &ObjectMeta) -> Result<Segment, RepoError> {
-    let (repo, key, len) = (cluster.repo(), &meta.key, meta.len);
-    let Ok(id) = key.file_name().parse::<ObjectId>() else { return Ok(Segment::Other) };
-    let tail = len.checked_sub(TRAILER_BYTES as u64).filter(|tail| *tail >= HEADER_BYTES as u64);
-    let Some(tail) = tail else { return Err(RepoError::damage(key, format!("{len} bytes are no segment"))) };
-    let head = repo.read_range(key, 0..HEADER_BYTES as u64).await?;
-    let expect = Expect { repository: Some(repo.id()), key: Some(key), kind: None };
-    let (header, _) = check_header(&head, &expect).map_err(|error| RepoError::open(key, error))?;
-    let trailer = repo.read_range(key, tail..len).await?;
-    let trailer = Trailer::decode(&trailer, len).map_err(|error| RepoError::damage(key, error))?;
-    let directory_offset = trailer.directory_offset;
-    let (_, directory) = match header.kind {
-        kind @ (ObjectKind::WalSegment | ObjectKind::PagesSegment) => {
-            open_segment(cluster, key, kind, directory_offset, len).await?
-        }
-        _ => return Ok(Segment::Other),
+/// Registered work that may have stored what lies there, and has not committed it.
+fn hinders(root: &Root) -> Option<String> {
+    let stores = |kind: PendingKind| match kind {
+        PendingKind::Backup | PendingKind::Compaction | PendingKind::Collection => true,
+        PendingKind::Restore => false,
     };
-    Ok(match header.kind {
-        ObjectKind::WalSegment => {
-            let what = WalMeta::decode(&directory.meta.0).map_err(|error| RepoError::damage(key, error))?;
-            Segment::Wal(Box::new(Found { id, object_len: len, directory_offset, what }))
-        }
-        _ => {
-            let plain_bytes = directory.frames.iter().map(|frame| u64::from(frame.plain_len)).sum();
-            let what = Chunks { count: directory.frames.len() as u32, plain_bytes };
-            Segment::Pages(Found { id, object_len: len, directory_offset, what })
-        }
-    })
+    let work = root.pending.iter().find(|entry| stores(entry.kind))?;
+    Some(format!(
+        "root {} has work registered ({:?} {}) that may have stored what lies there: let it end, or stop it; a registration that was not \
+         renewed for an hour `walden gc` takes away, before it fails for want of an index",
+        root.number, work.kind, work.id
+    ))
 }
 
-async fn take_manifests(cluster: &Cluster, inventory: &mut Inventory) -> Result<(), RepoError> {
-    for meta in cluster.repo().store().list(&layout::manifests_prefix(cluster.name())).await? {
-        let read = async {
-            let object = cluster.repo().read_object(&meta.key, ObjectKind::Manifest).await?;
-            object.meta::<ManifestMeta>().map_err(|error| RepoError::open(&meta.key, error))
-        };
-        match read.await {
-            Ok(manifest) => inventory.take_manifest(manifest, meta.key.file_name(), meta.len),
-            Err(error) if is_told(&error) => inventory.unreadable.push((meta.key, error.to_string())),
-            Err(error) => return Err(error),
+/// Only what does not open may be left out.
+fn check_left_out(options: &Options, unreadable: &[Unreadable]) -> Result<(), RepoError> {
+    let content = unreadable.iter().filter(|unreadable| unreadable.fate != Fate::Unasked);
+    let found: BTreeSet<&str> = content.map(|unreadable| unreadable.key.file_name()).collect();
+    match options.without.iter().find(|name| !found.contains(name.as_str())) {
+        Some(name) => {
+            let reason =
+                format!("{name} is not to be left out: it is no segment or manifest that does not open");
+            Err(RepoError::Conflict { reason })
         }
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// What an index that is made anew cannot know.
+fn what_is_not_known(root: &Root, whole_up_to: Option<u64>, pins: usize) -> Vec<String> {
+    let (since, pinned) = match whole_up_to {
+        Some(number) => (format!("after root {number}"), format!("pins set after root {number} are gone")),
+        None if pins == 0 => {
+            ("by a root whose index cannot be read".to_owned(), "no backup is pinned".to_owned())
+        }
+        None => {
+            let since = "by a root whose index cannot be read".to_owned();
+            (since, "pins are those that some index object still had".to_owned())
+        }
+    };
+    vec![
+        format!(
+            "what had been removed {since} (up to root {}) and was not collected yet is back: remove again what should be gone",
+            root.number
+        ),
+        format!(
+            "{pinned}, and backups unpinned since may be pinned again: look at `walden info`, and pin before the next `walden expire` \
+             what has to stay"
+        ),
+    ]
 }

@@ -1,19 +1,26 @@
 //! What an index can be made of when it is damaged or gone: the directories of segments, manifests, and index objects that can still
 //! be read. Pure. Spec: formats/index.md ("When it is lost").
 //!
+//! What an index object names stays named: also what does not open now. Only what is not there any more leaves, and is told.
+//!
 //! Exact: what compacted WAL and segments of chunks say of themselves. From manifests, but for figures that only people look at. Not at
-//! all: removals, recorded gaps and timeline histories that no readable index object has.
+//! all: removals, pins, recorded gaps and timeline histories that no readable index object has.
 
 use super::cover::{Candidate, choose};
-use crate::base::{BackupId, Generation, Lsn, ObjectId, ObjectKey, TimelineId, Timestamp};
+use crate::base::{BackupId, Generation, LsnRange, ObjectId, TimelineId, Timestamp};
 use crate::format::index::{
-    BackupEntry, BackupState, GapEntry, IndexPage, PagesEntry, RemovedKind, WalEntry, without_relations,
+    BackupEntry, BackupState, GapEntry, HistoryEntry, IndexPage, PagesEntry, RemovedEntry, RemovedKind,
+    WalEntry, without_relations,
 };
 use crate::format::manifest::ManifestMeta;
 use crate::format::root::Root;
 use crate::format::wal::WalMeta;
-use crate::repo::Index;
+use crate::repo::index::empty_page;
+use crate::repo::spans::Spans;
+use crate::repo::{Index, layout};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+type Place = (Generation, TimelineId);
 
 /// A segment as it lies there.
 #[derive(Debug, Clone)]
@@ -37,6 +44,17 @@ pub struct Chunks {
     pub plain_bytes: u64,
 }
 
+/// A manifest object as it lies there.
+#[derive(Debug, Clone)]
+pub struct FoundManifest {
+    /// Its number: 0, or that under which it was sealed anew.
+    pub number: u32,
+    /// Its bytes.
+    pub object_len: u64,
+    /// What it says.
+    pub meta: ManifestMeta,
+}
+
 /// Everything that was found.
 #[derive(Debug, Default)]
 pub struct Inventory {
@@ -46,22 +64,14 @@ pub struct Inventory {
     pub wal: Vec<Found<WalMeta>>,
     /// Segments of chunks.
     pub pages: Vec<Found<Chunks>>,
-    /// Of each backup its newest manifest object, with number and length.
-    pub manifests: HashMap<BackupId, (ManifestMeta, u32, u64)>,
-    /// What cannot be read, and why.
-    pub unreadable: Vec<(ObjectKey, String)>,
-}
-
-impl Inventory {
-    /// Takes the manifest object `name` of `len` bytes, unless a newer one of the same backup is there: one that was sealed anew.
-    pub fn take_manifest(&mut self, meta: ManifestMeta, name: &str, len: u64) {
-        let number = name.split_once('-').map_or(Some(0), |(_, number)| number.parse().ok());
-        let Some(number) = number else { return };
-        match self.manifests.get(&meta.id) {
-            Some((_, newer, _)) if *newer >= number => {}
-            _ => drop(self.manifests.insert(meta.id.clone(), (meta, number, len))),
-        }
-    }
+    /// Manifest objects.
+    pub manifests: Vec<FoundManifest>,
+    /// Segments that are there and do not open, but for those that are to be left out.
+    pub closed_segments: HashSet<ObjectId>,
+    /// Manifest objects that are there and do not open, but for those that are to be left out.
+    pub closed_manifests: HashSet<(BackupId, u32)>,
+    /// WAL in flush objects that are not compacted.
+    pub held: Spans,
 }
 
 /// An index, and what is to be said of it.
@@ -73,8 +83,23 @@ pub struct Rebuilt {
     pub left_out: Vec<ObjectId>,
     /// Backups that no readable index object names.
     pub backups_found: Vec<BackupId>,
+    /// What a readable index object names and is not there: the last part of its name. It was collected, or it is lost.
+    pub gone: Vec<String>,
     /// What somebody has to know.
     pub notes: Vec<String>,
+}
+
+impl Rebuilt {
+    fn of(page: IndexPage) -> Rebuilt {
+        let (left_out, backups_found, gone, notes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Rebuilt { page, left_out, backups_found, gone, notes }
+    }
+}
+
+/// An index that can be read, as one object: nothing else is asked, since it alone says what was removed and unpinned.
+pub fn as_it_is(index: Index) -> Rebuilt {
+    let expired = Spans::expired(&index.expired).to_expired();
+    Rebuilt::of(IndexPage { expired, ..index.into_page() })
 }
 
 /// Puts an index together. `gap_id` draws the ids of gaps that are recorded anew, at `now`.
@@ -84,96 +109,112 @@ pub fn rebuild(
     now: Timestamp,
     mut gap_id: impl FnMut() -> ObjectId,
 ) -> Rebuilt {
-    let Inventory { known, wal, pages, manifests, .. } = inventory;
-    let gone =
-        |kind, name: &str| known.removed.iter().any(|removed| removed.kind == kind && removed.name == name);
-    let mut notes = Vec::new();
-    let (taken, left_out) = choose_wal(root, &known, wal, &|id| gone(RemovedKind::Wal, &id.to_string()));
-    let known_pages: HashMap<ObjectId, &PagesEntry> =
-        known.pages.iter().map(|entry| (entry.id, entry)).collect();
+    let Inventory { mut known, wal, pages, manifests, closed_segments, closed_manifests, held } = inventory;
+    let removed = removed_of(&mut known);
+    let hidden: HashSet<(RemovedKind, &str)> =
+        removed.iter().map(|entry| (entry.kind, entry.name.as_str())).collect();
+    let mut rebuilt = Rebuilt::of(empty_page());
+    let known_wal = std::mem::take(&mut known.wal);
+    let wal = wal.into_iter().filter(|found| !hidden.contains(&(RemovedKind::Wal, &*found.id.to_string())));
+    rebuilt.page.wal = wal_of(known_wal, wal.collect(), &closed_segments, &held, &mut rebuilt);
+    let known_pages = std::mem::take(&mut known.pages);
     let pages =
-        pages.into_iter().filter(|found| !gone(RemovedKind::Pages, &found.id.to_string())).map(|found| {
-            known_pages.get(&found.id).map_or_else(|| pages_entry(&found), |entry| PagesEntry::clone(entry))
-        });
-    let pages: Vec<PagesEntry> = pages.collect();
-    let (backups, backups_found) =
-        backups(root, &known, manifests, &|id| gone(RemovedKind::Backup, id.as_str()));
-    if !backups_found.is_empty() {
-        let names: Vec<String> = backups_found.iter().map(ToString::to_string).collect();
-        notes.push(format!(
-            "backups known from their manifests alone: {}; what they take is not known any more, and one that had been removed on \
-             purpose is back",
-            names.join(", ")
-        ));
+        pages.into_iter().filter(|found| !hidden.contains(&(RemovedKind::Pages, &*found.id.to_string())));
+    rebuilt.page.pages = pages_of(known_pages, pages.collect(), &closed_segments, &mut rebuilt);
+    let shown = |manifest: &FoundManifest| {
+        let name = layout::manifest_name(&manifest.meta.id, manifest.number);
+        !hidden.contains(&(RemovedKind::Backup, manifest.meta.id.as_str()))
+            && !hidden.contains(&(RemovedKind::Manifest, &*name))
+    };
+    let manifests: Vec<FoundManifest> = manifests.into_iter().filter(shown).collect();
+    let known_backups = std::mem::take(&mut known.backups);
+    rebuilt.page.backups = backups_of(root, known_backups, manifests, &closed_manifests, &mut rebuilt);
+    let mut there = held;
+    for entry in &rebuilt.page.wal {
+        there.add((entry.generation, entry.timeline), LsnRange::new(entry.start, entry.end.max(entry.start)));
     }
-    let mut gaps = known.gaps.clone();
-    for (generation, timeline, start, end) in holes(&taken) {
-        let recorded = gaps.iter().any(|gap| {
-            gap.generation == generation && gap.timeline == timeline && gap.start <= start && gap.end >= end
-        }) || known.expired.iter().any(|gone| {
-            (gone.generation, gone.timeline) == (generation, timeline)
-                && gone.start <= start
-                && gone.end >= end
-        });
-        if !recorded {
-            notes.push(format!(
-                "no segment holds WAL {start}..{end} of timeline {timeline}: recorded as a gap"
-            ));
-            let reason = "no segment held it when the index was rebuilt".to_owned();
-            gaps.push(GapEntry { id: gap_id(), generation, timeline, start, end, recorded_at: now, reason });
-        }
+    let mut expired = Spans::expired(&known.expired);
+    there.iter().for_each(|(place, range)| expired.remove(place, range));
+    rebuilt.page.gaps = std::mem::take(&mut known.gaps);
+    for ((generation, timeline), hole) in holes(&there, &rebuilt.page.gaps, &expired) {
+        let (start, end) = (hole.start, hole.end);
+        let note = format!("no object holds WAL {hole} of timeline {timeline}: recorded as a gap");
+        rebuilt.notes.push(note);
+        let reason = "no object held it when the index was made anew".to_owned();
+        let id = gap_id();
+        let gap = GapEntry { id, generation, timeline, start, end, recorded_at: now, reason };
+        rebuilt.page.gaps.push(gap);
     }
-    for (generation, timeline) in timelines(&taken, &backups) {
-        let known =
-            known.histories.iter().any(|known| known.generation == generation && known.timeline == timeline);
-        if timeline > TimelineId(1) && !known {
-            notes.push(format!(
+    for (generation, timeline) in timelines(&there, &rebuilt.page.backups) {
+        let own = |history: &HistoryEntry| (history.generation, history.timeline) == (generation, timeline);
+        if timeline > TimelineId(1) && !known.histories.iter().any(own) {
+            rebuilt.notes.push(format!(
                 "the history of timeline {timeline} is not known: a receiver that connects to the server stores it again; until then \
                  nothing before timeline {timeline} leads to it"
             ));
         }
     }
-    let Index { histories, removed, pins, expired, .. } = known;
-    let page = IndexPage { wal: taken, pages, backups, gaps, histories, removed, pins, expired };
-    Rebuilt { page, left_out, backups_found, notes }
+    rebuilt.page.histories = known.histories;
+    rebuilt.page.pins = known.pins;
+    rebuilt.page.expired = expired.to_expired();
+    rebuilt.page.removed = removed;
+    rebuilt
 }
 
-/// The entries of WAL to take, and the ids of what is not needed.
-fn choose_wal(
-    root: &Root,
-    known: &Index,
+/// What is removed, but for what the index has all the same: then an older one of its objects removed it, and the newer word counts.
+fn removed_of(known: &mut Index) -> Vec<RemovedEntry> {
+    let mut removed = std::mem::take(&mut known.removed);
+    let names: HashSet<&str> = removed.iter().map(|entry| entry.name.as_str()).collect();
+    let segments = known.wal.iter().map(|entry| (RemovedKind::Wal, entry.id.to_string()));
+    let segments = segments.chain(known.pages.iter().map(|entry| (RemovedKind::Pages, entry.id.to_string())));
+    let backups = known.backups.iter().flat_map(|backup| {
+        let manifest = layout::manifest_name(&backup.id, backup.manifest_number);
+        let id = backup.id.to_string();
+        [(RemovedKind::Backup, id.clone()), (RemovedKind::Chunks, id), (RemovedKind::Manifest, manifest)]
+    });
+    let live: HashSet<(RemovedKind, String)> =
+        segments.chain(backups).filter(|(_, name)| names.contains(name.as_str())).collect();
+    removed.retain(|entry| !live.contains(&(entry.kind, entry.name.clone())));
+    removed
+}
+
+/// The entries of WAL to take.
+fn wal_of(
+    known: Vec<WalEntry>,
     found: Vec<Found<WalMeta>>,
-    gone: &dyn Fn(ObjectId) -> bool,
-) -> (Vec<WalEntry>, Vec<ObjectId>) {
-    let named: HashMap<ObjectId, &WalEntry> = known.wal.iter().map(|entry| (entry.id, entry)).collect();
-    let mut by_timeline: BTreeMap<(Generation, TimelineId), Vec<Candidate>> = BTreeMap::new();
-    let mut left_out = Vec::new();
-    for found in found {
-        let known = named.get(&found.id);
-        let entry = known.map_or_else(|| wal_entry(&found), |entry| WalEntry::clone(entry));
-        // Beyond what a stream still has for itself, a compaction stored it that never came to its root.
-        let own = |stream: &&crate::format::root::StreamEntry| {
-            stream.generation == entry.generation && stream.timeline == entry.timeline
-        };
-        let compacted = root.streams.iter().filter(own).filter_map(|stream| stream.low_water_lsn).min();
-        if gone(entry.id) || compacted.is_some_and(|end| entry.end > end) {
-            left_out.push(entry.id);
-            continue;
+    closed: &HashSet<ObjectId>,
+    held: &Spans,
+    rebuilt: &mut Rebuilt,
+) -> Vec<WalEntry> {
+    let mut found: BTreeMap<ObjectId, Found<WalMeta>> =
+        found.into_iter().map(|found| (found.id, found)).collect();
+    let mut by_place: BTreeMap<Place, Vec<Candidate>> = BTreeMap::new();
+    let mut add = |candidate: Candidate| {
+        let place = (candidate.entry.generation, candidate.entry.timeline);
+        by_place.entry(place).or_default().push(candidate);
+    };
+    for entry in known {
+        let readable = found.remove(&entry.id).is_some();
+        if readable || closed.contains(&entry.id) {
+            add(Candidate { entry, known: true, readable });
+        } else {
+            rebuilt.gone.push(entry.id.to_string());
         }
-        let known = known.is_some();
-        by_timeline.entry((entry.generation, entry.timeline)).or_default().push(Candidate { entry, known });
+    }
+    for found in found.into_values() {
+        add(Candidate { entry: wal_entry(found), known: false, readable: true });
     }
     let mut taken = Vec::new();
-    for candidates in by_timeline.into_values() {
-        let (chosen, rest) = choose(candidates);
+    for candidates in by_place.into_values() {
+        let (chosen, rest) = choose(candidates, held);
         taken.extend(chosen.into_iter().map(|candidate| candidate.entry));
-        left_out.extend(rest.into_iter().map(|candidate| candidate.entry.id));
+        rebuilt.left_out.extend(rest.into_iter().map(|candidate| candidate.entry.id));
     }
-    (taken, left_out)
+    taken
 }
 
-fn wal_entry(found: &Found<WalMeta>) -> WalEntry {
-    let meta = &found.what;
+fn wal_entry(found: Found<WalMeta>) -> WalEntry {
+    let meta = found.what;
     WalEntry {
         id: found.id,
         generation: meta.generation,
@@ -184,80 +225,124 @@ fn wal_entry(found: &Found<WalMeta>) -> WalEntry {
         directory_offset: found.directory_offset,
         server_time: meta.server_time,
         summary: without_relations(&meta.summary),
-        deltas: meta.deltas.clone(),
+        deltas: meta.deltas,
     }
 }
 
-fn pages_entry(found: &Found<Chunks>) -> PagesEntry {
-    PagesEntry {
-        id: found.id,
-        object_len: found.object_len,
-        directory_offset: found.directory_offset,
-        chunk_count: found.what.count,
-        plain_bytes: found.what.plain_bytes,
+fn pages_of(
+    known: Vec<PagesEntry>,
+    found: Vec<Found<Chunks>>,
+    closed: &HashSet<ObjectId>,
+    rebuilt: &mut Rebuilt,
+) -> Vec<PagesEntry> {
+    let mut pages: BTreeMap<ObjectId, PagesEntry> = found
+        .into_iter()
+        .map(|found| {
+            let entry = PagesEntry {
+                id: found.id,
+                object_len: found.object_len,
+                directory_offset: found.directory_offset,
+                chunk_count: found.what.count,
+                plain_bytes: found.what.plain_bytes,
+            };
+            (entry.id, entry)
+        })
+        .collect();
+    for entry in known {
+        if pages.contains_key(&entry.id) || closed.contains(&entry.id) {
+            pages.insert(entry.id, entry);
+        } else {
+            rebuilt.gone.push(entry.id.to_string());
+        }
     }
+    pages.into_values().collect()
 }
 
-fn backups(
+fn backups_of(
     root: &Root,
-    known: &Index,
-    manifests: HashMap<BackupId, (ManifestMeta, u32, u64)>,
-    gone: &dyn Fn(&BackupId) -> bool,
-) -> (Vec<BackupEntry>, Vec<BackupId>) {
-    let (mut backups, mut found) = (Vec::new(), Vec::new());
-    let mut manifests: Vec<_> = manifests.into_values().filter(|(meta, ..)| !gone(&meta.id)).collect();
-    manifests.sort_by(|(a, ..), (b, ..)| a.id.cmp(&b.id));
-    for (meta, manifest_number, manifest_len) in manifests {
-        if let Some(entry) = known.backup(&meta.id) {
-            backups.push(entry.clone());
-            continue;
-        }
-        found.push(meta.id.clone());
-        backups.push(BackupEntry {
-            generation: meta.generation,
-            timeline: meta.timeline,
-            redo: meta.redo,
-            start: meta.start,
-            stop: meta.stop,
-            started_at: meta.started_at,
-            stopped_at: meta.stopped_at,
-            bytes_raw: meta.bytes_raw,
-            // Figures for people, which only the work that made it knew.
-            bytes_stored: 0,
-            bytes_new: 0,
-            manifest_len,
-            manifest_number,
-            damaged_blocks: meta.damaged.len() as u64,
-            // No epoch of deltas that is there now goes on: whether it began before the backup nobody knows.
-            root: root.number,
-            // Whether its WAL is there decides anew.
-            state: BackupState::Pending,
-            id: meta.id,
-        });
+    known: Vec<BackupEntry>,
+    manifests: Vec<FoundManifest>,
+    closed: &HashSet<(BackupId, u32)>,
+    rebuilt: &mut Rebuilt,
+) -> Vec<BackupEntry> {
+    let mut found: HashMap<BackupId, BTreeMap<u32, FoundManifest>> = HashMap::new();
+    for manifest in manifests {
+        found.entry(manifest.meta.id.clone()).or_default().insert(manifest.number, manifest);
     }
+    let mut backups = Vec::new();
+    for mut entry in known {
+        let objects = found.remove(&entry.id).unwrap_or_default();
+        let newest = objects.values().next_back();
+        match newest {
+            // An object of another number: it was sealed anew in a root whose index is lost.
+            Some(newest) if !objects.contains_key(&entry.manifest_number) => {
+                let (before, now) = (entry.manifest_number, newest.number);
+                (entry.manifest_number, entry.manifest_len) = (now, newest.object_len);
+                let (before, now) =
+                    (layout::manifest_name(&entry.id, before), layout::manifest_name(&entry.id, now));
+                rebuilt.notes.push(format!("manifest {before} cannot be had: {now} takes its place"));
+            }
+            Some(_) => {}
+            None if closed.contains(&(entry.id.clone(), entry.manifest_number)) => {}
+            None => {
+                rebuilt.gone.push(layout::manifest_name(&entry.id, entry.manifest_number));
+                continue;
+            }
+        }
+        backups.push(entry);
+    }
+    for objects in found.into_values() {
+        if let Some((_, newest)) = objects.into_iter().next_back() {
+            rebuilt.backups_found.push(newest.meta.id.clone());
+            backups.push(backup_entry(root, newest));
+        }
+    }
+    rebuilt.backups_found.sort();
     backups.sort_by(|a, b| a.id.cmp(&b.id));
-    (backups, found)
+    backups
 }
 
-/// WAL between segments of a timeline that none of them holds.
-fn holes(taken: &[WalEntry]) -> Vec<(Generation, TimelineId, Lsn, Lsn)> {
-    let mut holes = Vec::new();
-    for (before, after) in taken.iter().zip(taken.iter().skip(1)) {
-        let same = before.generation == after.generation && before.timeline == after.timeline;
-        if same && before.end < after.start {
-            holes.push((before.generation, before.timeline, before.end, after.start));
-        }
+fn backup_entry(root: &Root, found: FoundManifest) -> BackupEntry {
+    let meta = found.meta;
+    BackupEntry {
+        generation: meta.generation,
+        timeline: meta.timeline,
+        redo: meta.redo,
+        start: meta.start,
+        stop: meta.stop,
+        started_at: meta.started_at,
+        stopped_at: meta.stopped_at,
+        bytes_raw: meta.bytes_raw,
+        // Figures for people, which only the work that made it knew.
+        bytes_stored: 0,
+        bytes_new: 0,
+        manifest_len: found.object_len,
+        manifest_number: found.number,
+        damaged_blocks: meta.damaged.len() as u64,
+        // No epoch of deltas that is there now goes on: whether it began before the backup nobody knows.
+        root: root.number,
+        // Whether its WAL is there decides anew.
+        state: BackupState::Pending,
+        id: meta.id,
     }
-    holes
 }
 
-fn timelines(taken: &[WalEntry], backups: &[BackupEntry]) -> BTreeSet<(Generation, TimelineId)> {
-    let of_wal = taken.iter().map(|entry| (entry.generation, entry.timeline));
+/// WAL between the first and the last byte of a timeline that nothing holds, and that nothing explains.
+fn holes(there: &Spans, gaps: &[GapEntry], expired: &Spans) -> Vec<(Place, LsnRange)> {
+    let mut holes = Spans::default();
+    there.hulls().for_each(|(place, hull)| holes.add(place, hull));
+    there.iter().for_each(|(place, range)| holes.remove(place, range));
+    expired.iter().for_each(|(place, range)| holes.remove(place, range));
+    for gap in gaps {
+        holes.remove((gap.generation, gap.timeline), LsnRange::new(gap.start, gap.end.max(gap.start)));
+    }
+    holes.iter().collect()
+}
+
+fn timelines(there: &Spans, backups: &[BackupEntry]) -> BTreeSet<Place> {
+    let of_wal = there.iter().map(|(place, _)| place);
     of_wal.chain(backups.iter().map(|backup| (backup.generation, backup.timeline))).collect()
 }
 
-/// Segments that `page` names and nobody found.
-pub fn missing(known: &Index, inventory_ids: &HashSet<ObjectId>) -> Vec<ObjectId> {
-    let named = known.wal.iter().map(|entry| entry.id).chain(known.pages.iter().map(|entry| entry.id));
-    named.filter(|id| !inventory_ids.contains(id)).collect()
-}
+#[cfg(test)]
+mod tests;

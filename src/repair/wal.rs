@@ -39,7 +39,12 @@ pub struct Loss {
 /// What is lost, oldest stream first. Changes nothing.
 pub async fn losses(cluster: &Cluster) -> Result<Vec<Loss>, RepoError> {
     let snapshot = walmap::load(cluster).await?;
-    Ok(snapshot.wal.chains().iter().flat_map(|chain| of_chain(&snapshot, chain)).collect())
+    let mut all = Vec::new();
+    for generation in snapshot.streamed() {
+        let of = snapshot.clone().with_generation(cluster, generation).await?;
+        all.extend(of.wal.chains().iter().flat_map(|chain| of_chain(&of, chain)));
+    }
+    Ok(all)
 }
 
 fn of_chain(snapshot: &Snapshot, chain: &Chain) -> Vec<Loss> {
@@ -51,14 +56,6 @@ fn of_chain(snapshot: &Snapshot, chain: &Chain) -> Vec<Loss> {
             last.reasons.push(reason);
             continue;
         }
-        let mut hole = Spans::default();
-        let place = (chain.stream.generation, chain.stream.timeline);
-        if let (Some(from), Some(to)) = (lost.from, lost.to) {
-            hole.add(place, LsnRange::new(from, to.max(from)));
-        }
-        for range in snapshot.wal.ranges(chain.stream.timeline) {
-            hole.remove(place, range);
-        }
         all.push(Loss {
             stream: chain.stream.id,
             timeline: chain.stream.timeline,
@@ -67,11 +64,29 @@ fn of_chain(snapshot: &Snapshot, chain: &Chain) -> Vec<Loss> {
             reasons: vec![reason],
             from: lost.from,
             to: lost.to,
-            gaps: hole.iter().map(|(_, range)| range).filter(|range| range.start < range.end).collect(),
+            gaps: Vec::new(),
             closed: lost.to.is_some() || matches!(chain.end, ChainEnd::Fenced { .. }),
         });
     }
+    for loss in &mut all {
+        loss.gaps = missing(snapshot, chain, loss);
+    }
     all
+}
+
+/// WAL of a loss that no other object holds. Where the stream has nothing before or behind it, others say where WAL ends and begins.
+fn missing(snapshot: &Snapshot, chain: &Chain, loss: &Loss) -> Vec<LsnRange> {
+    let ranges = snapshot.wal.ranges(loss.timeline);
+    let before = |to: Lsn| ranges.iter().map(|range| range.end).filter(|end| *end <= to).max();
+    let behind = |from: Lsn| ranges.iter().map(|range| range.start).filter(|start| *start >= from).min();
+    let from = loss.from.or_else(|| loss.to.and_then(before));
+    let to = loss.to.or_else(|| loss.from.and_then(behind));
+    let (Some(from), Some(to)) = (from, to) else { return Vec::new() };
+    let place = (chain.stream.generation, chain.stream.timeline);
+    let mut hole = Spans::default();
+    hole.add(place, LsnRange::new(from, to.max(from)));
+    ranges.iter().for_each(|range| hole.remove(place, *range));
+    hole.iter().map(|(_, range)| range).filter(|range| range.start < range.end).collect()
 }
 
 /// Records the first loss, before which everything is compacted; none when nothing is lost. Durable on `Ok`. If dropped: recorded or not,
@@ -90,6 +105,11 @@ pub async fn record_first(cluster: &Cluster) -> Result<Option<Loss>, RepoError> 
         return Err(RepoError::Conflict { reason });
     }
     let link = link_behind(cluster, &loss).await?;
+    // Read once more: what is recorded is given up.
+    if losses(cluster).await?.first() != Some(&loss) {
+        let reason = format!("what is lost of stream {} changes while it is looked at", loss.stream);
+        return Err(RepoError::Conflict { reason });
+    }
     cluster.commit::<RepoError>(|root| change(cluster, root, &loss, link).map(Some)).await?;
     Ok(Some(loss))
 }

@@ -7,7 +7,7 @@ use super::layout;
 use crate::base::{Lsn, ObjectKey, StreamId, limits};
 use crate::codec::check::check_without_key;
 use crate::codec::object::{Expect, OpenObject};
-use crate::format::header::ObjectKind;
+use crate::format::header::{ObjectHeader, ObjectKind};
 use crate::format::root::StreamEntry;
 use crate::format::wal::{FenceMeta, WalMeta};
 use crate::store::StoreError;
@@ -198,10 +198,12 @@ pub async fn read(cluster: &Cluster, stream: &StreamEntry, losses: Losses) -> Re
             }
             (read, _) => read?,
         };
+        // Nobody knows what a fence ended that cannot be read: its number stays taken, and nothing behind it counts.
+        let is_fence = ObjectHeader::decode(&bytes).is_ok_and(|(header, _)| header.kind == ObjectKind::Fence);
         match chain.add(cluster, number, bytes).await {
             Ok(false) => {}
             Ok(true) => break,
-            Err(RepoError::Damage { reason, .. }) => {
+            Err(RepoError::Damage { reason, .. }) if !is_fence => {
                 chain.lose(number, key, reason);
                 if losses == Losses::End {
                     chain.end = ChainEnd::Open { next: number };
@@ -219,8 +221,8 @@ impl Chain {
     async fn add(&mut self, cluster: &Cluster, number: u64, bytes: Bytes) -> Result<bool, RepoError> {
         let (stream, object_len) = (self.stream.id, bytes.len() as u64);
         match open_numbered(cluster, stream, number, bytes).await? {
+            // Whatever it is linked to: an object before it may have been lost when it was made, and be back.
             Numbered::Fence(fence) => {
-                check_fence(cluster, self, number, &fence)?;
                 self.end = ChainEnd::Fenced { number, fence };
                 Ok(true)
             }
@@ -247,14 +249,6 @@ impl Chain {
     fn reaches(&self, number: u64) -> bool {
         self.lost.last().is_none_or(|lost| lost.number + 1 != number)
     }
-}
-
-fn check_fence(cluster: &Cluster, chain: &Chain, number: u64, fence: &FenceMeta) -> Result<(), RepoError> {
-    if chain.reaches(number) && fence.previous_link != chain.end_link() {
-        let key = layout::flush(cluster.name(), chain.stream.id, number);
-        return Err(RepoError::damage(&key, "the fence closes another chain than the one before it"));
-    }
-    Ok(())
 }
 
 /// Number 0 of a stream begins anywhere; every later object continues where the one before ended.

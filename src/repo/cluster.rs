@@ -7,7 +7,7 @@ use super::layout;
 use super::repository::{Created, Repository};
 use super::roots::{self, NONE};
 use crate::base::planted::{Bug, planted};
-use crate::base::{ClusterName, Generation, limits};
+use crate::base::{ClusterName, limits};
 use crate::format::header::ObjectKind;
 use crate::format::record::Record;
 use crate::format::root::{GenerationRecord, ROOT_BYTES_MAX, Root};
@@ -51,11 +51,11 @@ impl RootChange {
 }
 
 impl Cluster {
-    /// The cluster `name`. [`RepoError::NotFound`] when the repository has none of that name.
+    /// The cluster `name`. [`RepoError::NotFound`] when the repository has none of that name, [`RepoError::Deleted`] when it had.
     pub async fn open(repo: Arc<Repository>, name: ClusterName) -> Result<Cluster, RepoError> {
         let cluster = Cluster::unchecked(repo, name);
         match cluster.find_root().await? {
-            Some(_) => Ok(cluster),
+            Some((root, _)) => cluster.refuse_deleted(&root).map(|()| cluster),
             None => Err(RepoError::NotFound {
                 what: format!("cluster {}", cluster.name),
                 url: cluster.repo.store().url(),
@@ -64,7 +64,7 @@ impl Cluster {
     }
 
     /// The cluster `record.cluster`, made if it is not there. Refuses another system identifier, version or geometry
-    /// than the current generation's.
+    /// than the current generation's, and a cluster that was deleted.
     pub async fn create(repo: Arc<Repository>, record: GenerationRecord) -> Result<Cluster, RepoError> {
         let cluster = Cluster::unchecked(repo, record.cluster.clone());
         if cluster.find_root().await?.is_none() {
@@ -101,49 +101,9 @@ impl Cluster {
         }
     }
 
-    /// The current generation.
-    pub async fn generation(&self) -> Result<GenerationRecord, RepoError> {
-        let root = self.newest_root().await?;
-        self.read_generation(root.generation).await
-    }
-
-    /// Generation `generation`.
-    pub async fn read_generation(&self, generation: Generation) -> Result<GenerationRecord, RepoError> {
-        let key = layout::generation(&self.name, generation);
-        let object = self.repo.read_object(&key, ObjectKind::Generation).await?;
-        let record: GenerationRecord = object.meta().map_err(|error| RepoError::open(&key, error))?;
-        if record.cluster != self.name || record.generation != generation {
-            let found = format!("says it is generation {} of {}", record.generation, record.cluster);
-            return Err(RepoError::damage(&key, found));
-        }
-        Ok(record)
-    }
-
     /// The index of `root`.
     pub async fn index(&self, root: &Root) -> Result<Index, RepoError> {
         index::load(self, root.index).await
-    }
-
-    /// Refuses a server that is not the current generation.
-    pub async fn check_server(&self, server: &GenerationRecord) -> Result<(), RepoError> {
-        let stored = self.generation().await?;
-        if stored.system_id != server.system_id {
-            return Err(RepoError::WrongSystem {
-                cluster: self.name.to_string(),
-                found: server.system_id,
-                expected: stored.system_id,
-            });
-        }
-        let differs = |what: &str, found: u32, expected: u32| RepoError::Conflict {
-            reason: format!("cluster {}: {what} of the server is {found}, stored is {expected}", self.name),
-        };
-        if stored.major_version != server.major_version {
-            return Err(differs("major version", server.major_version, stored.major_version));
-        }
-        if stored.segment_size != server.segment_size {
-            return Err(differs("WAL segment size", server.segment_size, stored.segment_size));
-        }
-        Ok(())
     }
 
     /// Commits what `edit` makes of the newest root; asks it again when another commit came first. `None` from `edit`
@@ -180,6 +140,7 @@ impl Cluster {
             let index = if with_index { self.index(&base).await } else { Ok(Index::default()) };
             let Some(index) = self.unless_moved(&base, index).await? else { continue };
             let Some(change) = edit(&base, &index)? else { return Ok(base) };
+            self.refuse_revival(&base, &change)?;
             // After the root that it builds on: what was made before that root is known then (formats/keys.md).
             self.follow_epochs().await?;
             if let Some(before) = *last_commit {
@@ -193,7 +154,7 @@ impl Cluster {
             // Index before root: a root never names what is not there.
             let written = index::write(self, base.index, change.index, root.number).await;
             let Some(written) = self.unless_moved(&base, written).await? else { continue };
-            root.index = written;
+            root.index = written.filter(|_| root.deleted_at.is_none());
             match self.create_root(&root).await? {
                 NewRoot::Won => return Ok(root),
                 NewRoot::Taken => {}
@@ -208,6 +169,24 @@ impl Cluster {
         }
         let reason = format!("cluster {}: lost {COMMIT_TRIES_MAX} races for the next root", self.name);
         Err(RepoError::Conflict { reason }.into())
+    }
+
+    pub(super) fn refuse_deleted(&self, root: &Root) -> Result<(), RepoError> {
+        match root.deleted_at {
+            Some(at) => Err(RepoError::Deleted { cluster: self.name.to_string(), at }),
+            None => Ok(()),
+        }
+    }
+
+    /// After the last root of a deleted cluster comes the same again, or the first root of the next generation: whoever woke up
+    /// late does not bring anything back.
+    fn refuse_revival(&self, base: &Root, change: &RootChange) -> Result<(), RepoError> {
+        let begins_anew = change.root.generation > base.generation && change.root.streams == base.streams;
+        let closed = |root: &Root| Root { streams: Vec::new(), ..root.clone() };
+        let is_the_same = closed(&change.root) == closed(base)
+            && (change.root.streams == base.streams || change.root.streams.is_empty())
+            && matches!(change.index, IndexEdit::Keep);
+        if begins_anew || is_the_same { Ok(()) } else { self.refuse_deleted(base) }
     }
 
     /// What was read of `root`; `None` when something that it refers to is gone because a newer root took its place: this process
@@ -254,7 +233,7 @@ impl Cluster {
         Ok(())
     }
 
-    async fn find_root(&self) -> Result<Option<(Root, u64)>, RepoError> {
+    pub(super) async fn find_root(&self) -> Result<Option<(Root, u64)>, RepoError> {
         let known = self.shared.root_known.load(Ordering::Relaxed);
         let found = roots::newest_root(&self.repo, &self.name, known).await?;
         if let Some((root, _)) = &found {
@@ -265,10 +244,8 @@ impl Cluster {
 
     async fn create_first(&self, record: &GenerationRecord) -> Result<(), RepoError> {
         self.follow_epochs().await?;
-        let key = layout::generation(&self.name, record.generation);
-        let writer = self.repo.writer(ObjectKind::Generation, &key, [0; 16], record.generation.0.into(), 0);
         // Taken: an interrupted or concurrent start made it; `check_server` compares afterwards.
-        self.repo.create(&key, &writer.finish(record.encode()).bytes).await?;
+        self.create_generation(record).await?;
         let root = Root {
             cluster: self.name.clone(),
             number: NONE + 1,
@@ -280,6 +257,7 @@ impl Cluster {
             retired: Vec::new(),
             pending: Vec::new(),
             index: None,
+            deleted_at: None,
             extensions: Vec::new(),
         };
         // Taken or void: others made the cluster meanwhile, in the latter case so long ago that its first root is gone.

@@ -1,6 +1,6 @@
 //! Why something of a repository could not be had, by the caller's next move.
 
-use crate::base::{ObjectKey, SystemId};
+use crate::base::{Generation, ObjectKey, SystemId, Timestamp};
 use crate::codec::OpenError;
 use crate::codec::keyslot::KeySlotError;
 use crate::store::StoreError;
@@ -75,6 +75,26 @@ pub enum RepoError {
         /// The stored one.
         expected: SystemId,
     },
+    /// The server was followed by another: the cluster's next generation began.
+    #[error(
+        "generation {current} of cluster {cluster} began, and generation {generation}, which this is, takes no more WAL and backups"
+    )]
+    NewGeneration {
+        /// The cluster.
+        cluster: String,
+        /// What the server, or the work, is of.
+        generation: Generation,
+        /// The generation that the cluster is at.
+        current: Generation,
+    },
+    /// The cluster was deleted.
+    #[error("cluster {cluster} was deleted at {at}")]
+    Deleted {
+        /// Which.
+        cluster: String,
+        /// When.
+        at: Timestamp,
+    },
     /// There is no room for pages that WAL deltas refer to.
     #[error("no room for {bytes} bytes of pages that WAL refers to: {reason}")]
     NoRoom {
@@ -106,9 +126,14 @@ impl RepoError {
         RepoError::Damage { key: key.clone(), reason: reason.to_string() }
     }
 
-    /// Whether an object itself is at fault, and not the way to it: damaged, cut short or gone.
+    /// Whether an object itself is at fault, and not the way to it: damaged, cut short, on a bad sector or gone.
     pub fn is_damage(&self) -> bool {
-        let store = matches!(self, RepoError::Store(StoreError::NotFound { .. } | StoreError::Short { .. }));
+        let store = matches!(
+            self,
+            RepoError::Store(
+                StoreError::NotFound { .. } | StoreError::Short { .. } | StoreError::Unreadable { .. }
+            )
+        );
         store || matches!(self, RepoError::Damage { .. })
     }
 

@@ -3,14 +3,17 @@
 
 use super::error::RepoError;
 use super::layout::{self, KeyObject};
+use super::links::{self, Missing};
 use super::repository::{Created, create_decided, exists, read_retrying};
+use super::unseal::{self, Found};
 use crate::base::clock::random_bytes;
 use crate::base::{Env, ObjectKey, RepositoryId, SlotName};
 use crate::codec::keyslot::{self, SlotCost, SlotPrivate, SlotPublic, Unlock};
 use crate::codec::{EpochKeys, EpochObject, KeySlotError, KeySource, Keyring};
+use crate::format::keyslot::{EpochLink, FIRST_EPOCH};
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -32,17 +35,8 @@ pub(super) struct HeldKeys {
     missing: Mutex<HashMap<u32, Instant>>,
 }
 
-/// What there is of an epoch for one slot.
-enum Found {
-    Keys(Box<EpochKeys>),
-    /// The epoch is there, and was not given to the slot.
-    NotGiven,
-    /// There is no such epoch: not yet, or not any more.
-    Absent,
-}
-
 impl HeldKeys {
-    fn new(slot: SlotPrivate, ring: Keyring) -> Self {
+    pub(super) fn new(slot: SlotPrivate, ring: Keyring) -> Self {
         HeldKeys { slot, ring: RwLock::new(Arc::new(ring)), missing: Mutex::default() }
     }
 
@@ -54,51 +48,94 @@ impl HeldKeys {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Adds an epoch, unless another task did.
-    pub(super) fn insert(&self, keys: EpochKeys) -> Result<(), KeySlotError> {
+    /// Changes what is held, unless that fails.
+    fn update<E>(&self, change: impl FnOnce(&mut Keyring) -> Result<(), E>) -> Result<(), E> {
         let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = Keyring::clone(&ring);
-        next.insert(keys)?;
+        change(&mut next)?;
         *ring = Arc::new(next);
         Ok(())
     }
 
-    /// Looks for epochs after the newest held. `Err` names the first that is there and was not given to our slot.
-    pub(super) async fn follow(&self, store: &dyn Store) -> Result<Result<u32, u32>, RepoError> {
-        loop {
-            let newest = self.ring().newest().epoch;
-            let Some(next) = newest.checked_add(1) else { return Ok(Ok(newest)) };
-            if !exists(store, &layout::epoch(next)).await? {
-                return Ok(Ok(newest));
+    /// Adds an epoch that was made here, with the link that leads to it.
+    pub(super) fn insert(&self, keys: EpochKeys, link: &EpochLink) -> Result<(), KeySlotError> {
+        self.update(|ring| {
+            if ring.chain().key(keys.epoch).is_none() {
+                ring.chain_mut().extend(link)?;
             }
-            if !self.learn(store, next).await? {
-                return Ok(Err(next));
-            }
-            tracing::info!(epoch = next, "a new key epoch: what is stored from now on is sealed under it");
-        }
+            ring.insert(keys)
+        })
     }
 
-    /// The ring, with `epoch` in it if it is to be had.
+    /// Looks for epochs after the newest held. `Err` names the newest that is there when it was not given to our slot.
+    pub(super) async fn follow(
+        &self,
+        store: &dyn Store,
+        missing: Missing,
+    ) -> Result<Result<u32, u32>, RepoError> {
+        let held = self.ring().newest().epoch;
+        let newest = self.follow_links(store, missing, u32::MAX).await?;
+        for epoch in held.saturating_add(1)..=newest {
+            if self.learn(store, epoch).await? {
+                tracing::info!(epoch, "a new key epoch: what is stored from now on is sealed under it");
+            }
+        }
+        Ok(if self.ring().newest().epoch == newest { Ok(newest) } else { Err(newest) })
+    }
+
+    /// Follows the links up to `until`. The last epoch that they lead to.
+    async fn follow_links(&self, store: &dyn Store, missing: Missing, until: u32) -> Result<u32, RepoError> {
+        let mut chain = self.ring().chain().clone();
+        let before = chain.last();
+        while chain.last() < until && links::step(store, &mut chain, missing).await? {}
+        if chain.last() > before {
+            self.update(|ring| ring.chain_mut().catch_up(&chain))
+                .map_err(|source| RepoError::KeySlot { key: layout::epoch_link(chain.last()), source })?;
+        }
+        Ok(self.ring().chain().last())
+    }
+
+    /// The ring, with `epoch` in it if it is to be had and proved.
     pub(super) async fn with(&self, store: &dyn Store, epoch: u32) -> Result<Arc<Keyring>, RepoError> {
         let ring = self.ring();
         if ring.epoch_secret(epoch).is_some() || self.looked_for(epoch) {
             return Ok(ring);
         }
-        if !self.learn(store, epoch).await? {
-            self.missing().insert(epoch, Instant::now());
-        }
+        self.follow_links(store, Missing::AskEpoch, epoch).await?;
+        self.learn(store, epoch).await?;
         Ok(self.ring())
     }
 
+    /// Takes `epoch`, if it is to be had and proved.
     async fn learn(&self, store: &dyn Store, epoch: u32) -> Result<bool, RepoError> {
-        match find(store, &self.slot, epoch).await? {
-            Found::Keys(keys) => {
-                let wrong = |source| RepoError::KeySlot { key: layout::epoch(epoch), source };
-                self.insert(*keys).map_err(wrong)?;
-                Ok(true)
-            }
-            Found::NotGiven | Found::Absent => Ok(false),
+        if self.looked_for(epoch) {
+            return Ok(false);
         }
+        let mut ring = Keyring::clone(&self.ring());
+        let wrong = match unseal::find(store, &self.slot, epoch, ring.chain()).await? {
+            Found::Keys(keys) => {
+                let kept = keys.clone();
+                match unseal::insert(store, &mut ring, *keys, &BTreeMap::new()).await? {
+                    Ok(()) => {
+                        let chain = ring.chain().clone();
+                        let taken = self.update(|ring| {
+                            ring.chain_mut().catch_up(&chain)?;
+                            ring.insert(*kept)
+                        });
+                        let wrong = |source| RepoError::KeySlot { key: layout::epoch(epoch), source };
+                        return taken.map(|()| true).map_err(wrong);
+                    }
+                    Err(error) => Some((layout::epoch(epoch), error)),
+                }
+            }
+            Found::Wrong(key, error) => Some((key, error)),
+            Found::NotGiven | Found::Absent => None,
+        };
+        if let Some((key, error)) = wrong {
+            tracing::warn!(%key, %error, "key epoch {epoch} is not used");
+        }
+        self.missing().insert(epoch, Instant::now());
+        Ok(false)
     }
 
     fn looked_for(&self, epoch: u32) -> bool {
@@ -119,6 +156,8 @@ pub struct KeyObjects {
     pub epochs: BTreeSet<u32>,
     /// Epochs that were sealed to a slot in an object of its own.
     pub sealed: BTreeSet<(u32, SlotName)>,
+    /// Epochs whose link is there, also of those that were destroyed.
+    pub links: BTreeSet<u32>,
 }
 
 impl KeyObjects {
@@ -131,108 +170,21 @@ impl KeyObjects {
             match object {
                 KeyObject::Slot(name) => drop(found.slots.insert(name)),
                 KeyObject::Epoch(epoch) => drop(found.epochs.insert(epoch)),
+                KeyObject::Link(epoch) => drop(found.links.insert(epoch)),
                 KeyObject::EpochSlot(epoch, name) => {
                     found.epochs.insert(epoch);
                     found.sealed.insert((epoch, name));
                 }
             }
         }
-        let mut next = found.epochs.last().map_or(1, |newest| newest.saturating_add(1));
-        while exists(store, &layout::epoch(next)).await? {
-            found.epochs.insert(next);
-            next = next.saturating_add(1);
+        let mut next = found.epochs.last().map_or(Some(FIRST_EPOCH), |newest| newest.checked_add(1));
+        while let Some(epoch) = next
+            && exists(store, &layout::epoch(epoch)).await?
+        {
+            found.epochs.insert(epoch);
+            next = epoch.checked_add(1);
         }
         Ok(found)
-    }
-}
-
-/// Opens the first slot that `unlock` opens.
-pub(super) async fn open(
-    store: &dyn Store,
-    id: RepositoryId,
-    unlock: &Unlock,
-) -> Result<HeldKeys, RepoError> {
-    let objects = KeyObjects::list(store).await?;
-    let mut said = Vec::new();
-    for name in &objects.slots {
-        // Removed since it was listed.
-        let Some(bytes) = read_present(store, &layout::slot(name)).await? else { continue };
-        // Another slot may open: damage to this one is not the end.
-        let opened = match keyslot::open_slot(&bytes, id, name, unlock) {
-            Ok(slot) => open_epochs(store, slot, &objects.epochs).await?,
-            Err(error) => Err(error.to_string()),
-        };
-        match opened {
-            Ok(keys) => return Ok(keys),
-            Err(reason) => said.push(reason),
-        }
-    }
-    if said.is_empty() {
-        said.push("the repository has no key slot".into());
-    }
-    Err(RepoError::Key { reason: said.join("; ") })
-}
-
-/// The secrets that an opened slot gives; the inner error says why it gives none.
-pub(super) async fn open_epochs(
-    store: &dyn Store,
-    slot: SlotPrivate,
-    epochs: &BTreeSet<u32>,
-) -> Result<Result<HeldKeys, String>, RepoError> {
-    let mut ring: Option<Keyring> = None;
-    for epoch in epochs {
-        let Found::Keys(keys) = find(store, &slot, *epoch).await? else { continue };
-        match &mut ring {
-            Some(ring) => {
-                let wrong = |source| RepoError::KeySlot { key: layout::epoch(*epoch), source };
-                ring.insert(*keys).map_err(wrong)?;
-            }
-            None => ring = Some(Keyring::new(slot.public().repository(), *keys)),
-        }
-    }
-    let name = slot.public().name();
-    let Some(ring) = ring else { return Ok(Err(format!("key slot {name}: no key epoch is sealed to it"))) };
-    if let Some(newest) = epochs.last().filter(|newest| **newest > ring.newest().epoch) {
-        tracing::warn!(
-            "key slot {name} was not given key epoch {newest}: what is sealed under it stays shut"
-        );
-    }
-    Ok(Ok(HeldKeys::new(slot, ring)))
-}
-
-/// What there is of `epoch` for `slot`: in the object that made it, or in one for this slot alone. Either will do.
-async fn find(store: &dyn Store, slot: &SlotPrivate, epoch: u32) -> Result<Found, RepoError> {
-    let public = slot.public();
-    let (whole_key, own_key) = (layout::epoch(epoch), layout::epoch_slot(epoch, public.name()));
-    let mut first_wrong = None;
-    let whole = match read_present(store, &whole_key).await? {
-        None => None,
-        Some(bytes) => match EpochObject::decode(&bytes, public.repository(), epoch) {
-            Ok(whole) => Some(whole),
-            Err(source) => {
-                first_wrong = Some((whole_key.clone(), source));
-                None
-            }
-        },
-    };
-    if let Some(bytes) = whole.as_ref().and_then(|whole| whole.sealed_to(public)) {
-        match keyslot::open_epoch(slot, epoch, bytes) {
-            Ok(keys) => return Ok(Found::Keys(Box::new(keys))),
-            Err(source) => first_wrong = Some((whole_key, source)),
-        }
-    }
-    let own = read_present(store, &own_key).await?;
-    let own_wrong = match own.as_ref().map(|bytes| keyslot::open_epoch(slot, epoch, bytes)) {
-        Some(Ok(keys)) => return Ok(Found::Keys(Box::new(keys))),
-        // Left behind by a slot of this name that was removed.
-        Some(Err(KeySlotError::Misplaced { .. })) if whole.is_some() => None,
-        Some(Err(source)) => Some((own_key, source)),
-        None => None,
-    };
-    match first_wrong.or(own_wrong) {
-        Some((key, source)) => Err(RepoError::KeySlot { key, source }),
-        None if whole.is_some() || own.is_some() => Ok(Found::NotGiven),
-        None => Ok(Found::Absent),
     }
 }
 
@@ -261,7 +213,7 @@ pub(super) async fn init(
         FIRST_SLOT.parse().map_err(|error| RepoError::Configuration { reason: format!("{error}") })?;
     let key = layout::slot(&name);
     let epoch = EpochKeys::first(&*env.entropy);
-    let (slot, public) = keyslot::create_slot(unlock, id, &name, &epoch.chunk_id_key, cost, &*env.entropy)
+    let (slot, public) = keyslot::create_slot(unlock, id, &name, &epoch, cost, &*env.entropy)
         .map_err(|source| RepoError::KeySlot { key: key.clone(), source })?;
     let slot = Bytes::from(slot);
     while let Created::Taken(theirs) = create_decided(store, &key, &slot).await? {
@@ -276,8 +228,12 @@ pub(super) async fn init(
             store.delete(&key).await?;
         }
     }
-    match make_epoch(store, &epoch, &[public], env).await? {
-        Created::Ours => Ok(true),
+    let made = EpochObject::create(id, &epoch, None, std::slice::from_ref(&public), &*env.entropy);
+    match make_epoch(store, &made).await? {
+        Created::Ours => {
+            copies(store, &made, &[public]).await?;
+            Ok(true)
+        }
         Created::Taken(_) => Err(RepoError::Conflict {
             reason:
                 "another init ran at the same time and both made keys; remove the repository and init again"
@@ -286,38 +242,32 @@ pub(super) async fn init(
     }
 }
 
-/// Makes an epoch for `slots`, unless another has its number. Then each slot gets a copy of its own, so that no damage to one object
-/// loses an epoch.
-pub(super) async fn make_epoch(
-    store: &dyn Store,
-    keys: &EpochKeys,
-    slots: &[SlotPublic],
-    env: &Env,
-) -> Result<Created, RepoError> {
-    let Some(repository) = slots.first().map(SlotPublic::repository) else {
-        return Err(RepoError::Conflict { reason: "an epoch without a slot would open nothing".into() });
-    };
-    let made = EpochObject::create(repository, keys, slots, &*env.entropy);
-    let body = Bytes::from(made.to_object());
-    let created = create_decided(store, &layout::epoch(keys.epoch), &body).await?;
-    if matches!(created, Created::Ours) {
-        for slot in slots {
-            copy(store, &made, keys.epoch, slot).await?;
-        }
-    }
-    Ok(created)
+/// Makes an epoch, unless another has its number.
+pub(super) async fn make_epoch(store: &dyn Store, epoch: &EpochObject) -> Result<Created, RepoError> {
+    create_decided(store, &layout::epoch(epoch.epoch()), &Bytes::from(epoch.to_object())).await
 }
 
-/// Stores the copy of what `epoch` gave to `slot`, unless something has its name.
-pub(super) async fn copy(
+/// Gives each of `slots` a copy of its own of what `epoch` gave to it, unless something has its name: so no damage to one object loses an
+/// epoch. Takes them back if the epoch was destroyed meanwhile.
+pub(super) async fn copies(
     store: &dyn Store,
     epoch: &EpochObject,
-    number: u32,
-    slot: &SlotPublic,
+    slots: &[SlotPublic],
 ) -> Result<(), RepoError> {
-    if let Some(bytes) = epoch.sealed_to(slot) {
-        let body = Bytes::copy_from_slice(bytes);
-        create_decided(store, &layout::epoch_slot(number, slot.name()), &body).await?;
+    let (number, mut made) = (epoch.epoch(), Vec::new());
+    for slot in slots {
+        let key = layout::epoch_slot(number, slot.name());
+        if let Some(bytes) = epoch.sealed_to(slot)
+            && let Created::Ours = create_decided(store, &key, &Bytes::copy_from_slice(bytes)).await?
+        {
+            made.push(key);
+        }
+    }
+    // Whoever destroys an epoch looks again for what appeared after it removed the object that made it. One of the two sees the other.
+    if !made.is_empty() && !exists(store, &layout::epoch(number)).await? {
+        for key in made {
+            store.delete(&key).await?;
+        }
     }
     Ok(())
 }

@@ -35,6 +35,11 @@ pub fn epoch_slot(epoch: u32, slot: &SlotName) -> ObjectKey {
     key(format!("{KEYS_PREFIX}/epochs/{epoch}/{slot}"))
 }
 
+/// The link of key epoch `epoch`: that it follows from the one before. It stays when the epoch is destroyed.
+pub fn epoch_link(epoch: u32) -> ObjectKey {
+    key(format!("{KEYS_PREFIX}/epochs/{epoch}/_link"))
+}
+
 /// What the part of a key under [`KEYS_PREFIX`] names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyObject {
@@ -44,6 +49,8 @@ pub enum KeyObject {
     Epoch(u32),
     /// An epoch's secrets, for a slot that came later.
     EpochSlot(u32, SlotName),
+    /// That an epoch follows from the one before.
+    Link(u32),
 }
 
 /// Reads a key under [`KEYS_PREFIX`]; `None` for anything else.
@@ -52,6 +59,7 @@ pub fn parse_key_object(key: &ObjectKey) -> Option<KeyObject> {
     match parts.as_slice() {
         [KEYS_PREFIX, slot] => Some(KeyObject::Slot(slot.parse().ok()?)),
         [KEYS_PREFIX, "epochs", epoch, "_epoch"] => Some(KeyObject::Epoch(epoch.parse().ok()?)),
+        [KEYS_PREFIX, "epochs", epoch, "_link"] => Some(KeyObject::Link(epoch.parse().ok()?)),
         [KEYS_PREFIX, "epochs", epoch, slot] => {
             Some(KeyObject::EpochSlot(epoch.parse().ok()?, slot.parse().ok()?))
         }

@@ -13,7 +13,7 @@ use super::chunks::{ChunkReader, ChunkWriter};
 use super::error::RepoError;
 use super::repository::Created;
 use super::{Cluster, layout};
-use crate::base::{BackupId, ChunkId, crc32c};
+use crate::base::{BackupId, ChunkId, ObjectKey, crc32c};
 use crate::codec::object::Finished;
 use crate::format::Reader;
 use crate::format::header::ObjectKind;
@@ -121,19 +121,23 @@ impl Manifest {
     /// # Errors
     /// [`RepoError::Conflict`] when another backup has the id.
     pub async fn create(&self, cluster: &Cluster) -> Result<u64, RepoError> {
-        let key = layout::manifest(cluster.name(), &self.meta.id, 0);
-        let finished = self.seal(cluster);
+        let taken = || RepoError::Conflict { reason: format!("another backup has the id {}", self.meta.id) };
+        self.create_as(cluster, 0).await?.ok_or_else(taken)
+    }
+
+    /// Creates the manifest object `number` of `self.meta.id`. Durable on return; commits nothing. Returns its length; `None` when
+    /// another has the name.
+    pub async fn create_as(&self, cluster: &Cluster, number: u32) -> Result<Option<u64>, RepoError> {
+        let key = layout::manifest(cluster.name(), &self.meta.id, number);
+        let finished = self.seal(cluster, &key);
         match cluster.repo().create(&key, &finished.bytes).await? {
-            Created::Ours => Ok(finished.bytes.len() as u64),
-            Created::Taken(_) => {
-                Err(RepoError::Conflict { reason: format!("another backup has the id {}", self.meta.id) })
-            }
+            Created::Ours => Ok(Some(finished.bytes.len() as u64)),
+            Created::Taken(_) => Ok(None),
         }
     }
 
-    fn seal(&self, cluster: &Cluster) -> Finished {
-        let key = layout::manifest(cluster.name(), &self.meta.id, 0);
-        let mut writer = cluster.repo().writer(ObjectKind::Manifest, &key, [0; 16], 0, 0);
+    fn seal(&self, cluster: &Cluster, key: &ObjectKey) -> Finished {
+        let mut writer = cluster.repo().writer(ObjectKind::Manifest, key, [0; 16], 0, 0);
         for pages in self.pages.chunks(FRAME_PAGES_MAX) {
             let plain = ManifestPages { pages: pages.to_vec() }.encode();
             let id = cluster.repo().chunk_id(&plain);

@@ -4,14 +4,17 @@
 use super::error::RepoError;
 use super::keys::{self, HeldKeys};
 use super::layout;
+use super::links::Missing;
+use super::unseal;
 use crate::base::planted::{Bug, planted};
-use crate::base::{ChunkId, ClusterName, Env, ObjectKey, RepositoryId};
+use crate::base::{ChunkId, ClusterName, Env, ObjectId, ObjectKey, RepositoryId};
 use crate::codec::keyring::Keyring;
 use crate::codec::keyslot::{SlotCost, SlotPublic, Unlock};
 use crate::codec::object::{Expect, OpenObject, check_header};
 use crate::codec::{EpochKeys, KeySource, ObjectWriter};
 use crate::format::envelope::PlainObject;
 use crate::format::header::{LASTING_EPOCH, ObjectHeader, ObjectKind};
+use crate::format::keyslot::EpochLink;
 use crate::format::marker::{REPOSITORY_VERSION, RepositoryMarker};
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
@@ -67,7 +70,7 @@ impl Repository {
     /// Opens a repository with the first key slot that `unlock` opens.
     pub async fn open(store: Arc<dyn Store>, unlock: &Unlock, env: Env) -> Result<Repository, RepoError> {
         let id = read_marker(&*store).await?;
-        let keys = keys::open(&*store, id, unlock).await?;
+        let keys = unseal::open(&*store, id, unlock).await?;
         Ok(Repository { store, id, keys, env })
     }
 
@@ -99,13 +102,18 @@ impl Repository {
     /// Looks for epochs that others made, by one request when there is none. New objects are sealed under the newest; if that was not
     /// given to our slot, they go on to be sealed under the newest we hold, and the error names it.
     pub async fn follow_epochs(&self) -> Result<Result<u32, u32>, RepoError> {
-        self.keys.follow(&*self.store).await
+        self.keys.follow(&*self.store, Missing::Ends).await
+    }
+
+    /// [`Repository::follow_epochs`], which also finds an epoch whose maker died before it stored the link.
+    pub(super) async fn follow_interrupted(&self) -> Result<Result<u32, u32>, RepoError> {
+        self.keys.follow(&*self.store, Missing::AskEpoch).await
     }
 
     /// Holds an epoch that was made here.
-    pub(super) fn hold(&self, keys: EpochKeys) -> Result<(), RepoError> {
+    pub(super) fn hold(&self, keys: EpochKeys, link: &EpochLink) -> Result<(), RepoError> {
         let key = layout::epoch(keys.epoch);
-        self.keys.insert(keys).map_err(|source| RepoError::KeySlot { key, source })
+        self.keys.insert(keys, link).map_err(|source| RepoError::KeySlot { key, source })
     }
 
     /// The secrets to open the object at whose start `bytes` stands: with its epoch, if that is to be had.
@@ -209,6 +217,16 @@ impl Repository {
         let expect = Expect { repository: Some(self.id), key: Some(key), kind: Some(kind) };
         let keys = self.keys_of(&bytes).await?;
         OpenObject::open(bytes, &*keys, &expect).map_err(|error| RepoError::open(key, error))
+    }
+
+    /// The store's clock: the Last-Modified of an object made now, in microseconds since 1970. Everything that anybody stores later
+    /// has this one or a later one, as far as the store's hosts agree on the time.
+    pub async fn store_now(&self) -> Result<i64, RepoError> {
+        let key = layout::probe(&ObjectId::random(&*self.env.entropy).to_string());
+        self.create_own(&key, &Bytes::from_static(b"walden clock")).await?;
+        let meta = self.store.head(&key).await;
+        self.store.delete(&key).await?;
+        Ok(meta?.modified_unix_micros)
     }
 
     /// The bytes of an object, tried again while the outcome is unknown.

@@ -3,14 +3,17 @@
 //! one slot is always left. Each step can be stopped anywhere and done again. Spec: formats/keys.md.
 
 use super::error::RepoError;
-use super::keys::{self, KeyObjects, make_epoch, open_epochs, read_present};
+use super::giving::{Given, give, others_have};
+use super::keys::{self, KeyObjects, make_epoch, read_present};
 use super::layout;
+use super::links;
 use super::repository::{Created, Repository, create_decided, exists};
+use super::unseal::open_epochs;
 use crate::base::planted::{Bug, planted};
 use crate::base::{ObjectKey, SlotName};
 use crate::codec::keyslot::{self, SlotCost, SlotPrivate, SlotPublic, Unlock};
 use crate::codec::{EpochKeys, EpochObject, KeySlotError, KeySource};
-use crate::format::keyslot::SLOTS_MAX;
+use crate::format::keyslot::{FIRST_EPOCH, SLOTS_MAX};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use subtle::ConstantTimeEq;
@@ -70,14 +73,22 @@ fn wrong(key: ObjectKey) -> impl Fn(KeySlotError) -> RepoError {
     move |source| RepoError::KeySlot { key: key.clone(), source }
 }
 
-/// Follows to the newest epoch. Refuses when that was not given to our slot: we could neither read it nor make the next.
-async fn newest(repo: &Repository) -> Result<u32, RepoError> {
-    repo.follow_epochs().await?.map_err(|epoch| {
+/// Follows to the newest epoch, and completes one whose maker died right after it made it.
+///
+/// # Errors
+/// [`RepoError::Conflict`] when the newest was not given to our slot: we could neither read what is sealed under it, nor seal under it,
+/// nor make the next.
+pub async fn newest(repo: &Repository) -> Result<u32, RepoError> {
+    let epoch = repo.follow_interrupted().await?.map_err(|epoch| {
         let slot = repo.slot().name();
         conflict(format!(
             "key epoch {epoch} was not given to key slot {slot}, which opened the repository; open it with another slot"
         ))
-    })
+    })?;
+    if epoch != FIRST_EPOCH && !exists(&**repo.store(), &layout::epoch_link(epoch)).await? {
+        links::complete(repo, None).await?;
+    }
+    Ok(epoch)
 }
 
 /// The public half of a slot; the inner error says why it has none.
@@ -89,13 +100,13 @@ async fn public(repo: &Repository, name: &SlotName) -> Result<Result<SlotPublic,
 }
 
 /// The object that made `epoch`, if it can be read.
-async fn made(repo: &Repository, epoch: u32) -> Result<Option<EpochObject>, RepoError> {
+pub(super) async fn made(repo: &Repository, epoch: u32) -> Result<Option<EpochObject>, RepoError> {
     let bytes = read_present(&**repo.store(), &layout::epoch(epoch)).await?;
     Ok(bytes.and_then(|bytes| EpochObject::decode(&bytes, repo.id(), epoch).ok()))
 }
 
 /// Whether `epoch`, which we hold, was given to `slot` by somebody who held it.
-async fn standing(
+pub(super) async fn standing(
     repo: &Repository,
     slot: &SlotPublic,
     epoch: &EpochKeys,
@@ -147,11 +158,20 @@ pub async fn rotate(repo: &Repository) -> Result<Rotated, RepoError> {
 }
 
 async fn rotate_without(repo: &Repository, without: &BTreeSet<SlotName>) -> Result<Rotated, RepoError> {
+    // Listed first: whatever was made of it by somebody who held the newest is followed to.
+    let listed = KeyObjects::list(&**repo.store()).await?;
     let before = newest(repo).await?;
+    if let Some(stray) = listed.epochs.union(&listed.links).find(|epoch| **epoch > before) {
+        return Err(conflict(format!(
+            "key epoch {stray} is there, and no links lead to it from epoch {before}: it is not proved. If it was planted, \
+             `walden key destroy {stray}` removes it; if links below keys/epochs are lost, put them back from a copy, or open the \
+             repository with a key slot that was made later"
+        )));
+    }
     // A rotation that was cut short left an epoch in one object alone.
     match complete(repo).await {
         Err(error) if error.is_damage() => {
-            tracing::warn!(%error, "the newest key epoch is stored once instead of twice");
+            tracing::warn!(%error, "the newest key epoch, or a link to it, is stored once instead of twice");
         }
         completed => completed?,
     }
@@ -167,28 +187,60 @@ async fn rotate_without(repo: &Repository, without: &BTreeSet<SlotName>) -> Resu
         }
     }
     if given.is_empty() {
-        let names = without.iter().map(SlotName::as_str).collect::<Vec<_>>().join(", ");
-        let reason =
-            format!("without {names} no key slot would be left: everything stored would be lost for ever");
-        return Err(conflict(reason));
+        return Err(conflict(for_nobody(before, without, &passed_over)));
     }
     if given.len() > SLOTS_MAX {
         return Err(conflict(format!("{} key slots; {SLOTS_MAX} at most", given.len())));
     }
-    let Some(next) = keys.newest().next(repo.id(), &*repo.env().entropy) else {
+    let Some(next) = keys.newest().next(&*repo.env().entropy) else {
         return Err(conflict("there are no more numbers for key epochs".into()));
     };
+    let link = keys.newest().link_to(&next, repo.id());
     let (epoch, store) = (next.epoch, &**repo.store());
-    let names = given.iter().map(|slot| slot.name().clone()).collect();
-    if let Created::Taken(bytes) = make_epoch(store, &next, &given, repo.env()).await? {
-        let theirs = EpochObject::decode(&bytes, repo.id(), epoch).map_err(wrong(layout::epoch(epoch)))?;
-        newest(repo).await?;
-        return Ok(Rotated { epoch, given: theirs.slots(), passed_over: Vec::new(), by_another: true });
+    let made = EpochObject::create(repo.id(), &next, Some(&link), &given, &*repo.env().entropy);
+    if let Created::Taken(_) = make_epoch(store, &made).await? {
+        return by_another(repo, epoch).await;
     }
-    repo.hold(next)?;
+    if !links::store(repo, &link).await? {
+        // Its number was won before, and what was made under it destroyed since: ours is void.
+        store.delete(&layout::epoch(epoch)).await?;
+        return by_another(repo, epoch).await;
+    }
+    repo.hold(next, &link)?;
+    keys::copies(store, &made, &given).await?;
+    let names = given.iter().map(|slot| slot.name().clone()).collect();
     let mut rotated = Rotated { epoch, given: names, passed_over, by_another: false };
     give_to_late(repo, before, without, &mut rotated).await?;
     Ok(rotated)
+}
+
+/// Why an epoch after `newest` would be given to nobody.
+fn for_nobody(newest: u32, without: &BTreeSet<SlotName>, passed_over: &[(SlotName, String)]) -> String {
+    let names = without.iter().map(SlotName::as_str).collect::<Vec<_>>().join(", ");
+    let others = passed_over.iter().map(|(name, reason)| format!("key slot {name}: {reason}"));
+    let others = others.collect::<Vec<_>>().join("; ");
+    match without.is_empty() {
+        true => format!(
+            "no key slot shows that it was given key epoch {newest}, so the next would be for nobody: {others}"
+        ),
+        false if passed_over.is_empty() => {
+            format!("without {names} no key slot would be left: everything stored would be lost for ever")
+        }
+        false => format!(
+            "without {names} no key slot would be left that was given key epoch {newest}: everything stored would be lost for ever; {others}"
+        ),
+    }
+}
+
+/// The rotation that made `epoch`, or a later one, before ours did.
+async fn by_another(repo: &Repository, epoch: u32) -> Result<Rotated, RepoError> {
+    let newest = newest(repo).await?;
+    if newest < epoch {
+        let reason = "the epoch before it did not make it; somebody planted it, or it is damaged: remove it, and rotate again";
+        return Err(wrong(layout::epoch(epoch))(KeySlotError::Unlinked { epoch, reason }));
+    }
+    let given = made(repo, newest).await?.map(|theirs| theirs.slots()).unwrap_or_default();
+    Ok(Rotated { epoch: newest, given, passed_over: Vec::new(), by_another: true })
 }
 
 /// Gives a new epoch to slots that were added while it was made: their adding looked for it before it was there, so it is to be seen
@@ -208,25 +260,12 @@ async fn give_to_late(
         }
         let Ok(slot) = public(repo, &name).await? else { continue };
         if standing(repo, &slot, old, old_made.as_ref()).await? == Standing::Vouched {
-            seal_own(repo, &slot, new).await?;
+            give(repo, &slot, new).await?;
             rotated.passed_over.retain(|(other, _)| *other != name);
             rotated.given.push(name);
         }
     }
     Ok(())
-}
-
-/// Seals `epoch` to a slot in an object of its own, in the place of what an earlier slot of the name left behind.
-async fn seal_own(repo: &Repository, slot: &SlotPublic, epoch: &EpochKeys) -> Result<(), RepoError> {
-    let (store, key) = (&**repo.store(), layout::epoch_slot(epoch.epoch, slot.name()));
-    loop {
-        let body = Bytes::from(keyslot::seal_epoch(slot, epoch, &*repo.env().entropy));
-        let Created::Taken(theirs) = create_decided(store, &key, &body).await? else { return Ok(()) };
-        if keyslot::check_voucher(slot, epoch, &theirs).is_ok() {
-            return Ok(());
-        }
-        store.delete(&key).await?;
-    }
 }
 
 /// Makes slot `name`, or completes one that `unlock` opens and that was not given every epoch. Every epoch that is held is sealed to it,
@@ -244,22 +283,23 @@ pub async fn add(
     let (slot, created) = make_slot(repo, name, unlock, cost).await?;
     let mut sealed = Vec::new();
     // An epoch that another makes meanwhile may have been made before it knew of this slot.
-    loop {
-        let keys = repo.keys();
+    let has = loop {
+        let (keys, mut has) = (repo.keys(), BTreeSet::new());
         let epochs: Vec<u32> = keys.epochs().map(|keys| keys.epoch).collect();
         for epoch in keys.epochs().collect::<Vec<_>>().into_iter().rev() {
-            let made = made(repo, epoch.epoch).await?;
-            if standing(repo, slot.public(), epoch, made.as_ref()).await? != Standing::Vouched {
-                seal_own(repo, slot.public(), epoch).await?;
-                sealed.push(epoch.epoch);
+            match give(repo, slot.public(), epoch).await? {
+                Given::Destroyed => continue,
+                Given::Now => sealed.push(epoch.epoch),
+                Given::Before => {}
             }
+            has.insert(epoch.epoch);
         }
         newest(repo).await?;
         if repo.keys().epochs().map(|keys| keys.epoch).eq(epochs) {
-            break;
+            break has;
         }
-    }
-    let opens = prove(repo, slot).await?;
+    };
+    let opens = prove(repo, slot, has).await?;
     Ok(Added { created, sealed, opens })
 }
 
@@ -279,14 +319,8 @@ async fn make_slot(
                 return Err(conflict(format!("there are {slots} key slots; {SLOTS_MAX} at most")));
             }
             let keys = repo.keys();
-            let made = keyslot::create_slot(
-                unlock,
-                repo.id(),
-                name,
-                keys.chunk_id_key(),
-                cost,
-                &*repo.env().entropy,
-            );
+            let made =
+                keyslot::create_slot(unlock, repo.id(), name, keys.newest(), cost, &*repo.env().entropy);
             let body = Bytes::from(made.map_err(wrong(key.clone()))?.0);
             match create_decided(store, &key, &body).await? {
                 Created::Ours => (body, true),
@@ -304,22 +338,29 @@ async fn make_slot(
     }
 }
 
-/// Opens everything with `slot` alone, and holds it against what we hold. The epochs that it opens.
-async fn prove(repo: &Repository, slot: SlotPrivate) -> Result<Vec<u32>, RepoError> {
-    let key = layout::slot(slot.public().name());
-    let ours = repo.keys();
-    let epochs: BTreeSet<u32> = ours.epochs().map(|keys| keys.epoch).collect();
-    let held = open_epochs(&**repo.store(), slot, &epochs).await?;
-    let theirs = held.map_err(|reason| RepoError::damage(&key, reason))?.ring();
-    for keys in ours.epochs() {
+/// Opens the epochs that `slot` `has` with it alone, and holds them against what we hold. An epoch that was destroyed meanwhile is no
+/// fault of it. The epochs that it opens.
+async fn prove(repo: &Repository, slot: SlotPrivate, has: BTreeSet<u32>) -> Result<Vec<u32>, RepoError> {
+    let (store, name) = (&**repo.store(), slot.public().name().clone());
+    let (key, ours) = (layout::slot(&name), repo.keys());
+    let mut objects = KeyObjects::list(store).await?;
+    objects.epochs.extend(&has);
+    let held = open_epochs(store, slot, &objects).await?;
+    let theirs = held.map_err(|shut| RepoError::damage(&key, shut))?.ring();
+    let mut opens = Vec::new();
+    for keys in ours.epochs().filter(|keys| has.contains(&keys.epoch)) {
         let same =
             theirs.epoch_secret(keys.epoch).is_some_and(|secret| secret.0.ct_eq(&keys.secret.0).into());
-        if !same {
+        if same {
+            opens.push(keys.epoch);
+            continue;
+        }
+        if exists(store, &layout::epoch(keys.epoch)).await? || others_have(repo, keys.epoch, &name).await? {
             let reason = format!("the new slot does not open key epoch {}; do it again", keys.epoch);
             return Err(RepoError::damage(&key, reason));
         }
     }
-    Ok(epochs.into_iter().collect())
+    Ok(opens)
 }
 
 /// Removes slots: an epoch is made that leaves them out, then they and what was sealed to them go. Done again, it does what an earlier
@@ -355,8 +396,13 @@ pub async fn remove(repo: &Repository, names: &BTreeSet<SlotName>) -> Result<Rem
     Ok(done)
 }
 
-/// Makes sure that the newest epoch was given to none of `names`, and to somebody else.
+/// Makes sure that the newest epoch was given to none of `names`, and to somebody else. As long as one of them is there, it makes the
+/// epoch itself: whoever is to be removed may have made the newest one, and know it without having been given it.
 async fn leave_out(repo: &Repository, names: &BTreeSet<SlotName>) -> Result<Option<Rotated>, RepoError> {
+    let mut there = false;
+    for name in names {
+        there |= exists(&**repo.store(), &layout::slot(name)).await?;
+    }
     for _ in 0..ROTATE_TRIES_MAX {
         let epoch = newest(repo).await?;
         let made = made(repo, epoch).await?;
@@ -365,7 +411,7 @@ async fn leave_out(repo: &Repository, names: &BTreeSet<SlotName>) -> Result<Opti
             sealed.contains(&(epoch, name.clone()))
                 || made.as_ref().is_some_and(|made| made.slots().contains(name))
         };
-        if !names.iter().any(has) {
+        if !there && !names.iter().any(has) {
             return Ok(None);
         }
         let rotated = rotate_without(repo, names).await?;
@@ -376,14 +422,22 @@ async fn leave_out(repo: &Repository, names: &BTreeSet<SlotName>) -> Result<Opti
     Err(conflict(format!("lost {ROTATE_TRIES_MAX} rotations to others")))
 }
 
-/// Stores again what of the newest epoch is gone or was never stored: a copy for each slot that it was made for.
+/// Stores again what of the newest epoch is gone or was never stored: a copy for each slot that it was made for, and the links that
+/// lead to it.
 pub async fn complete(repo: &Repository) -> Result<(), RepoError> {
+    links::complete(repo, None).await?;
     let epoch = repo.keys().newest().epoch;
     let Some(made) = made(repo, epoch).await? else { return Ok(()) };
-    for (_, public, standing) in with_standing(repo).await? {
-        if let (Some(public), Standing::Vouched) = (public, standing) {
-            keys::copy(&**repo.store(), &made, epoch, &public).await?;
-        }
-    }
-    Ok(())
+    let vouched = with_standing(repo).await?.into_iter();
+    let vouched = vouched.filter(|(_, _, standing)| *standing == Standing::Vouched);
+    let publics: Vec<SlotPublic> = vouched.filter_map(|(_, public, _)| public).collect();
+    keys::copies(&**repo.store(), &made, &publics).await
+}
+
+/// Sees to it that the links are there by which whatever comes after `epoch` is proved without it.
+///
+/// # Errors
+/// [`RepoError::Conflict`] when its own is nowhere.
+pub async fn complete_links(repo: &Repository, epoch: u32) -> Result<(), RepoError> {
+    links::complete(repo, Some(epoch)).await
 }

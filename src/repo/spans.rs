@@ -83,6 +83,22 @@ impl Spans {
         let Some(ranges) = self.of.get(&place) else { return false };
         !range.is_empty() && ranges.range(..range.end).next_back().is_some_and(|(_, end)| *end > range.start)
     }
+
+    /// Whether every byte of `range` is among them.
+    pub fn covers(&self, place: (Generation, TimelineId), range: LsnRange) -> bool {
+        let around = |ranges: &BTreeMap<Lsn, Lsn>| {
+            ranges.range(..=range.start).next_back().is_some_and(|(_, end)| *end >= range.end)
+        };
+        range.is_empty() || self.of.get(&place).is_some_and(around)
+    }
+
+    /// The first and the last byte of each place, and what lies between.
+    pub fn hulls(&self) -> impl Iterator<Item = ((Generation, TimelineId), LsnRange)> + '_ {
+        self.of.iter().filter_map(|(place, ranges)| {
+            let (start, end) = (ranges.first_key_value()?.0, ranges.last_key_value()?.1);
+            Some((*place, LsnRange::new(*start, *end)))
+        })
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +129,20 @@ mod tests {
             }
             let inside = |at: usize| spans.meets(PLACE, range(at as u64, at as u64 + 1));
             assert!((0..40).all(|at| inside(at) == bytes[at]), "{spans:?} {bytes:?}");
+            for _ in 0..20 {
+                let (a, b) = (rng.usize(0..40), rng.usize(0..40));
+                let (start, end) = (a.min(b), a.max(b));
+                let all = bytes[start..end].iter().all(|inside| *inside);
+                assert_eq!(
+                    spans.covers(PLACE, range(start as u64, end as u64)),
+                    all,
+                    "{spans:?} {start}..{end}"
+                );
+            }
+            let first = bytes.iter().position(|inside| *inside);
+            let last = bytes.iter().rposition(|inside| *inside);
+            let hull = first.zip(last).map(|(first, last)| (PLACE, range(first as u64, last as u64 + 1)));
+            assert_eq!(spans.hulls().next(), hull, "{spans:?}");
             let listed: Vec<LsnRange> = spans.iter().map(|(_, range)| range).collect();
             assert!(listed.windows(2).all(|pair| pair[0].end < pair[1].start), "{listed:?}");
             assert_eq!(Spans::expired(&spans.to_expired()).to_expired(), spans.to_expired());

@@ -55,7 +55,7 @@ pub struct WalEnd {
     pub server_time: Timestamp,
 }
 
-/// All durable WAL of one generation.
+/// All durable WAL of one generation: LSNs and timelines of another mean other bytes.
 #[derive(Debug, Clone)]
 pub struct WalMap {
     generation: Generation,
@@ -197,27 +197,78 @@ pub struct Snapshot {
     pub root: Root,
     /// Its index.
     pub index: Index,
-    /// Its WAL, of the root's generation.
+    /// Its WAL, of the root's generation unless another was asked for.
     pub wal: WalMap,
+}
+
+impl Snapshot {
+    /// The same moment with the WAL of `generation`. When something of it is gone, a newer root moved it.
+    pub async fn with_generation(
+        self,
+        cluster: &Cluster,
+        generation: Generation,
+    ) -> Result<Snapshot, RepoError> {
+        self.with_chains(cluster, generation, Losses::PassedBy).await
+    }
+
+    /// The same, as [`load_unbroken`] reads chains.
+    pub async fn with_generation_unbroken(
+        self,
+        cluster: &Cluster,
+        generation: Generation,
+    ) -> Result<Snapshot, RepoError> {
+        self.with_chains(cluster, generation, Losses::End).await
+    }
+
+    async fn with_chains(
+        self,
+        cluster: &Cluster,
+        generation: Generation,
+        losses: Losses,
+    ) -> Result<Snapshot, RepoError> {
+        if self.wal.generation() == generation {
+            return Ok(self);
+        }
+        let chains = read_chains(cluster, &self.root, generation, losses).await?;
+        let wal = WalMap::new(generation, &self.index, chains);
+        Ok(Snapshot { wal, ..self })
+    }
+
+    /// Generations whose flush objects are not all compacted, oldest first: the root's own, and those before it.
+    pub fn streamed(&self) -> Vec<Generation> {
+        let mut all: Vec<Generation> = self.root.streams.iter().map(|stream| stream.generation).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
 }
 
 /// Reads the newest root, its index and its chains; starts again when compaction and collection move them meanwhile. A flush object that
 /// is missing or damaged costs no more than its own WAL.
 pub async fn load(cluster: &Cluster) -> Result<Snapshot, RepoError> {
-    load_with(cluster, Losses::PassedBy).await
+    load_as(cluster, None, Losses::PassedBy).await
 }
 
-/// The same, with chains that end before the first object that is missing or damaged: what takes their place must not hide a loss.
+/// [`load`] with the WAL of `generation`, whichever the root's is by now.
+pub async fn load_generation(cluster: &Cluster, generation: Generation) -> Result<Snapshot, RepoError> {
+    load_as(cluster, Some(generation), Losses::PassedBy).await
+}
+
+/// [`load`] with chains that end before the first object that is missing or damaged: what takes their place must not hide a loss.
 pub async fn load_unbroken(cluster: &Cluster) -> Result<Snapshot, RepoError> {
-    load_with(cluster, Losses::End).await
+    load_as(cluster, None, Losses::End).await
 }
 
-async fn load_with(cluster: &Cluster, losses: Losses) -> Result<Snapshot, RepoError> {
+async fn load_as(
+    cluster: &Cluster,
+    generation: Option<Generation>,
+    losses: Losses,
+) -> Result<Snapshot, RepoError> {
     let mut tries = 0;
     loop {
         tries += 1;
         let root = cluster.newest_root().await?;
-        match try_load(cluster, &root, losses).await {
+        match try_load(cluster, &root, generation.unwrap_or(root.generation), losses).await {
             Ok((index, wal)) => {
                 // An empty chain may mean that a newer root moved it: only the newest root's word counts.
                 let newest = cluster.newest_root().await?;
@@ -231,12 +282,27 @@ async fn load_with(cluster: &Cluster, losses: Losses) -> Result<Snapshot, RepoEr
     }
 }
 
-async fn try_load(cluster: &Cluster, root: &Root, losses: Losses) -> Result<(Index, WalMap), RepoError> {
+async fn try_load(
+    cluster: &Cluster,
+    root: &Root,
+    generation: Generation,
+    losses: Losses,
+) -> Result<(Index, WalMap), RepoError> {
     let index = cluster.index(root).await?;
+    let chains = read_chains(cluster, root, generation, losses).await?;
+    let wal = WalMap::new(generation, &index, chains);
+    Ok((index, wal))
+}
+
+async fn read_chains(
+    cluster: &Cluster,
+    root: &Root,
+    generation: Generation,
+    losses: Losses,
+) -> Result<Vec<Chain>, RepoError> {
     let mut chains = Vec::new();
-    for stream in &root.streams {
+    for stream in root.streams.iter().filter(|stream| stream.generation == generation) {
         chains.push(chain::read(cluster, stream, losses).await?);
     }
-    let wal = WalMap::new(root.generation, &index, chains);
-    Ok((index, wal))
+    Ok(chains)
 }

@@ -13,7 +13,7 @@ use super::walmap::{self, WalMap, WalPiece, WalSource};
 use crate::base::{Lsn, LsnRange, TimelineId};
 use crate::codec::object::PackedChunk;
 use crate::delta::{FrameDecoder, ImageCache};
-use crate::format::wal::DeltaEpoch;
+use crate::format::wal::{DeltaEpoch, WalMeta};
 use bytes::Bytes;
 use piece::{OpenPiece, cut, frame_at, open};
 
@@ -97,7 +97,8 @@ impl WalReader {
                 Err(error) if object_is_gone(&error) && reloads < RELOADS_MAX => {
                     reloads += 1;
                     self.open = None;
-                    self.map = walmap::load(&self.cluster).await?.wal;
+                    let generation = self.map.generation();
+                    self.map = walmap::load_generation(&self.cluster, generation).await?.wal;
                 }
                 other => return other,
             }
@@ -277,6 +278,24 @@ impl WalReader {
         }
         let end = at.saturating_add(u64::from(entry.plain_len));
         Ok((segment.packed(&cluster, number).await?, end))
+    }
+
+    /// The frame that holds the byte at `at` as it was packed, and the WAL that it holds: to be stored again elsewhere. Its seal was
+    /// checked; whoever unpacks it checks the rest.
+    pub async fn frame(
+        &mut self,
+        timeline: TimelineId,
+        at: Lsn,
+    ) -> Result<(PackedChunk, LsnRange), RepoError> {
+        let cluster = self.cluster.clone();
+        self.open_at(timeline, at).await?;
+        let Some(open) = &mut self.open else { unreachable!("it was opened") };
+        open.frame(&cluster, at).await
+    }
+
+    /// What the object says that holds the byte at `at`.
+    pub async fn meta(&mut self, timeline: TimelineId, at: Lsn) -> Result<WalMeta, RepoError> {
+        self.open_at(timeline, at).await?.0.meta()
     }
 
     /// What holds the byte at `at`, and where that piece ends.

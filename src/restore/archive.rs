@@ -8,12 +8,11 @@ use crate::base::{Generation, Lsn, LsnRange, ObjectId, SegmentSize, TimelineId, 
 use crate::format::index::{BackupEntry, GapEntry};
 use crate::format::root::GenerationRecord;
 use crate::repo::backups::state_now;
-use crate::repo::chain::Losses;
 use crate::repo::epochs::NearPages;
 use crate::repo::lineage::{Coverage, Lineage, Piece, TimelinePath};
 use crate::repo::walmap::Snapshot;
 use crate::repo::walread::Reading;
-use crate::repo::{Cluster, RepoError, WalMap, WalReader, WalSource, chain};
+use crate::repo::{Cluster, RepoError, WalMap, WalReader, WalSource};
 use crate::wal::history::TimelineHistory;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -40,11 +39,7 @@ pub async fn load(
     let wal = if snapshot.wal.generation() == generation {
         snapshot.wal.clone()
     } else {
-        let mut chains = Vec::new();
-        for stream in snapshot.root.streams.iter().filter(|stream| stream.generation == generation) {
-            chains.push(chain::read(cluster, stream, Losses::PassedBy).await?);
-        }
-        WalMap::new(generation, &snapshot.index, chains)
+        snapshot.clone().with_generation(cluster, generation).await?.wal
     };
     let mut lineage = Lineage::default();
     for history in snapshot.index.histories.iter().filter(|history| history.generation == generation) {

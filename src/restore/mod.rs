@@ -9,7 +9,7 @@ pub mod config_files;
 pub mod decode;
 pub mod error;
 pub mod files;
-mod hold;
+pub mod generations;
 pub mod host;
 pub mod place;
 pub mod plan;

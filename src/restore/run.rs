@@ -3,12 +3,12 @@
 //! Order of writing: a marker, then everything but `global/pg_control`, all of it made durable, then pg_control, then the
 //! marker goes. So whatever interrupts it leaves a directory that neither PostgreSQL nor a later restore takes for a cluster.
 
-use super::archive::{self, Loaded};
+use super::archive::Loaded;
 use super::backup_manifest::BackupManifestWriter;
 use super::config_files;
 use super::error::RestoreError;
 use super::files::{self, Durability, WriteOptions, Written};
-use super::hold::{self, Hold};
+use super::generations;
 use super::host;
 use super::place::{Existing, INCOMPLETE, Places, TablespaceMapping};
 use super::plan::{self, Plan};
@@ -18,7 +18,7 @@ use super::scan::{Meaning, Seen, SourceLimits, WalScan};
 use super::settings::{self, Harmful, SettingsInput};
 use super::target::{Request, Target, TargetAction};
 use crate::base::progress::Progress;
-use crate::base::{Generation, Lsn, LsnRange, crc32c};
+use crate::base::{Lsn, LsnRange, crc32c};
 use crate::disk::SecretSource;
 use crate::format::manifest::ManifestMeta;
 use crate::format::root::StreamEntry;
@@ -26,6 +26,7 @@ use crate::format::wal::EventKind;
 use crate::repo::Cluster;
 use crate::repo::chain::Chain;
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
+use crate::repo::hold::{self, Hold};
 use crate::repo::lineage::Coverage;
 use crate::repo::manifest::Manifest;
 use crate::repo::walmap::{self, Snapshot};
@@ -134,19 +135,20 @@ fn refuse_lost_end(snapshot: &Snapshot, resolution: Option<&Resolution>) -> Resu
     Ok(())
 }
 
-/// Understands a request against the newest generation, or against the one that the named backup belongs to.
+/// Understands a request against the generation that it is about.
 pub async fn resolve(
     cluster: &Cluster,
     snapshot: &Snapshot,
     request: &Request,
 ) -> Result<(Loaded, Resolution), RestoreError> {
-    let named = request.backup.as_deref().and_then(|prefix| {
-        let mut fits = snapshot.index.backups.iter().filter(|b| b.id.as_str().starts_with(prefix));
-        fits.next().map(|backup| backup.generation)
-    });
-    let generation: Generation = named.unwrap_or(snapshot.root.generation);
-    let loaded = archive::load(cluster, snapshot, generation).await?;
-    let resolution = loaded.archive.resolve(request, |path| loaded.scan(cluster, path)).await?;
+    let loaded = generations::choose(cluster, snapshot, request).await?;
+    let mut resolution = loaded.archive.resolve(request, |path| loaded.scan(cluster, path)).await?;
+    if loaded.record.generation != snapshot.root.generation {
+        resolution.notes.push(format!(
+            "this is generation {} of the cluster, PostgreSQL {}: the server before the newest, which is generation {}",
+            loaded.record.generation, loaded.record.major_version, snapshot.root.generation
+        ));
+    }
     Ok((loaded, resolution))
 }
 
@@ -323,7 +325,9 @@ impl Planned {
     /// Does what the plan says. Everything is durable on return. If it fails or is dropped, the target is marked and cannot be
     /// started.
     pub async fn execute(self, progress: Arc<dyn Progress>) -> Result<Restored, RestoreError> {
-        let hold = Hold::take(&self.cluster, &self.plan.resolution.backup.id).await;
+        let backup = &self.plan.resolution.backup.id;
+        let holder = format!("restore of {backup}, pid {}", std::process::id());
+        let hold = Hold::take(&self.cluster, Some(backup), &holder).await;
         let written = hold.during(self.execute_held(&progress)).await;
         hold.release().await;
         Ok(Restored { written: written?, plan: self.plan })

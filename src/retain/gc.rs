@@ -2,6 +2,7 @@
 //! Order: out of the root, grace, the floor, then the objects. Ages are the store's Last-Modified, never a host's clock.
 //! Fences and floors are never removed. Spec: formats/layout.md.
 
+use super::rebuilt;
 use super::sweep::{self, Swept};
 use crate::base::planted::{Bug, planted};
 use crate::base::{ObjectId, ObjectKey, limits};
@@ -64,9 +65,9 @@ impl Undeleted {
 }
 
 /// A collection under way.
-struct Collection<'a> {
+pub(super) struct Collection<'a> {
     cluster: &'a Cluster,
-    undeleted: Undeleted,
+    pub(super) undeleted: Undeleted,
 }
 
 /// Removes what has been unreferenced for `grace`. Safe beside everything else; a second run does what the first did not.
@@ -82,6 +83,11 @@ pub async fn collect_with(
     work_grace_min: Duration,
 ) -> Result<Collected, RepoError> {
     let mut done = Collected::default();
+    if cluster.newest_root().await?.deleted_at.is_some() {
+        let purged = super::cluster::purge(cluster).await?;
+        (done.orphans, done.undeleted) = (purged.objects, purged.undeleted);
+        return Ok(done);
+    }
     let now = store_now(&**cluster.repo().store(), cluster).await?;
     let before = |age: Duration| now.saturating_sub(i64::try_from(age.as_micros()).unwrap_or(i64::MAX));
     let (cutoff, work_cutoff) = (before(grace), before(grace.max(work_grace_min)));
@@ -93,7 +99,7 @@ pub async fn collect_with(
     let floor_root = raise_floor(cluster, &root, keep_from).await?;
     // Boxed: it is large, and seldom has anything to do.
     done.swept = Box::pin(sweep::sweep(cluster, limits::PAGES_LIVE_PERCENT_MIN)).await?;
-    let mut collection = Collection { cluster, undeleted: Undeleted::default() };
+    let mut collection = Collection::new(cluster);
     done.roots = collection.roots(floor_root).await?;
     // What a root at or below the floor's let go, no root that can still be read refers to.
     done.flushes = collection.retired(floor_root).await?;
@@ -105,7 +111,7 @@ pub async fn collect_with(
 }
 
 /// The store's clock: the Last-Modified of an object made now.
-async fn store_now(store: &dyn Store, cluster: &Cluster) -> Result<i64, RepoError> {
+pub(super) async fn store_now(store: &dyn Store, cluster: &Cluster) -> Result<i64, RepoError> {
     if planted(Bug::GraceByHostClock) {
         return Ok(cluster.repo().env().clock.now().unix_micros());
     }
@@ -166,7 +172,7 @@ async fn oldest_root_kept(cluster: &Cluster, newest: &Root, cutoff: i64) -> Resu
 }
 
 /// Creates the next floor when `keep_from` is above the newest; returns the newest floor's root.
-async fn raise_floor(cluster: &Cluster, root: &Root, keep_from: u64) -> Result<u64, RepoError> {
+pub(super) async fn raise_floor(cluster: &Cluster, root: &Root, keep_from: u64) -> Result<u64, RepoError> {
     loop {
         let floor = roots::newest_floor(cluster.repo(), cluster.name(), root.floor).await?;
         let (number, floor_root) = floor.map_or((NONE, NONE + 1), |floor| (floor.number, floor.root));
@@ -183,7 +189,16 @@ async fn raise_floor(cluster: &Cluster, root: &Root, keep_from: u64) -> Result<u
     }
 }
 
-impl Collection<'_> {
+impl<'a> Collection<'a> {
+    pub(super) fn new(cluster: &'a Cluster) -> Collection<'a> {
+        Collection { cluster, undeleted: Undeleted::default() }
+    }
+
+    /// Removes `keys`; says how many.
+    pub(super) async fn remove(&mut self, keys: Vec<ObjectKey>) -> Result<u64, RepoError> {
+        Ok(self.delete(keys).await?.done)
+    }
+
     async fn roots(&mut self, floor_root: u64) -> Result<u64, RepoError> {
         let cluster = self.cluster;
         let listed = cluster.repo().store().list(&layout::roots_prefix(cluster.name())).await?;
@@ -314,6 +329,9 @@ impl Collection<'_> {
         listed.extend(store.list(&layout::manifests_prefix(cluster.name())).await?);
         listed.extend(store.list(&layout::pending_prefix(cluster.name())).await?);
         let root = cluster.newest_root().await?;
+        if !rebuilt::is_settled(cluster, &root, cutoff).await? {
+            return Ok(0);
+        }
         let index = cluster.index(&root).await?;
         // Work began after the first root it may refer to, however often it was renewed since.
         let mut oldest_pending = cutoff;
@@ -333,8 +351,8 @@ impl Collection<'_> {
         let orphans = listed
             .into_iter()
             .filter(|meta| meta.modified_unix_micros < oldest_pending && !named.contains(&meta.key))
-            .map(|meta| meta.key)
             .collect();
+        let orphans = rebuilt::those_that_open(cluster, &root, orphans).await?;
         Ok(self.delete(orphans).await?.done)
     }
 

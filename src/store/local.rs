@@ -446,7 +446,17 @@ fn read_at(key: &ObjectKey, file: &File, range: Range<u64>) -> Result<Bytes, Sto
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             Err(StoreError::Short { key: key.clone(), wanted: range.end })
         }
-        Err(error) => Err(sort_out(key, "reading it", error)),
+        Err(error) => Err(sort_out_read(key, error)),
+    }
+}
+
+/// As [`sort_out`]; what the medium under a file does not give is damage of that object, and nothing else is known to be wrong.
+fn sort_out_read(key: &ObjectKey, error: io::Error) -> StoreError {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN) => {
+            StoreError::Unreadable { key: key.clone(), reason: error.to_string() }
+        }
+        _ => sort_out(key, "reading it", error),
     }
 }
 

@@ -63,6 +63,14 @@ pub enum StoreError {
         /// One past the last byte asked for.
         wanted: u64,
     },
+    /// The object is there, and the medium under it does not give its bytes: damage, that a repair of the disk may undo.
+    #[error("object {key}: cannot be read: {reason}")]
+    Unreadable {
+        /// Which.
+        key: ObjectKey,
+        /// What the operating system said.
+        reason: String,
+    },
     /// The store has no room.
     #[error("object {key}: no space left in the store: {reason}")]
     NoSpace {

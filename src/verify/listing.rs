@@ -4,6 +4,15 @@
 use crate::base::ObjectKey;
 use crate::store::ObjectMeta;
 
+/// How far clocks of a store's hosts may be apart, and how coarse they are.
+const CLOCKS_APART_MICROS: i64 = 2_000_000;
+
+/// Up to which Last-Modified everything is on a list that was begun when the store's clock said `now`. A list takes minutes, and what
+/// is stored meanwhile behind the place it has got to is not on it, though it may be older than what is.
+pub fn seen_until(now_unix_micros: i64) -> i64 {
+    now_unix_micros.saturating_sub(CLOCKS_APART_MICROS)
+}
+
 /// Objects of a repository, by name.
 #[derive(Debug, Default)]
 pub struct Listed(Vec<ObjectMeta>);
@@ -40,11 +49,6 @@ impl Listed {
         let count = rest.partition_point(|meta| meta.key.as_str().starts_with(&prefix));
         rest.get(..count).unwrap_or(&[])
     }
-
-    /// The newest Last-Modified; the least number when nothing is listed.
-    pub fn newest_unix_micros(&self) -> i64 {
-        self.0.iter().map(|meta| meta.modified_unix_micros).max().unwrap_or(i64::MIN)
-    }
 }
 
 /// Bytes of `metas`.
@@ -64,5 +68,17 @@ mod tests {
         let under: Vec<&str> = listed.under("a").iter().map(|meta| meta.key.as_str()).collect();
         assert_eq!(under, ["a/b/c", "a/c"]);
         assert!(listed.under("c").is_empty() && listed.find(&ObjectKey::new("b").unwrap()).is_some());
+    }
+
+    #[test]
+    fn what_is_stored_while_a_list_is_made_is_not_said_to_be_on_it() {
+        // The clock said 10 s when the list began. An object stored at 11 s lies behind the place that the list had got to then.
+        assert!(seen_until(10_000_000) < 11_000_000 && seen_until(10_000_000) < 10_000_000);
+        assert_eq!(
+            seen_until(10_000_000),
+            8_000_000,
+            "of a store that tells whole seconds, and whose hosts differ by one"
+        );
+        assert_eq!(seen_until(i64::MIN), i64::MIN);
     }
 }

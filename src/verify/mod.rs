@@ -8,13 +8,18 @@
 //! What nobody can see: an object that is gone without anything else saying that it was there. The newest root, the newest flush
 //! objects of a stream, the fence of a stream that is wholly compacted: without them the repository is in an earlier, whole state.
 
+pub mod again;
 pub mod cluster;
 pub mod cost;
+mod key_objects;
+pub mod links;
 pub mod listing;
+mod looked;
 pub mod needs;
 pub mod numbers;
 pub mod objects;
 pub mod pages;
+mod proofs;
 pub mod references;
 pub mod results;
 pub mod rotation;
@@ -32,7 +37,8 @@ use crate::repo::{RepoError, Repository, layout};
 use crate::store::{ObjectMeta, Store, StoreError};
 use cluster::Task;
 use listing::Listed;
-use objects::{Damaged, Judge, Read};
+use objects::{Damaged, Judge, Read, Unread};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -129,8 +135,17 @@ impl ClusterReport {
     }
 }
 
+/// A cluster of which nothing is known, since it could not be looked at.
+#[derive(Debug)]
+pub struct Failed {
+    /// Its name.
+    pub name: ClusterName,
+    /// Why: a store that fails or refuses, a key epoch that our slot was not given.
+    pub error: RepoError,
+}
+
 /// What was found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Report {
     /// Objects read.
     pub objects: u64,
@@ -138,15 +153,19 @@ pub struct Report {
     pub bytes: u64,
     /// What is wrong, by key.
     pub findings: Vec<Finding>,
+    /// Objects that could not be looked at: nothing is known of them.
+    pub unread: Vec<Unread>,
     /// What is known of each cluster; nothing without keys.
     pub clusters: Vec<ClusterReport>,
+    /// Clusters that could not be looked at.
+    pub failed: Vec<Failed>,
 }
 
 /// Checks checksums, lengths and places of every object, without any secret.
 pub async fn without_key(store: &dyn Store, progress: &dyn Progress) -> Result<Report, RepoError> {
     let (id, mut read, listed) = list(store).await?;
     progress.stage("reading objects", Some(listing::bytes(listed.all())));
-    let judge = Arc::new(Judge { repo: None, id, expected: None });
+    let judge = Arc::new(Judge { repo: None, id, epochs: BTreeSet::new(), expected: None });
     read.add(objects::read(store, &judge, listed.all().iter().cloned(), progress).await?);
     foreign_marker(&mut read, id);
     let cost_of_slot = |key: &ObjectKey| match layout::parse_key_object(key) {
@@ -159,8 +178,8 @@ pub async fn without_key(store: &dyn Store, progress: &dyn Progress) -> Result<R
         reason: damaged.reason.clone(),
         backups: Vec::new(),
     });
-    let findings = damaged.chain(numbers::slots(&listed)).collect();
-    Ok(report(&read, findings, Vec::new()))
+    let findings = damaged.chain(numbers::slots(&listed, None)).collect();
+    Ok(report(read, findings, Vec::new(), Vec::new()))
 }
 
 /// Opens the repository and checks it. When it does not open because of damage, what can be said without its keys.
@@ -202,27 +221,42 @@ pub async fn with_key(
 ) -> Result<Report, RepoError> {
     let store = &**repo.store();
     let started = Instant::now();
+    // Before the list. Who may not write stores no result: then nobody asks later what was on it.
+    let seen_until = match options {
+        Options { depth: Depth::Content, keep: Keep::Store, .. } => {
+            repo.store_now().await.map(listing::seen_until).ok()
+        }
+        Options { depth: Depth::Content | Depth::References, keep: Keep::Store | Keep::Discard, .. } => None,
+    };
     let (id, mut read, listed) = list(store).await?;
-    let mut findings = numbers::slots(&listed);
+    repo.follow_epochs().await?.ok();
+    let mut findings = numbers::slots(&listed, Some(repo.keys().chain().last()));
+    findings.extend(links::findings(repo, &listed).await?);
     // Small, and everything hangs on them: read whatever the budget is.
-    let judge = Arc::new(Judge { repo: Some(repo.clone()), id, expected: None });
+    let epochs = numbers::epochs(&listed);
+    let judge = Arc::new(Judge { repo: Some(repo.clone()), id, epochs, expected: None });
     read.add(
         objects::read(store, &judge, listed.under(layout::KEYS_PREFIX).iter().cloned(), progress).await?,
     );
     let names = numbers::clusters(&listed);
     let bytes_of = |name: &ClusterName| listing::bytes(listed.under(&layout::cluster_prefix(name)));
     let total: u64 = names.iter().map(bytes_of).sum();
-    let (mut left, mut clusters) = (total, Vec::new());
+    let (mut left, mut clusters, mut failed) = (total, Vec::new(), Vec::new());
     for name in &names {
         let own = bytes_of(name);
         let limit = options.budget.limit(started, own, left, total);
         left = left.saturating_sub(own);
         let Options { depth, keep, .. } = options;
-        let task = Task { repo, id, name, listed: &listed, depth, limit, keep };
-        let outcome = cluster::check(&task, progress).await?;
-        read.add(outcome.read);
-        findings.extend(outcome.findings);
-        clusters.push(outcome.report);
+        let task = Task { repo, id, name, listed: &listed, seen_until, depth, limit, keep };
+        match cluster::check(&task, progress).await {
+            Ok(outcome) => {
+                read.add(outcome.read);
+                findings.extend(outcome.findings);
+                clusters.push(outcome.report);
+            }
+            // The others are looked at all the same: one must not keep them from being verified, day after day.
+            Err(error) => failed.push(Failed { name: name.clone(), error }),
+        }
     }
     foreign_marker(&mut read, id);
     findings.extend(read.damaged.iter().map(|(key, damaged)| Finding {
@@ -231,7 +265,7 @@ pub async fn with_key(
         reason: damaged.reason.clone(),
         backups: Vec::new(),
     }));
-    Ok(report(&read, findings, clusters))
+    Ok(report(read, findings, clusters, failed))
 }
 
 /// The marker, and everything that a list shows.
@@ -268,7 +302,12 @@ fn foreign_marker(read: &mut Read, id: Option<RepositoryId>) {
     }
 }
 
-fn report(read: &Read, mut findings: Vec<Finding>, clusters: Vec<ClusterReport>) -> Report {
+fn report(
+    read: Read,
+    mut findings: Vec<Finding>,
+    clusters: Vec<ClusterReport>,
+    failed: Vec<Failed>,
+) -> Report {
     findings.sort_by(|a, b| a.key.cmp(&b.key));
-    Report { objects: read.objects, bytes: read.bytes, findings, clusters }
+    Report { objects: read.objects, bytes: read.bytes, findings, unread: read.unread, clusters, failed }
 }

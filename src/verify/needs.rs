@@ -4,7 +4,7 @@
 
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{BackupId, ChunkId, Lsn};
-use crate::format::index::BackupEntry;
+use crate::format::index::{BackupEntry, BackupState};
 use crate::format::manifest::{CHUNK_BYTES, FileEntry, RunKind};
 use crate::repo::chunks::{ChunkIndex, ChunkReader, Location};
 use crate::repo::manifest::Manifest;
@@ -80,7 +80,9 @@ impl Needs {
                 broken: None,
                 damaged: HashSet::new(),
             };
-            let number = u16::try_from(number).unwrap_or(u16::MAX);
+            // Nothing is restored from a base: its pages are judged where another backup has them too.
+            let judged = backup.state != BackupState::Base;
+            let number = judged.then(|| u16::try_from(number).unwrap_or(u16::MAX));
             match needs.walk(cluster, index, chunks, &mut own, number).await {
                 Ok(()) => {}
                 Err(error) if error.is_damage() => own.broken = Some(error.to_string()),
@@ -118,7 +120,7 @@ impl Needs {
         index: &ChunkIndex,
         chunks: &ChunkReader,
         own: &mut BackupNeeds,
-        number: u16,
+        number: Option<u16>,
     ) -> Result<(), RepoError> {
         let manifest = Manifest::open(cluster, &own.id, own.manifest_number).await?;
         own.damaged.extend(manifest.meta.damaged.iter().map(|block| (block.path.clone(), block.block)));
@@ -138,10 +140,7 @@ impl Needs {
             };
             for entry in &files {
                 let relation = relation_file(&entry.path).filter(|_| checksums);
-                match self
-                    .walk_file(&manifest, index, chunks, own, entry, relation.map(|file| (file, number)))
-                    .await
-                {
+                match self.walk_file(&manifest, index, chunks, own, entry, relation.zip(number)).await {
                     Ok(()) => {}
                     Err(error) if error.is_damage() => drop(broken.get_or_insert(error)),
                     Err(error) => return Err(error),

@@ -4,6 +4,7 @@
 use super::Finding;
 use super::listing::Listed;
 use crate::base::{ClusterName, Generation, ObjectKey, SlotName};
+use crate::format::keyslot::FIRST_EPOCH;
 use crate::format::root::{Root, StreamEntry};
 use crate::repo::chain::{Chain, ChainEnd};
 use crate::repo::layout::{self, KeyObject};
@@ -12,6 +13,9 @@ use crate::repo::roots::{self, NONE};
 use crate::repo::walmap::Snapshot;
 use crate::repo::{Cluster, RepoError, Repository};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The most missing links that are said: somebody may have planted one with a great number.
+const UNLINKED_SAID_MAX: usize = 8;
 
 /// The clusters of which anything is there.
 pub fn clusters(listed: &Listed) -> BTreeSet<ClusterName> {
@@ -22,18 +26,30 @@ pub fn clusters(listed: &Listed) -> BTreeSet<ClusterName> {
     listed.keys().filter_map(name).collect()
 }
 
-/// Slots without an epoch, epochs without a slot, and epochs of which one of their two copies is gone.
-pub fn slots(listed: &Listed) -> Vec<Finding> {
-    let (mut slots, mut made) = (BTreeSet::new(), BTreeSet::new());
+/// Key epochs of which anything is there.
+pub fn epochs(listed: &Listed) -> BTreeSet<u32> {
+    let epoch = |object| match object {
+        KeyObject::Slot(_) | KeyObject::Link(_) => None,
+        KeyObject::Epoch(epoch) | KeyObject::EpochSlot(epoch, _) => Some(epoch),
+    };
+    listed.keys().filter_map(layout::parse_key_object).filter_map(epoch).collect()
+}
+
+/// Slots without an epoch, epochs without a slot, and epochs of which one of their two copies is gone, or the link. `newest` is the
+/// newest epoch, where that is proved.
+pub fn slots(listed: &Listed, newest: Option<u32>) -> Vec<Finding> {
+    let (mut slots, mut made, mut links) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut epochs = BTreeMap::<SlotName, BTreeSet<u32>>::new();
     for object in listed.keys().filter_map(layout::parse_key_object) {
         match object {
             KeyObject::Slot(slot) => drop(slots.insert(slot)),
             KeyObject::Epoch(epoch) => drop(made.insert(epoch)),
+            KeyObject::Link(epoch) => drop(links.insert(epoch)),
             KeyObject::EpochSlot(epoch, slot) => drop(epochs.entry(slot).or_default().insert(epoch)),
         }
     }
-    let newest = epochs.values().flatten().chain(&made).max().copied().unwrap_or(1);
+    let listed_last = || epochs.values().flatten().chain(&made).max().copied().unwrap_or(FIRST_EPOCH);
+    let newest = newest.unwrap_or_else(listed_last);
     let orphans = epochs.iter().filter(|(slot, _)| !slots.contains(*slot)).map(|(slot, epochs)| Finding {
         backups: Vec::new(),
         key: layout::slot(slot).to_string(),
@@ -54,7 +70,18 @@ pub fn slots(listed: &Listed) -> Vec<Finding> {
         reason: "it is gone, and the epoch is sealed to slots".into(),
         cost: format!("nothing, as long as key epoch {epoch} is sealed to each slot in an object of its own"),
     });
-    orphans.chain(shut).chain(gone).collect()
+    // The link of an epoch that was destroyed is needed like any other, so one that is missing below another is lost.
+    let linked = links.last().copied().unwrap_or(FIRST_EPOCH);
+    let unlinked = (FIRST_EPOCH + 1..=newest.max(linked)).filter(|epoch| !links.contains(epoch));
+    let unlinked = unlinked.take(UNLINKED_SAID_MAX).map(|epoch| Finding {
+        key: layout::epoch_link(epoch).to_string(),
+        backups: Vec::new(),
+        reason: "it is gone, and links are never removed".into(),
+        cost: format!(
+            "nothing, as long as the object that made key epoch {epoch} is there: `walden key rotate` stores the link again"
+        ),
+    });
+    orphans.chain(shut).chain(gone).chain(unlinked).collect()
 }
 
 /// Holes among the roots, floors and generations of `name`.

@@ -1,28 +1,29 @@
 //! Objects as they lie: checksums, lengths and place always; seals, chunk ids, page checksums and what the index says of them with a key.
-//! An object that is gone is passed over: following references finds out whether anybody misses it.
-//! Memory: `READS_IN_FLIGHT` objects, of 64 MiB at most.
+//! An object that is gone is passed over: following references finds out whether anybody misses it. One that the store does not give,
+//! or that is sealed under a key epoch that the slot was not given, is told apart: nothing is said of it.
+//! Memory: `READS_IN_FLIGHT` objects, of `OBJECT_BYTES_MAX` at most, and `SUSPECTS_ALL_MAX` pages.
 
+use super::key_objects::{judge_key_object, repository_of};
 use super::needs::{Needs, Use};
-use crate::base::limits::BLOCK_BYTES;
+use crate::base::limits::{self, BLOCK_BYTES};
 use crate::base::{BackupId, ChunkId, ClusterName, Lsn, ObjectId, ObjectKey, Progress, RepositoryId};
-use crate::codec::Keyring;
-use crate::codec::check::{check_header, check_without_key};
+use crate::codec::check::check_without_key;
 use crate::codec::read::{Expect, OpenObject};
-use crate::format::envelope::PlainObject;
-use crate::format::frame::Codec;
+use crate::codec::{Keyring, OpenError};
+use crate::format::frame::{Codec, DIRECTORY_PLAIN_BYTES_MAX};
 use crate::format::header::ObjectKind;
 use crate::format::index::{BackupEntry, PagesEntry, WalEntry, without_relations};
-use crate::format::keyslot::{Epoch, EpochSlot, KeySlot};
 use crate::format::manifest::ManifestMeta;
 use crate::format::wal::WalMeta;
-use crate::repo::layout::{self, KeyObject};
+use crate::repo::layout;
 use crate::repo::{RepoError, Repository};
 use crate::store::{ObjectMeta, Store, StoreError};
 use crate::wal::checksum::{PageVerdict, judge_page};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Objects being read at once: a segment takes up to 64 MiB of memory, compressed.
 const READS_IN_FLIGHT: usize = 4;
@@ -30,6 +31,16 @@ const READS_IN_FLIGHT: usize = 4;
 const FRAMES_TOLD_MAX: usize = 64;
 /// Pages with a wrong checksum of one object that are looked into.
 const SUSPECTS_MAX: usize = 64;
+/// Pages with a wrong checksum of all objects that are looked into.
+const SUSPECTS_ALL_MAX: usize = 4096;
+/// Bytes of the longest object that is read: as many as its frames and its directory may have, compressed badly, and then some.
+const OBJECT_BYTES_MAX: u64 = limits::WAL_SEGMENT_BYTES_MAX + 2 * DIRECTORY_PLAIN_BYTES_MAX as u64;
+/// Tries to read an object that the store does not give.
+const TRIES_MAX: u32 = 4;
+/// The wait before the second one; each is twice as long as the one before.
+const TRY_WAIT: Duration = Duration::from_millis(250);
+/// Objects that a store may fail to give before it is the store that fails.
+const UNREAD_MAX: usize = 16;
 
 /// What the index says of the objects of a cluster, and what backups need of them.
 #[derive(Debug)]
@@ -44,6 +55,14 @@ pub struct Expected {
     pub needs: Needs,
 }
 
+impl Expected {
+    /// The backup whose manifest lies at `key`: one of another number than the index names is from before it was sealed anew.
+    fn manifest(&self, name: &ClusterName, key: &ObjectKey) -> Option<&BackupEntry> {
+        let entry = self.backups.get(&key.file_name().split('-').next()?.parse::<BackupId>().ok()?)?;
+        (layout::manifest(name, &entry.id, entry.manifest_number) == *key).then_some(entry)
+    }
+}
+
 /// What objects are held against.
 #[derive(Debug)]
 pub struct Judge {
@@ -51,6 +70,8 @@ pub struct Judge {
     pub repo: Option<Arc<Repository>>,
     /// The repository that the marker names, if it can be read.
     pub id: Option<RepositoryId>,
+    /// Key epochs of which anything is there: what is sealed under another one is lost.
+    pub epochs: BTreeSet<u32>,
     /// Of one cluster.
     pub expected: Option<(ClusterName, Expected)>,
 }
@@ -90,6 +111,12 @@ pub struct Read {
     pub damaged: Vec<(ObjectKey, Damaged)>,
     /// Pages whose checksum is wrong.
     pub suspects: Vec<Suspect>,
+    /// Objects with such pages that are not among them: there are too many.
+    pub unjudged: BTreeSet<ObjectKey>,
+    /// Objects that were listed and are gone.
+    pub gone: HashSet<ObjectKey>,
+    /// Objects that could not be looked at, and why: nothing is known of them.
+    pub unread: Vec<Unread>,
     /// Objects that name another repository than the marker.
     pub foreign: u64,
 }
@@ -100,9 +127,48 @@ impl Read {
         self.objects += other.objects;
         self.bytes += other.bytes;
         self.damaged.extend(other.damaged);
-        self.suspects.extend(other.suspects);
+        for suspect in other.suspects {
+            self.suspect(suspect);
+        }
+        self.unjudged.extend(other.unjudged);
+        self.gone.extend(other.gone);
+        self.unread.extend(other.unread);
         self.foreign += other.foreign;
     }
+
+    fn suspect(&mut self, suspect: Suspect) {
+        match self.suspects.len() < SUSPECTS_ALL_MAX {
+            true => self.suspects.push(suspect),
+            false => drop(self.unjudged.insert(suspect.key)),
+        }
+    }
+}
+
+/// An object of which nothing can be said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    /// Which.
+    pub key: ObjectKey,
+    /// What hinders.
+    pub reason: String,
+    /// Whose fault it is.
+    pub fault: Fault,
+}
+
+/// Why an object could not be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The store did not give it.
+    Store,
+    /// The key slot was not given the epoch that it is sealed under.
+    Key,
+}
+
+/// What came of reading one object.
+enum Got {
+    Checked(Box<Checked>),
+    Gone(ObjectKey),
+    Unread(Unread),
 }
 
 /// Reads and judges objects in order, several at a time; `metas` is asked for the next one only when it is begun.
@@ -117,15 +183,36 @@ pub async fn read(
         .map(|meta| check(store, judge.clone(), meta))
         .buffer_unordered(READS_IN_FLIGHT);
     futures_util::pin_mut!(reads);
-    while let Some(checked) = reads.next().await {
-        let Some(checked) = checked? else { continue };
+    let mut failed = 0;
+    while let Some(got) = reads.next().await {
+        let checked = match got? {
+            Got::Checked(checked) => *checked,
+            Got::Gone(key) => {
+                read.gone.insert(key);
+                continue;
+            }
+            Got::Unread(unread) => {
+                failed += usize::from(unread.fault == Fault::Store);
+                if failed > UNREAD_MAX {
+                    return Err(StoreError::Unknown { key: unread.key, reason: unread.reason }.into());
+                }
+                read.unread.push(unread);
+                continue;
+            }
+        };
         read.objects += 1;
         read.bytes += checked.len;
         progress.advance(checked.len);
         read.foreign += u64::from(checked.says.is_some() && checked.says != judge.id);
-        read.suspects.extend(checked.suspects);
-        if let Err(damaged) = checked.verdict {
-            read.damaged.push((checked.key, damaged));
+        for suspect in checked.suspects {
+            read.suspect(suspect);
+        }
+        match checked.verdict {
+            Ok(()) => {}
+            Err(Wrong::Damaged(damaged)) => read.damaged.push((checked.key, damaged)),
+            Err(Wrong::NoKey(reason)) => {
+                read.unread.push(Unread { key: checked.key, reason, fault: Fault::Key });
+            }
         }
     }
     Ok(read)
@@ -138,14 +225,41 @@ struct Checked {
     /// The repository that it names.
     says: Option<RepositoryId>,
     suspects: Vec<Suspect>,
-    verdict: Result<(), Damaged>,
+    verdict: Result<(), Wrong>,
 }
 
-async fn check(store: &dyn Store, judge: Arc<Judge>, meta: ObjectMeta) -> Result<Option<Checked>, RepoError> {
-    let bytes = match store.get(&meta.key).await {
+/// What is wrong with an object.
+enum Wrong {
+    Damaged(Damaged),
+    /// It is sealed under an epoch that is there, and was not given to our slot.
+    NoKey(String),
+}
+
+impl<T: Into<Damaged>> From<T> for Wrong {
+    fn from(damaged: T) -> Wrong {
+        Wrong::Damaged(damaged.into())
+    }
+}
+
+async fn check(store: &dyn Store, judge: Arc<Judge>, meta: ObjectMeta) -> Result<Got, RepoError> {
+    if meta.len > OBJECT_BYTES_MAX {
+        let reason =
+            format!("{} bytes, no object has more than {OBJECT_BYTES_MAX}; it was not read", meta.len);
+        let (says, suspects, verdict) = (None, Vec::new(), Err(Damaged::from(reason).into()));
+        return Ok(Got::Checked(Box::new(Checked { key: meta.key, len: 0, says, suspects, verdict })));
+    }
+    let bytes = match get(store, &meta.key).await {
         Ok(bytes) => bytes,
         // Collected since it was listed; what refers to it, if anything, is found out by following references.
-        Err(StoreError::NotFound { .. }) => return Ok(None),
+        Err(StoreError::NotFound { key }) => return Ok(Got::Gone(key)),
+        Err(StoreError::Unknown { key, reason }) => {
+            return Ok(Got::Unread(Unread { key, reason, fault: Fault::Store }));
+        }
+        Err(error @ (StoreError::Unreadable { .. } | StoreError::Short { .. })) => {
+            let (says, suspects) = (None, Vec::new());
+            let verdict = Err(Damaged::from(error.to_string()).into());
+            return Ok(Got::Checked(Box::new(Checked { key: meta.key, len: 0, says, suspects, verdict })));
+        }
         Err(error) => return Err(error.into()),
     };
     let (key, len) = (meta.key, bytes.len() as u64);
@@ -159,22 +273,22 @@ async fn check(store: &dyn Store, judge: Arc<Judge>, meta: ObjectMeta) -> Result
         let says = repository_of(&key, &bytes);
         let mut suspects = Vec::new();
         let verdict = judge.object(&key, bytes, keys.as_deref(), &mut suspects);
-        Some(Checked { key, len, says, suspects, verdict })
+        Got::Checked(Box::new(Checked { key, len, says, suspects, verdict }))
     });
     Ok(checking.await.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic())))
 }
 
-/// The repository that an object says it belongs to, if it says anything.
-fn repository_of(key: &ObjectKey, bytes: &[u8]) -> Option<RepositoryId> {
-    match layout::parse_key_object(key) {
-        Some(KeyObject::Slot(_)) => KeySlot::from_object(bytes).ok().map(|slot| slot.repository),
-        Some(KeyObject::Epoch(_)) => Epoch::from_object(bytes).ok().map(|epoch| epoch.repository),
-        Some(KeyObject::EpochSlot(..)) => EpochSlot::from_object(bytes).ok().map(|epoch| epoch.repository),
-        None => {
-            let any = Expect { repository: None, key: None, kind: None };
-            check_header(bytes, &any).ok().map(|(header, _)| header.repository)
+/// The bytes of an object, asked for again while the store does not say whether it has them.
+async fn get(store: &dyn Store, key: &ObjectKey) -> Result<Bytes, StoreError> {
+    let mut wait = TRY_WAIT;
+    for _ in 1..TRIES_MAX {
+        match store.get(key).await {
+            Err(StoreError::Unknown { .. }) => tokio::time::sleep(wait).await,
+            other => return other,
         }
+        wait *= 2;
     }
+    store.get(key).await
 }
 
 impl From<String> for Damaged {
@@ -190,7 +304,7 @@ impl Judge {
         bytes: Bytes,
         keys: Option<&Keyring>,
         suspects: &mut Vec<Suspect>,
-    ) -> Result<(), Damaged> {
+    ) -> Result<(), Wrong> {
         if let Some(object) = layout::parse_key_object(key) {
             return Ok(judge_key_object(&object, &bytes, self.id)?);
         }
@@ -204,6 +318,9 @@ impl Judge {
         let len = bytes.len() as u64;
         let object = match OpenObject::open(bytes, keys, &expect) {
             Ok(object) => object,
+            Err(error @ OpenError::NoKey { epoch }) if self.epochs.contains(&epoch) => {
+                return Err(Wrong::NoKey(error.to_string()));
+            }
             Err(error) => return Err(error.to_string().into()),
         };
         self.against_index(key, &object, len)?;
@@ -226,8 +343,10 @@ impl Judge {
         }
         match damaged {
             None => Ok(()),
-            Some(many) if many.frames.len() > FRAMES_TOLD_MAX => Err(Damaged { frames: Vec::new(), ..many }),
-            Some(damaged) => Err(damaged),
+            Some(many) if many.frames.len() > FRAMES_TOLD_MAX => {
+                Err(Damaged { frames: Vec::new(), ..many }.into())
+            }
+            Some(damaged) => Err(damaged.into()),
         }
     }
 
@@ -293,8 +412,7 @@ impl Judge {
                 same("length", &len, &entry.object_len)
             }
             ObjectKind::Manifest => {
-                let Ok(id) = key.file_name().parse::<BackupId>() else { return Ok(()) };
-                let Some(entry) = expected.backups.get(&id) else { return Ok(()) };
+                let Some(entry) = expected.manifest(name, key) else { return Ok(()) };
                 let meta: ManifestMeta = object.meta().map_err(|error| error.to_string())?;
                 same("timeline", &meta.timeline, &entry.timeline)?;
                 same("redo", &meta.redo, &entry.redo)?;
@@ -340,31 +458,6 @@ fn same<T: PartialEq + std::fmt::Display>(what: &str, object: &T, index: &T) -> 
     Err(format!("its {what} is {object}, and the index says {index}").into())
 }
 
-/// Slots and epochs are plain: they repeat where they belong.
-fn judge_key_object(object: &KeyObject, bytes: &[u8], id: Option<RepositoryId>) -> Result<(), String> {
-    let (repository, found) = match object {
-        KeyObject::Slot(_) => {
-            let slot = KeySlot::from_object(bytes).map_err(|error| error.to_string())?;
-            (slot.repository, KeyObject::Slot(slot.name))
-        }
-        KeyObject::Epoch(_) => {
-            let epoch = Epoch::from_object(bytes).map_err(|error| error.to_string())?;
-            (epoch.repository, KeyObject::Epoch(epoch.epoch))
-        }
-        KeyObject::EpochSlot(..) => {
-            let epoch = EpochSlot::from_object(bytes).map_err(|error| error.to_string())?;
-            (epoch.repository, KeyObject::EpochSlot(epoch.epoch, epoch.slot))
-        }
-    };
-    if id.is_some_and(|id| id != repository) {
-        return Err(format!("its repository is {repository}"));
-    }
-    if found != *object {
-        return Err(format!("it is {found:?}"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -378,6 +471,7 @@ mod tests {
         let judge = |block| Judge {
             repo: None,
             id: None,
+            epochs: BTreeSet::new(),
             expected: Some((
                 name.clone(),
                 Expected {
@@ -412,5 +506,57 @@ mod tests {
             [8, 11],
             "elsewhere nothing but what was changed since, and what is new, fits"
         );
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_for_an_object_is_named_and_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::LocalStore::open(dir.path()).unwrap();
+        let judge = Arc::new(Judge { repo: None, id: None, epochs: BTreeSet::new(), expected: None });
+        let key = ObjectKey::new("clusters/shop/segments/dump").unwrap();
+        let meta = |len| ObjectMeta { key: key.clone(), len, modified_unix_micros: 0 };
+        let metas = [meta(OBJECT_BYTES_MAX), meta(200 << 30)];
+        let read = read(&store, &judge, metas.into_iter(), &crate::base::Unwatched).await.unwrap();
+        // The first one was asked for, and is not there.
+        assert_eq!((read.gone.len(), read.damaged.len(), read.bytes), (1, 1, 0));
+        assert!(read.damaged[0].1.reason.contains("it was not read"), "{}", read.damaged[0].1.reason);
+    }
+
+    #[test]
+    fn a_manifest_is_held_against_the_index_by_its_number_too() {
+        let (name, id): (ClusterName, BackupId) =
+            ("shop".parse().unwrap(), "20261122T195501Z".parse().unwrap());
+        let lsn = Lsn::new(0x300_0000);
+        let at = crate::base::Timestamp::from_micros(0);
+        let entry = |manifest_number| BackupEntry {
+            id: id.clone(),
+            generation: crate::base::Generation(1),
+            timeline: crate::base::TimelineId(1),
+            redo: lsn,
+            start: lsn,
+            stop: lsn,
+            started_at: at,
+            stopped_at: at,
+            bytes_raw: 0,
+            bytes_stored: 0,
+            bytes_new: 0,
+            manifest_len: 0,
+            manifest_number,
+            damaged_blocks: 0,
+            root: 0,
+            state: crate::format::index::BackupState::Complete,
+        };
+        for (named, lies, held) in
+            [(0, 0, true), (0, 12, false), (12, 0, false), (12, 12, true), (12, 11, false)]
+        {
+            let expected = Expected {
+                wal: HashMap::new(),
+                pages: HashMap::new(),
+                backups: HashMap::from([(id.clone(), entry(named))]),
+                needs: Needs::of_one_chunk(0, lsn),
+            };
+            let found = expected.manifest(&name, &layout::manifest(&name, &id, lies));
+            assert_eq!(found.is_some(), held, "the index names {named}, {lies} lies there");
+        }
     }
 }

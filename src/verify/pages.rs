@@ -6,7 +6,7 @@ use super::Finding;
 use super::needs::Needs;
 use super::objects::Suspect;
 use crate::base::limits::BLOCK_BYTES;
-use crate::base::{LsnRange, SegmentSize};
+use crate::base::{ChunkId, LsnRange, ObjectKey, SegmentSize};
 use crate::format::index::{BackupEntry, BackupState};
 use crate::format::manifest::CHUNK_BYTES;
 use crate::format::wal::RelationRef;
@@ -20,12 +20,16 @@ use crate::wal::record::rmgr;
 use crate::wal::scan::DecodeFrom;
 use crate::wal::{Decoder, Fact, Record};
 use futures_util::StreamExt;
+use std::collections::HashMap;
 
 /// The tablespaces that have no path of their own.
 const DEFAULT_TABLESPACE: u32 = 1663;
 const GLOBAL_TABLESPACE: u32 = 1664;
 /// XLOG_SMGR_TRUNCATE.
 const INFO_TRUNCATE: u8 = 0x20;
+/// SMGR_TRUNCATE_HEAP.
+const TRUNCATE_HEAP: u32 = 1;
+const MAIN_FORK: u8 = 0;
 
 /// A block, by its file and by its relation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +41,15 @@ struct Place {
     block: u32,
 }
 
+/// What became of pages whose checksum is wrong.
+#[derive(Debug, Default)]
+pub struct Judged {
+    /// Those that are damaged.
+    pub findings: Vec<Finding>,
+    /// Objects with some of which nothing can be said: WAL of the backup cannot be read, or it was removed meanwhile.
+    pub undecided: Vec<ObjectKey>,
+}
+
 /// What is damaged of `suspects`.
 pub async fn judge(
     cluster: &Cluster,
@@ -46,20 +59,30 @@ pub async fn judge(
     needs: &Needs,
     chunks: &ChunkReader,
     suspects: &[Suspect],
-) -> Result<Vec<Finding>, RepoError> {
-    let mut findings = Vec::new();
+) -> Result<Judged, RepoError> {
+    let mut judged = Judged::default();
     for (number, (own, backup)) in needs.backups.iter().zip(backups).enumerate() {
         let of_backup: Vec<&Suspect> = suspects.iter().filter(|suspect| suspect.backup == number).collect();
         // Nothing is restored from a base: its pages are what deltas expect, as they are.
         if of_backup.is_empty() || backup.state == BackupState::Base {
             continue;
         }
-        let mut found = places(cluster, chunks, own, &of_backup).await?;
+        let undecided = || of_backup.iter().map(|suspect| suspect.key.clone());
+        let mut found = match places(cluster, chunks, own, &of_backup).await {
+            Ok(found) => found,
+            // What is wrong with its manifest is told elsewhere; or it was removed since the index was read.
+            Err(error) if error.is_damage() => {
+                judged.undecided.extend(undecided());
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         found.retain(|(_, place)| !own.damaged.contains(&(place.path.clone(), place.block_in_file)));
         if !found.is_empty() && !excuse(cluster, map, size, backup, &mut found).await? {
+            judged.undecided.extend(undecided());
             continue;
         }
-        findings.extend(found.into_iter().map(|(suspect, place)| Finding {
+        judged.findings.extend(found.into_iter().map(|(suspect, place)| Finding {
             key: suspect.key.to_string(),
             reason: format!(
                 "block {} of {} in backup {}: its checksum is wrong (LSN {}), and no WAL of the backup replaces it",
@@ -69,7 +92,7 @@ pub async fn judge(
             backups: vec![own.id.clone()],
         }));
     }
-    Ok(findings)
+    Ok(judged)
 }
 
 /// Where the backup has the suspects' chunks.
@@ -80,6 +103,10 @@ async fn places<'a>(
     suspects: &[&'a Suspect],
 ) -> Result<Vec<(&'a Suspect, Place)>, RepoError> {
     let manifest = Manifest::open(cluster, &own.id, own.manifest_number).await?;
+    let mut by_chunk: HashMap<ChunkId, Vec<&'a Suspect>> = HashMap::new();
+    for suspect in suspects {
+        by_chunk.entry(suspect.chunk).or_default().push(suspect);
+    }
     let mut found = Vec::new();
     let mut pages = std::pin::pin!(manifest.files(chunks));
     while let Some(files) = pages.next().await {
@@ -95,7 +122,7 @@ async fn places<'a>(
             for run in runs {
                 for (at, id) in (0u64..).zip(&run.chunks) {
                     let first = ((offset + at * CHUNK_BYTES as u64) / BLOCK_BYTES as u64) as u32;
-                    for suspect in suspects.iter().filter(|suspect| suspect.chunk == *id) {
+                    for suspect in by_chunk.get(id).into_iter().flatten() {
                         let block_in_file = suspect.block.wrapping_sub(file.wrapping_mul(BLOCKS_PER_FILE));
                         if (first..first + (CHUNK_BYTES / BLOCK_BYTES) as u32).contains(&block_in_file) {
                             let (path, block) = (entry.path.clone(), suspect.block);
@@ -177,10 +204,15 @@ fn takes_away(record: &Record, place: &Place) -> bool {
         return true;
     }
     if record.header.rmgr == rmgr::SMGR && record.header.rmgr_info() == INFO_TRUNCATE {
-        // xl_smgr_truncate: the new length, then the relation.
+        // xl_smgr_truncate: the new length of the main fork, the relation, and which forks are cut (storage_xlog.h). How long the
+        // others become does not stand there: they are not excused by it.
         let (main, relation) = (record.main_data(), place.relation);
         let named = (main.u32(4), main.u32(8), main.u32(12));
-        return named == (Some(relation.tablespace), Some(relation.database), Some(relation.relation));
+        let cut = main.u32(16).is_some_and(|flags| flags & TRUNCATE_HEAP != 0)
+            && main.u32(0).is_some_and(|blocks| place.block >= blocks);
+        return place.fork == MAIN_FORK
+            && cut
+            && named == (Some(relation.tablespace), Some(relation.database), Some(relation.relation));
     }
     match Fact::of(record) {
         Ok(Some(Fact::Finished(finished))) => finished.dropped.contains(&place.relation),
@@ -238,18 +270,25 @@ mod tests {
         });
         assert_eq!(change[0].blocks[0].relation, place.relation);
         assert!(!takes_away(&change[0], &place));
-        let named = |relation: &RelationRef| {
-            let words = [7, relation.tablespace, relation.database, relation.relation, 1];
-            words.iter().flat_map(|word| u32::to_le_bytes(*word)).collect::<Vec<u8>>()
+        let truncated = |blocks: u32, relation: &RelationRef, flags: u32| {
+            let words = [blocks, relation.tablespace, relation.database, relation.relation, flags];
+            let main = words.iter().flat_map(|word| u32::to_le_bytes(*word)).collect::<Vec<u8>>();
+            records(|synth| {
+                synth.main_record(rmgr::SMGR, INFO_TRUNCATE, 700, &main);
+            })
+            .remove(0)
         };
-        let truncated = records(|synth| {
-            synth.main_record(rmgr::SMGR, INFO_TRUNCATE, 700, &named(&place.relation));
-        });
-        assert!(takes_away(&truncated[0], &place));
+        // A relation of five blocks has none of number 5; one of six has it still.
+        for (blocks, gone) in [(0, true), (4, true), (5, true), (6, false), (7, false)] {
+            let record = truncated(blocks, &place.relation, 7);
+            assert_eq!(takes_away(&record, &place), gone, "cut to {blocks} blocks");
+            for fork in [1, 2, 3] {
+                let other_fork = Place { fork, ..place.clone() };
+                assert!(!takes_away(&record, &other_fork), "the length of fork {fork} does not stand there");
+            }
+        }
+        assert!(!takes_away(&truncated(5, &place.relation, 6), &place), "the other forks alone are cut");
         let elsewhere = RelationRef { relation: 1, ..place.relation };
-        let truncated = records(|synth| {
-            synth.main_record(rmgr::SMGR, INFO_TRUNCATE, 700, &named(&elsewhere));
-        });
-        assert!(!takes_away(&truncated[0], &place));
+        assert!(!takes_away(&truncated(5, &elsewhere, 7), &place));
     }
 }

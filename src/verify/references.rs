@@ -5,7 +5,7 @@ use super::cost::LostWal;
 use super::listing::Listed;
 use super::needs::{self, Needs};
 use super::objects::Damaged;
-use super::wal::{Unreadable, epoch_of, key_of};
+use super::wal::{Unreadable, epoch_end, epoch_of, key_of};
 use super::{Finding, cost};
 use crate::base::{BackupId, LsnRange, ObjectKey, SegmentSize};
 use crate::format::index::BackupEntry;
@@ -13,11 +13,12 @@ use crate::format::root::StreamEntry;
 use crate::repo::backups::{is_restorable, needed_wal};
 use crate::repo::chain::Lost;
 use crate::repo::chunks::{ChunkIndex, ChunkReader, Location};
+use crate::repo::cluster::object_is_gone;
 use crate::repo::spans::Spans;
-use crate::repo::walmap::{Snapshot, WalMap, WalSource};
+use crate::repo::walmap::{Snapshot, WalMap, WalPiece, WalSource};
 use crate::repo::{Cluster, RepoError, layout};
 use crate::store::StoreError;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What is known of a cluster while it is looked at.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct Known<'a> {
     pub listed: &'a Listed,
     /// Its chunks.
     pub chunks: &'a ChunkReader,
+    /// What was listed, and was gone when it was to be read.
+    pub gone: &'a HashSet<ObjectKey>,
 }
 
 impl Known<'_> {
@@ -47,7 +50,7 @@ impl Known<'_> {
         if let Some(damaged) = damaged.remove(key) {
             return Ok(Some(damaged));
         }
-        let found = match self.listed.find(key) {
+        let found = match self.listed.find(key).filter(|_| !self.gone.contains(key)) {
             Some(meta) => meta.len,
             None => match self.cluster.repo().store().head(key).await {
                 Ok(meta) => meta.len,
@@ -131,30 +134,48 @@ pub fn lost_flushes(map: &WalMap, backups: &[BackupEntry], size: Option<SegmentS
     all.map(finding).collect()
 }
 
-/// Objects of WAL that are wrong, with all that they hold.
+/// Objects of WAL that are wrong, with all that they hold; of an epoch of deltas, with all that follows in it.
 pub async fn wal(
     known: &Known<'_>,
     map: &WalMap,
     damaged: &mut BTreeMap<ObjectKey, Damaged>,
 ) -> Result<Vec<Unreadable>, RepoError> {
     let mut bad = Vec::new();
+    let backups: HashSet<&BackupId> = known.snapshot.index.backups.iter().map(|backup| &backup.id).collect();
     for piece in map.pieces() {
         let key = key_of(known.cluster, piece);
         let len = match &piece.source {
             WalSource::Segment(entry) => entry.object_len,
             WalSource::Flush { object_len, .. } => *object_len,
         };
-        if let Some(wrong) = known.wrong(&key, len, damaged).await? {
-            bad.push(Unreadable {
-                timeline: piece.timeline,
-                range: piece.range,
-                key,
-                reason: wrong.reason,
-                epoch_start: epoch_of(piece).map(|epoch| epoch.start),
-            });
-        }
+        let wrong = match known.wrong(&key, len, damaged).await? {
+            Some(wrong) => wrong.reason,
+            None => match missing_base(&backups, piece) {
+                Some(reason) => reason,
+                None => continue,
+            },
+        };
+        let end = epoch_of(piece).and_then(|epoch| epoch_end(map, piece.timeline, epoch.id));
+        bad.push(Unreadable {
+            timeline: piece.timeline,
+            range: LsnRange::new(
+                piece.range.start,
+                end.map_or(piece.range.end, |end| end.max(piece.range.end)),
+            ),
+            key,
+            reason: wrong,
+            epoch_start: epoch_of(piece).map(|epoch| epoch.start),
+        });
     }
     Ok(bad)
+}
+
+/// Why a piece cannot be decoded whose images are differences from pages of a backup that is not there.
+fn missing_base(backups: &HashSet<&BackupId>, piece: &WalPiece) -> Option<String> {
+    let WalSource::Segment(entry) = &piece.source else { return None };
+    let base = entry.deltas.as_ref()?.base.as_ref()?;
+    (!backups.contains(base))
+        .then(|| format!("it needs pages of backup {base}, which the index does not have"))
 }
 
 /// Segments of chunks, manifests, and chunks that are in none.
@@ -166,15 +187,15 @@ pub async fn backups(
     let (cluster, index) = (known.cluster, known.index());
     let numbers: HashMap<&ObjectKey, usize> =
         index.segment_keys().enumerate().map(|(at, key)| (key, at)).collect();
+    let lost_segments: HashMap<&ObjectKey, &RepoError> =
+        index.lost().iter().map(|lost| (&lost.key, &lost.error)).collect();
     let mut bad: BTreeMap<usize, Damaged> = BTreeMap::new();
     let (mut findings, mut lost) = (Vec::new(), Vec::new());
     for entry in &known.snapshot.index.pages {
         let key = layout::segment(cluster.name(), entry.id);
-        let unread = index
-            .lost()
-            .iter()
-            .find(|lost| lost.key == key)
-            .map(|lost| Damaged::from(lost.error.to_string()));
+        // One that was gone when its directory was to be read, and that no root leads to any more, was collected.
+        let unread = lost_segments.get(&key).filter(|error| !object_is_gone(error));
+        let unread = unread.map(|error| Damaged::from(error.to_string()));
         let Some(wrong) = known.wrong(&key, entry.object_len, damaged).await?.or(unread) else { continue };
         match numbers.get(&key) {
             Some(number) => drop(bad.insert(*number, wrong)),
@@ -225,6 +246,10 @@ pub async fn backups(
         };
         if let Some(wrong) = known.wrong(&key, backup.manifest_len, damaged).await? {
             add(wrong.reason);
+            continue;
+        }
+        // Removed since the index was read, with what it needs: nobody misses it.
+        if (own.broken.is_some() || own.missing > 0) && !known.is_named_still(&key).await? {
             continue;
         }
         if let Some(reason) = &own.broken {

@@ -61,6 +61,11 @@ pub fn next_start(arcs: &[VerifiedArc]) -> u64 {
     }
 }
 
+/// `arcs`, none of them read after `latest`: a host's clock that was ahead, or steps back, would leave arcs that are never the oldest.
+pub fn not_after(arcs: &[VerifiedArc], latest: Timestamp) -> Vec<VerifiedArc> {
+    arcs.iter().map(|arc| VerifiedArc { at: arc.at.min(latest), ..arc.clone() }).collect()
+}
+
 /// What is read since when, after `new` was read on top of `old`.
 pub fn merge(old: &[VerifiedArc], new: &[VerifiedArc]) -> Vec<VerifiedArc> {
     let mut arcs: Vec<VerifiedArc> = Vec::new();

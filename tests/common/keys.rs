@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use walden::base::progress::Unwatched;
 use walden::base::{Env, SlotName};
 use walden::codec::KeySource;
-use walden::codec::keyslot::{SlotCost, Unlock, create_slot, seal_epoch};
-use walden::codec::{ChunkIdKey, EpochKeys, EpochObject};
+use walden::codec::keyslot::{SlotCost, Unlock, create_slot, seal_epoch, slot_public};
+use walden::codec::{EpochKeys, EpochObject};
 use walden::format::root::Root;
 use walden::rekey::destroy::destroy;
 use walden::rekey::reseal::reseal;
@@ -74,8 +74,7 @@ pub async fn planted_slot(seed: u64) -> Result<(), String> {
     let repo = world.open(1).await.map_err(|error| error.to_string())?;
     let (env, evil) = (world.env(), name("evil"));
     let theirs = EpochKeys::first(&*env.entropy);
-    let chunk_id_key = ChunkIdKey([0; 32]);
-    let made = create_slot(&key(66), repo.id(), &evil, &chunk_id_key, SlotCost::LEAST, &*env.entropy);
+    let made = create_slot(&key(66), repo.id(), &evil, &theirs, SlotCost::LEAST, &*env.entropy);
     let (slot, public) = made.unwrap();
     world.store.put(&layout::slot(&evil), slot.into());
     let sealed = seal_epoch(&public, &theirs, &*env.entropy);
@@ -89,6 +88,31 @@ pub async fn planted_slot(seed: u64) -> Result<(), String> {
     assert!(rotated.passed_over.iter().any(|(slot, _)| *slot == evil), "{rotated:?}");
     assert!(repo.keys().epoch_secret(2).is_some());
     Ok(())
+}
+
+/// Somebody who held the first epoch, and knows the chunk id key from it, puts a secret of their own in the place of the second. Nobody
+/// seals under it.
+pub async fn planted_epoch(seed: u64) -> Result<(), String> {
+    let mut world = World::new(seed, Mode::Object, 1 << 20).await;
+    let repo = world.open(1).await.map_err(|error| error.to_string())?;
+    slots::rotate(&repo).await.map_err(|error| error.to_string())?;
+    let (env, main) = (world.env(), name("main"));
+    let objects = world.store.objects();
+    let public = slot_public(&objects[&layout::slot(&main)], repo.id(), &main).unwrap();
+    let theirs = repo.keys().epoch(1).unwrap().next(&*env.entropy).unwrap();
+    let link = EpochObject::decode(&objects[&layout::epoch(2)], repo.id(), 2).unwrap().link();
+    let made = EpochObject::create(repo.id(), &theirs, link.as_ref(), &[public], &*env.entropy);
+    world.store.put(&layout::epoch(2), made.to_object().into());
+    match world.open(2).await {
+        Ok(opened) if opened.keys().newest().secret.0 == theirs.secret.0 => {
+            Err("a planted epoch is sealed under".into())
+        }
+        Ok(opened) => {
+            assert_eq!(opened.keys().newest().secret.0, repo.keys().newest().secret.0);
+            Ok(())
+        }
+        Err(error) => panic!("the slot's own copy is whole: {error}"),
+    }
 }
 
 /// Archives, rotates, shows the new epoch, moves everything but flush objects, and destroys the first epoch as soon as that is allowed;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use walden::backup::BlockRead;
 use walden::backup::upstream::{Archives, Connected, Replication, Server, Source};
-use walden::base::{Lsn, SegmentSize, SystemId};
+use walden::base::{Lsn, SegmentSize};
 use walden::format::manifest::ConfigFile;
 use walden::net::server::{ServerSettings, WalPosition};
 use walden::net::{BaseBackupEvent, BaseBackupOptions, PgError, TablespaceRow};
@@ -163,8 +163,8 @@ impl Archives for SimArchives {
 impl Source for SimServer {
     async fn settings(&mut self) -> Result<ServerSettings, PgError> {
         Ok(ServerSettings {
-            version: 150_019,
-            system_id: SystemId(77),
+            version: SimServer::identity(self).major_version * 10_000 + 19,
+            system_id: SimServer::identity(self).system_id,
             in_recovery: false,
             wal_segment_size: SegmentSize::new(SEGMENT).unwrap(),
             block_size_bytes: BLOCK as u32,

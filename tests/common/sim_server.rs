@@ -42,8 +42,9 @@ struct State {
     backups: BTreeMap<(SystemId, TimelineId, Lsn), Sent>,
     backup_pause_ms: u64,
     switches: bool,
-    system: SystemId,
-    timeline: TimelineId,
+    identity: Identity,
+    start: u64,
+    down: bool,
     /// Where each older timeline was left for the next.
     switched: Vec<(TimelineId, Lsn)>,
     commits: Vec<Commit>,
@@ -91,12 +92,82 @@ impl SimServer {
             backups: BTreeMap::new(),
             backup_pause_ms: 50,
             switches: false,
-            system: SystemId(77),
-            timeline: TimelineId(1),
+            identity: Identity {
+                system_id: SystemId(77),
+                major_version: 15,
+                timeline: TimelineId(1),
+                flushed: start,
+                segment_size: size,
+                block_size: 8192,
+            },
+            start: START,
+            down: false,
             switched: Vec::new(),
             commits: Vec::new(),
             standby: None,
         })))
+    }
+
+    /// What pg_upgrade makes of it: another system identifier and major version, the same files, and WAL from the next WAL segment on.
+    pub fn upgraded(&self, seed: u64, wal_max: u64) -> SimServer {
+        let old = self.state().clone();
+        let start = (old.end().get() / SEGMENT + 2) * SEGMENT;
+        let identity = Identity {
+            system_id: SystemId(old.identity.system_id.0 + 1),
+            major_version: old.identity.major_version + 1,
+            timeline: TimelineId(1),
+            ..old.identity.clone()
+        };
+        let (at, size) = (Lsn::new(start), old.identity.segment_size);
+        let synth = Synth::new(WalVersion::V15, size, identity.system_id, TimelineId(1), at).with_seed(seed);
+        SimServer(Arc::new(Mutex::new(State {
+            rng: fastrand::Rng::with_seed(seed),
+            synth,
+            wal: Vec::new(),
+            wal_max,
+            restart: None,
+            acknowledged: Lsn::ZERO,
+            clock: old.clock + 60_000_000,
+            switched: Vec::new(),
+            commits: Vec::new(),
+            standby: None,
+            identity,
+            start,
+            down: false,
+            ..old
+        })))
+    }
+
+    /// Says that it is another server, in all else the same.
+    pub fn pose_as(&self, system_id: u64, major_version: u32) {
+        let mut state = self.state();
+        (state.identity.system_id, state.identity.major_version) = (SystemId(system_id), major_version);
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> Identity {
+        let state = self.state();
+        Identity { flushed: state.end(), ..state.identity.clone() }
+    }
+
+    /// Writes no more but the checkpoint of its shutdown, which receivers still get.
+    pub fn shut_down(&self) {
+        let mut state = self.state();
+        let state = &mut *state;
+        state.synth.checkpoint(Timestamp::from_micros(state.clock));
+        state.wal.extend(state.synth.take());
+        state.wal_max = state.wal.len() as u64;
+    }
+
+    /// Another server answers in its place.
+    pub fn become_another(&self, other: &SimServer) {
+        let other = other.state().clone();
+        *self.state() = other;
+    }
+
+    /// Nobody can connect to it any more, and streams end.
+    pub fn go_away(&self) {
+        self.state().down = true;
     }
 
     /// Another server in the same state.
@@ -139,14 +210,15 @@ impl SimServer {
     /// Its WAL from the start up to `end`.
     pub fn wal_until(&self, end: Lsn) -> (LsnRange, Vec<u8>) {
         let state = self.state();
-        let len = end.bytes_since(Lsn::new(START)) as usize;
-        (LsnRange::new(Lsn::new(START), end.max(Lsn::new(START))), state.wal[..len].to_vec())
+        let start = Lsn::new(state.start);
+        let len = end.bytes_since(start) as usize;
+        (LsnRange::new(start, end.max(start)), state.wal[..len].to_vec())
     }
 
     /// Rewrites history from `from` on, as a primary restored to an earlier moment would.
     pub fn diverge(&self, from: Lsn) {
         let mut state = self.state();
-        let at = from.bytes_since(Lsn::new(START)) as usize;
+        let at = from.bytes_since(Lsn::new(state.start)) as usize;
         for byte in &mut state.wal[at..] {
             *byte ^= 0x55;
         }
@@ -170,7 +242,7 @@ impl SimServer {
 
     /// Its timeline.
     pub fn timeline(&self) -> TimelineId {
-        self.state().timeline
+        self.state().identity.timeline
     }
 
     /// Timelines that were left, and where.
@@ -194,9 +266,9 @@ impl SimServer {
         }
         let switch = state.end();
         state.commits.retain(|commit| commit.end <= switch);
-        state.switched.push((state.timeline, switch));
-        state.timeline = TimelineId(state.timeline.0 + 1);
-        state.synth.switch_timeline(state.timeline, Timestamp::from_micros(state.clock));
+        state.switched.push((state.identity.timeline, switch));
+        state.identity.timeline = TimelineId(state.identity.timeline.0 + 1);
+        state.synth.switch_timeline(state.identity.timeline, Timestamp::from_micros(state.clock));
         let bytes = state.synth.take();
         state.wal.extend(bytes);
         state.wal_max = state.wal.len() as u64;
@@ -266,7 +338,7 @@ impl SimServer {
         state.synth.noise(64);
         let bytes = state.synth.take();
         state.wal.extend(bytes);
-        let key = (state.system, state.timeline, start);
+        let key = (state.identity.system_id, state.identity.timeline, start);
         state.backups.insert(key, files);
         state.end()
     }
@@ -274,7 +346,7 @@ impl SimServer {
     /// What the backup that began at `start` of `timeline` sent.
     pub fn sent(&self, timeline: TimelineId, start: Lsn) -> Option<Sent> {
         let state = self.state();
-        state.backups.get(&(state.system, timeline, start)).cloned()
+        state.backups.get(&(state.identity.system_id, timeline, start)).cloned()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -284,7 +356,7 @@ impl SimServer {
 
 impl State {
     fn end(&self) -> Lsn {
-        Lsn::new(START + self.wal.len() as u64)
+        Lsn::new(self.start + self.wal.len() as u64)
     }
 
     /// Writes some records.
@@ -317,6 +389,9 @@ impl Connector for SimServer {
     async fn connect(&self) -> Result<Box<dyn Server>, UpstreamError> {
         let pause = self.state().rng.u64(1..50);
         tokio::time::sleep(Duration::from_millis(pause)).await;
+        if self.state().down {
+            return Err(UpstreamError::Lost("connection refused".into()));
+        }
         Ok(Box::new(self.clone()))
     }
 }
@@ -324,21 +399,16 @@ impl Connector for SimServer {
 #[async_trait]
 impl Server for SimServer {
     async fn identify(&mut self) -> Result<Identity, UpstreamError> {
-        let state = self.state();
-        Ok(Identity {
-            system_id: state.system,
-            major_version: 15,
-            timeline: state.timeline,
-            flushed: state.end(),
-            segment_size: SegmentSize::new(SEGMENT).unwrap(),
-            block_size: 8192,
-        })
+        Ok(SimServer::identity(self))
     }
 
     async fn ensure_slot(&mut self, _slot: &str) -> Result<Slot, UpstreamError> {
         let mut state = self.state();
         let created = state.restart.is_none();
-        let restart = *state.restart.get_or_insert(Lsn::new(START));
+        let restart = *{
+            let start = Lsn::new(state.start);
+            state.restart.get_or_insert(start)
+        };
         Ok(Slot { restart: Some(restart), created })
     }
 
@@ -347,7 +417,7 @@ impl Server for SimServer {
         let older = state.switched.iter().filter(|(older, _)| *older < timeline);
         let lines = older.map(|(older, at)| format!("{older}\t{at}\tno recovery target specified\n"));
         match lines.collect::<String>() {
-            content if content.is_empty() || timeline > state.timeline => {
+            content if content.is_empty() || timeline > state.identity.timeline => {
                 Err(UpstreamError::Refused(format!("no history of timeline {timeline}")))
             }
             content => Ok(content.into_bytes()),
@@ -366,7 +436,7 @@ impl Server for SimServer {
         if let Some(next) = until.filter(|next| next.start == start) {
             return Ok(Started::EndOfTimeline(next));
         }
-        let restart = state.restart.unwrap_or(Lsn::new(START));
+        let restart = state.restart.unwrap_or(Lsn::new(state.start));
         let oldest = if state.forgets_at_once { restart } else { restart.align_down(SEGMENT) };
         if start < oldest {
             let reason = format!("removed up to {oldest}");
@@ -404,7 +474,7 @@ impl Upstream for SimStream {
             let pause = self.server.state().rng.u64(1..40);
             self.ready = Instant::now() + Duration::from_millis(pause);
             let mut state = self.server.state();
-            if state.exclusive && state.session != self.session {
+            if state.down || state.exclusive && state.session != self.session {
                 return Err(UpstreamError::Lost("another session took the slot".into()));
             }
             if state.unstable && state.rng.u32(0..400) == 0 {
@@ -425,7 +495,7 @@ impl Upstream for SimStream {
                 continue;
             }
             let len = left.min(state.rng.usize(1..=128 << 10));
-            let from = self.at.bytes_since(Lsn::new(START)) as usize;
+            let from = self.at.bytes_since(Lsn::new(state.start)) as usize;
             let bytes = Bytes::copy_from_slice(&state.wal[from..from + len]);
             let start = self.at;
             self.at = Lsn::new(start.get() + len as u64);

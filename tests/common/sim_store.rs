@@ -147,6 +147,8 @@ struct World {
     stalls: BTreeMap<u32, u64>,
     /// What an object lock keeps.
     locked: BTreeSet<ObjectKey>,
+    /// Clients that may only read.
+    readers: BTreeSet<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -171,6 +173,7 @@ impl SimStore {
             held: BTreeSet::new(),
             stalls: BTreeMap::new(),
             locked: BTreeSet::new(),
+            readers: BTreeSet::new(),
         };
         SimStore { world: Arc::new(Mutex::new(world)), changed: Arc::new(Notify::new()), client: 0 }
     }
@@ -238,6 +241,11 @@ impl SimStore {
     /// Keeps these objects from being removed, and no others any more.
     pub fn lock(&self, locked: BTreeSet<ObjectKey>) {
         self.world().locked = locked;
+    }
+
+    /// Refuses everything with which `client` would change something.
+    pub fn refuse_writes_of(&self, client: u32) {
+        self.world().readers.insert(client);
     }
 
     /// Whether this client is held up.
@@ -453,7 +461,9 @@ impl World {
 
     fn do_it(&mut self, number: usize, was_there: bool) -> Result<(), StoreError> {
         let at = self.now();
+        let refused = self.readers.contains(&self.log[number].client);
         let (changed, result) = match self.log[number].request.clone() {
+            Request::Create(key, _) | Request::Delete(key) if refused => (false, Err(denied(&key))),
             Request::Create(key, bytes) => self.create(key, bytes, was_there),
             Request::Delete(key) if self.faults.denies || self.faults.read_only => (false, Err(denied(&key))),
             Request::Delete(key) if self.locked.contains(&key) => (false, Err(denied(&key))),

@@ -6,6 +6,7 @@ use super::vectors::{self, Vector, last_part};
 use argon2::{Algorithm, Argon2, Params, Version};
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use ed25519_dalek::{Signer, SigningKey};
 use std::collections::BTreeSet;
 use walden::codec::KeySource;
 use x25519_dalek::x25519;
@@ -27,6 +28,7 @@ pub fn tell(pages: &Pages, vector: &Vector, seen: &mut BTreeSet<String>) -> Stri
         }
         "slot" => tell_slot(pages, vector, &bytes, seen, &mut told),
         "epoch" => tell_epoch(pages, vector, &bytes, seen, &mut told),
+        "link" => tell_link(pages, &bytes, seen, &mut told),
         "made-epoch" => tell_made_epoch(pages, vector, &bytes, seen, &mut told),
         "journal" => super::journal::tell(pages, vector, &bytes, seen, &mut told),
         "delta" => super::deltas::tell(pages, vector, &bytes, seen, &mut told),
@@ -144,6 +146,24 @@ fn tell_slot(pages: &Pages, vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<S
     let chunk_id_key = &vectors::keyring().chunk_id_key().0;
     assert_eq!(anchor, derive("walden v1 key slot anchor", &[chunk_id_key, &vectors::REPOSITORY.0]));
     told.push_str(&format!("private half: {}\nanchor: {}\n", hex(&private), hex(&anchor)));
+    let start: u32 = record.field("start").parse().unwrap();
+    assert_eq!(record.field("start_link"), hex(&link_pair(start).verifying_key().to_bytes()));
+}
+
+/// The link keys of an epoch.
+fn link_pair(epoch: u32) -> SigningKey {
+    let secret = vectors::keyring().epoch_secret(epoch).unwrap();
+    SigningKey::from_bytes(&derive("walden v1 epoch link", &[&secret.0]))
+}
+
+fn tell_link(pages: &Pages, bytes: &[u8], seen: &mut BTreeSet<String>, told: &mut String) {
+    let record = tell_plain(pages, "EpochLink", b"WALDEPL\x01", bytes, seen, told);
+    let epoch: u32 = record.field("epoch").parse().unwrap();
+    let public = link_pair(epoch).verifying_key().to_bytes();
+    assert_eq!(record.field("public"), hex(&public));
+    let repository = &vectors::REPOSITORY.0;
+    let message = [b"walden v1 epoch link".as_slice(), repository, &epoch.to_le_bytes(), &public].concat();
+    assert_eq!(record.field("signature"), hex(&link_pair(epoch - 1).sign(&message).to_bytes()));
 }
 
 /// Private half and anchor of a slot.
@@ -176,9 +196,13 @@ fn tell_made_epoch(
     told: &mut String,
 ) {
     tell_plain(pages, "Epoch", b"WALDEPA\x01", bytes, seen, told);
-    // Past magic, required bits, repository and epoch: a count, then for each slot a length and so many bytes.
+    // Past magic, required bits, repository and epoch: whether there is a link, its length, and so many bytes.
     let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
-    let (count, mut at) = (number(32), 36);
+    assert_eq!(bytes[32], 1);
+    let (link, after) = (&bytes[37..37 + number(33)], 37 + number(33));
+    tell_link(pages, link, seen, told);
+    // Then a count, and for each slot a length and so many bytes.
+    let (count, mut at) = (number(after), after + 4);
     for _ in 0..count {
         let sealed = &bytes[at + 4..at + 4 + number(at)];
         at += 4 + sealed.len();
@@ -203,25 +227,11 @@ fn tell_epoch(pages: &Pages, vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<
     let repository = &vectors::REPOSITORY.0;
     let key =
         derive("walden v1 epoch seal", &[&shared, repository, &epoch, &ours, &theirs, slot_name.as_bytes()]);
-    let associated = &bytes[..bytes.len() - 4 - 32 - 112];
+    let associated = &bytes[..bytes.len() - 4 - 32 - 80];
     let opened = open(&key, [0; 24], associated, &unhex(record.field("sealed")));
-    let (secret, chunk_id_key, link) = (&opened[..32], &opened[32..64], &opened[64..]);
-    told.push_str(&format!(
-        "epoch secret: {}\nchunk id key: {}\nlink: {}\n",
-        hex(secret),
-        hex(chunk_id_key),
-        hex(link)
-    ));
-    let number: u32 = record.field("epoch").parse().unwrap();
-    let expected_link = match number {
-        1 => [0; 32],
-        number => {
-            let key =
-                derive("walden v1 epoch link", &[&vectors::keyring().epoch_secret(number - 1).unwrap().0]);
-            mac(&key, &[repository, &epoch, secret, chunk_id_key])
-        }
-    };
-    assert_eq!(link, expected_link);
+    let (secret, chunk_id_key) = (&opened[..32], &opened[32..]);
+    told.push_str(&format!("epoch secret: {}\nchunk id key: {}\n", hex(secret), hex(chunk_id_key)));
+    assert_eq!(chunk_id_key, vectors::keyring().chunk_id_key().0);
     let key = derive("walden v1 slot voucher", &[secret]);
     let voucher = mac(&key, &[repository, &epoch, &ours, slot_name.as_bytes()]);
     assert_eq!(record.field("voucher"), hex(&voucher));

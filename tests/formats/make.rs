@@ -131,10 +131,9 @@ pub fn slot_name(name: &str) -> SlotName {
 pub fn make_keys() -> Keys {
     let entropy = Seeded::new("keys");
     let first = EpochKeys::first(&entropy);
-    let second = first.next(REPOSITORY, &entropy).unwrap();
+    let second = first.next(&entropy).unwrap();
     let slot = |name: &str, unlock: Unlock| {
-        create_slot(&unlock, REPOSITORY, &slot_name(name), &first.chunk_id_key, SlotCost::DEFAULT, &entropy)
-            .unwrap()
+        create_slot(&unlock, REPOSITORY, &slot_name(name), &first, SlotCost::DEFAULT, &entropy).unwrap()
     };
     let main = slot("main", Unlock::Passphrase(Zeroizing::new(PASSPHRASE.to_owned())));
     let spare = slot("spare", Unlock::Key(Zeroizing::new(KEY)));
@@ -191,13 +190,17 @@ fn keys() -> Vec<Made> {
             (format!("keys/epoch-{}-main.bin", epoch.epoch), format!("keys/epochs/{}/main", epoch.epoch));
         let bytes = seal_epoch(&keys.main.1, epoch, &entropy);
         let reason = match epoch.epoch {
-            1 => "the first epoch: its link is zero",
-            _ => "the second epoch, linked to the first",
+            1 => "the first epoch",
+            _ => "the second epoch",
         };
         made.push(plain(&file, "epoch", "keys.md", &name, bytes, reason));
     }
     let slots = [keys.main.1.clone(), keys.spare.1.clone()];
-    let second = EpochObject::create(REPOSITORY, &keys.second, &slots, &entropy).to_object();
+    let link = keys.first.link_to(&keys.second, REPOSITORY);
+    let bytes = link.to_object();
+    let reason = "the link of the second epoch, signed by the holder of the first";
+    made.push(plain("keys/link-2.bin", "link", "keys.md", "keys/epochs/2/_link", bytes, reason));
+    let second = EpochObject::create(REPOSITORY, &keys.second, Some(&link), &slots, &entropy).to_object();
     let reason = "the second epoch as it was made, for both slots at once";
     made.push(plain("keys/epoch-2.bin", "made-epoch", "keys.md", "keys/epochs/2/_epoch", second, reason));
     made

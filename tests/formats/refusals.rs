@@ -15,7 +15,7 @@ use walden::format::frame::{
     Codec, FRAME_HEAD_BYTES, FrameHead, FrameKind, TAG_BYTES, TRAILER_BYTES, Trailer,
 };
 use walden::format::header::{HEADER_BYTES, ObjectHeader, ObjectKind};
-use walden::format::keyslot::{Epoch, EpochSlot, KeySlot};
+use walden::format::keyslot::{Epoch, EpochLink, EpochSlot, KeySlot};
 use walden::format::marker::RepositoryMarker;
 use walden::format::record::{Blob, Record};
 use zeroize::Zeroizing;
@@ -29,6 +29,7 @@ pub fn all() -> Vec<Made> {
     all.extend(slots());
     all.extend(epochs());
     all.extend(made_epochs());
+    all.extend(links());
     all
 }
 
@@ -554,8 +555,8 @@ fn slots() -> Vec<Made> {
         slot.to_object()
     };
     let made_with = |unlock: Unlock| {
-        let (entropy, chunk_id_key) = (Seeded::new("other slot"), &keys.first.chunk_id_key);
-        create_slot(&unlock, REPOSITORY, &slot_name("main"), chunk_id_key, SlotCost::LEAST, &entropy)
+        let entropy = Seeded::new("other slot");
+        create_slot(&unlock, REPOSITORY, &slot_name("main"), &keys.first, SlotCost::LEAST, &entropy)
             .unwrap()
             .0
     };
@@ -596,6 +597,13 @@ fn slots() -> Vec<Made> {
             "wrong-secret",
             "does not open it",
             "another public half under a known name: the seal binds it",
+        ),
+        no(
+            "slot-start",
+            with(|s| s.start_link[0] ^= 1),
+            "wrong-secret",
+            "does not open it",
+            "another epoch to begin with: the seal binds it",
         ),
         no(
             "slot-low-order",
@@ -648,7 +656,8 @@ fn made_epochs() -> Vec<Made> {
     let keys = make_keys();
     let entropy = Seeded::new("other made epochs");
     let slots = [keys.main.1.clone(), keys.spare.1.clone()];
-    let good = EpochObject::create(REPOSITORY, &keys.second, &slots, &entropy).to_object();
+    let link = keys.first.link_to(&keys.second, REPOSITORY);
+    let good = EpochObject::create(REPOSITORY, &keys.second, Some(&link), &slots, &entropy).to_object();
     let no = |file, name: &str, bytes, error, says, reason| {
         plain("made-epoch", file, name, bytes, error, says, reason)
     };
@@ -667,6 +676,14 @@ fn made_epochs() -> Vec<Made> {
             "format",
             "0 slots",
             "an epoch for nobody",
+        ),
+        no(
+            "made-epoch-unlinked",
+            SECOND,
+            with(|epoch| epoch.link = None),
+            "format",
+            "a link in every epoch but the first",
+            "nothing to show that it follows from the first",
         ),
         no(
             "made-epoch-number",
@@ -699,9 +716,9 @@ fn epochs() -> Vec<Made> {
         epoch.to_object()
     };
     let planted = seal_epoch(&keys.main.1, &EpochKeys::first(&Seeded::new("attacker")), &entropy);
-    // Made by someone who held epoch 1 of another chain, but the chunk id key of this one: a slot removed long ago.
+    // Made by someone who knows the chunk id key of this repository, and made no link of this one: a slot removed long ago.
     let unlinked = {
-        let unlinked = keys.first.next(RepositoryId([1; 16]), &Seeded::new("removed")).unwrap();
+        let unlinked = keys.first.next(&Seeded::new("removed")).unwrap();
         seal_epoch(&keys.main.1, &unlinked, &entropy)
     };
     const SECOND: &str = "keys/epochs/2/main";
@@ -770,6 +787,67 @@ fn epochs() -> Vec<Made> {
             "misplaced",
             "repository",
             "an epoch of another repository",
+        ),
+    ]
+}
+
+fn links() -> Vec<Made> {
+    let keys = make_keys();
+    let good = keys.first.link_to(&keys.second, REPOSITORY);
+    const SECOND: &str = "keys/epochs/2/_link";
+    let no =
+        |file, name: &str, bytes, error, says, reason| plain("link", file, name, bytes, error, says, reason);
+    let with = |change: fn(&mut EpochLink)| {
+        let mut link = good.clone();
+        change(&mut link);
+        link.to_object()
+    };
+    let unsigned = "its link was not signed by the epoch before";
+    let other = EpochKeys::first(&Seeded::new("attacker"));
+    let elsewhere = keys.first.link_to(&keys.second, RepositoryId([1; 16]));
+    let elsewhere = EpochLink { repository: REPOSITORY, ..elsewhere };
+    vec![
+        no("link-bit", SECOND, changed(&good.to_object(), |b| b[100] ^= 1), "format", "crc", "a bit flipped"),
+        no("link-key", SECOND, with(|l| l.public[0] ^= 1), "unlinked", unsigned, "another epoch's link key"),
+        no(
+            "link-signature",
+            SECOND,
+            with(|l| l.signature[0] ^= 1),
+            "unlinked",
+            unsigned,
+            "the signature was changed, and the CRC repaired",
+        ),
+        no(
+            "link-planted",
+            SECOND,
+            other.link_to(&keys.second, REPOSITORY).to_object(),
+            "unlinked",
+            unsigned,
+            "signed by someone who did not hold the epoch before",
+        ),
+        no(
+            "link-elsewhere",
+            SECOND,
+            elsewhere.to_object(),
+            "unlinked",
+            unsigned,
+            "signed for another repository",
+        ),
+        no(
+            "link-number",
+            "keys/epochs/3/_link",
+            good.to_object(),
+            "misplaced",
+            "epoch",
+            "the link of epoch 2 under the name of epoch 3",
+        ),
+        no(
+            "link-repository",
+            SECOND,
+            with(|l| l.repository = RepositoryId([1; 16])),
+            "misplaced",
+            "repository",
+            "a link of another repository",
         ),
     ]
 }

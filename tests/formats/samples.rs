@@ -69,6 +69,7 @@ pub fn root() -> Root {
         retired: vec![RetiredFlush { stream: stream(0x51), from: 11, to: 17, root: 6 }],
         pending: vec![PendingEntry { id: object(0x61), kind: PendingKind::Backup, root: 4 }],
         index: Some(object(0x62)),
+        deleted_at: None,
         extensions: extensions(),
     }
 }
@@ -138,6 +139,7 @@ pub fn verification() -> Verification {
                 at: time(46),
             },
         ],
+        unproved: vec![0x0800, u64::MAX],
         extensions: extensions(),
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use walden::base::{ObjectKey, RepositoryId, SlotName};
 use walden::codec::keyslot::{KeySlotError, SlotPrivate, Unlock, open_epoch, open_slot};
+use walden::codec::link::decode_link;
 use walden::codec::object::{Expect, OpenObject};
 use walden::codec::{EpochObject, Keyring, OpenError};
 use walden::format::envelope::PlainObject;
@@ -31,7 +32,7 @@ pub enum Outcome {
 pub struct Vector {
     /// Relative to formats/vectors.
     pub file: String,
-    /// `object`, `marker`, `slot`, `epoch`, `made-epoch`, `journal` or `delta`.
+    /// `object`, `marker`, `slot`, `epoch`, `link`, `made-epoch`, `journal` or `delta`.
     pub form: String,
     /// The page it belongs to.
     pub page: String,
@@ -132,6 +133,7 @@ pub fn keyring() -> &'static Keyring {
     KEYRING.get_or_init(|| {
         let epoch = |n: u32| open_epoch(main_slot(), n, &read(&format!("keys/epoch-{n}-main.bin"))).unwrap();
         let mut keyring = Keyring::new(REPOSITORY, epoch(1));
+        keyring.chain_mut().extend(&decode_link(&read("keys/link-2.bin"), REPOSITORY, 2).unwrap()).unwrap();
         keyring.insert(epoch(2)).unwrap();
         keyring
     })
@@ -151,16 +153,23 @@ pub fn open(vector: &Vector) -> Result<(), Refusal> {
         "epoch" => {
             let epoch: u32 = vector.name.split('/').nth(2).unwrap().parse().unwrap();
             let keys = open_epoch(main_slot(), epoch, &bytes).map_err(refused_slot)?;
-            let first = keyring().epochs().next().unwrap().clone();
-            Keyring::new(REPOSITORY, first).insert(keys).map_err(refused_slot)
+            Keyring::clone(keyring()).insert(keys).map_err(refused_slot)
+        }
+        "link" => {
+            let epoch: u32 = vector.name.split('/').nth(2).unwrap().parse().unwrap();
+            let link = decode_link(&bytes, REPOSITORY, epoch).map_err(refused_slot)?;
+            main_slot().chain().extend(&link).map_err(refused_slot)
         }
         "made-epoch" => {
             let epoch: u32 = vector.name.split('/').nth(2).unwrap().parse().unwrap();
             let made = EpochObject::decode(&bytes, REPOSITORY, epoch).map_err(refused_slot)?;
             let sealed = made.sealed_to(main_slot().public()).expect("it was made for slot main");
             let keys = open_epoch(main_slot(), epoch, sealed).map_err(refused_slot)?;
-            let first = keyring().epochs().next().unwrap().clone();
-            Keyring::new(REPOSITORY, first).insert(keys).map_err(refused_slot)
+            let mut chain = main_slot().chain();
+            if let Some(link) = made.link() {
+                chain.extend(&link).map_err(refused_slot)?;
+            }
+            Keyring::proved(chain, keys).map(drop).map_err(refused_slot)
         }
         "journal" => super::journal::open(vector, &bytes),
         "delta" => super::deltas::open(&bytes),

@@ -1,18 +1,18 @@
 //! Moving and destroying: a stop at every request, one kind of object at a time, and beside receiving, backups and compaction.
 
 use crate::common::crash::{GRACE, Mode, WORK_GRACE, World, simulate, unlock};
-use crate::common::keys::{open, stopped_at_every_request};
+use crate::common::keys::{key, name, open, stopped_at_every_request};
 use crate::common::sim_server::SimServer;
 use crate::common::sim_store::SimStore;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::watch;
 use walden::base::progress::Unwatched;
-use walden::base::{ObjectKey, Progress};
-use walden::codec::KeySource;
+use walden::base::{Generation, ObjectKey, Progress, SystemId};
+use walden::codec::{KeySource, SlotCost};
 use walden::format::header::ObjectHeader;
-use walden::format::root::PendingKind;
+use walden::format::root::{GenerationRecord, PendingKind};
 use walden::receive::compact::{self, Extent};
 use walden::rekey::census::{self, Kind};
 use walden::rekey::destroy::{Destroyed, Needed, destroy};
@@ -309,6 +309,50 @@ fn whoever_meets_an_epoch_that_it_does_not_hold_looks_for_it() {
         assert_eq!(reading.repo().keys().newest().epoch, 2);
         let bytes = &world.store.objects()[&layout::root(reading.name(), root.number)];
         assert_eq!(ObjectHeader::decode(bytes).unwrap().0.key_epoch, 2);
+    });
+}
+
+#[test]
+fn a_first_start_that_was_interrupted_blocks_no_destruction() {
+    simulate(async {
+        let mut world = World::new(9, Mode::Object, 64 << 10).await;
+        let repo = world.open(5).await.unwrap();
+        let record = GenerationRecord {
+            cluster: world.cluster.clone(),
+            generation: Generation(1),
+            system_id: SystemId(7),
+            major_version: 16,
+            segment_size: 16 << 20,
+            block_size: 8192,
+        };
+        Cluster::create(repo.clone(), record).await.unwrap();
+        let first = layout::root(&world.cluster, 1);
+        world.store.lose(&first);
+        slots::rotate(&repo).await.unwrap();
+        let ended = destroy(&repo, 1, ALL).await.unwrap();
+        assert!(matches!(ended, Destroyed::Gone { .. }), "{ended:?}");
+        // Whoever stalled there finds the number of its root taken.
+        let header = ObjectHeader::decode(&world.store.objects()[&first]).unwrap().0;
+        assert_eq!(header.key_epoch, 2);
+        Cluster::open(repo, world.cluster.clone()).await.unwrap();
+    });
+}
+
+#[test]
+fn moving_is_refused_to_a_slot_without_the_newest_epoch() {
+    simulate(async {
+        let mut world = archived(10).await;
+        let repo = world.open(5).await.unwrap();
+        slots::add(&repo, &name("eve"), &key(66), SlotCost::LEAST).await.unwrap();
+        let env = world.env();
+        let eves = open(&world.store, &key(66), env).await.unwrap();
+        let eves = Cluster::open(eves, world.cluster.clone()).await.unwrap();
+        slots::remove(&repo, &BTreeSet::from([name("eve")])).await.unwrap();
+        let before = world.store.objects();
+        let refused = reseal(&eves, u64::MAX, ALL).await.unwrap_err();
+        assert!(matches!(refused, RepoError::Conflict { .. }), "{refused}");
+        assert!(refused.to_string().contains("key epoch 2 was not given to key slot eve"), "{refused}");
+        assert_eq!(world.store.objects(), before);
     });
 }
 

@@ -116,9 +116,10 @@ fn removing_can_be_stopped_anywhere_and_the_others_open_everything() {
         };
         let check = async |store: SimStore, done: bool| {
             let ops = epochs(&store, &key(2), &env).await.unwrap();
-            assert!(ops.starts_with(&[1, 2]) && ops.len() <= 3, "one rotation is enough: {ops:?}");
+            // Done again while the slot is there, it rotates again.
+            assert!(ops.starts_with(&[1, 2]) && ops.len() <= 4, "{ops:?}");
             if done {
-                assert_eq!(ops, [1, 2, 3]);
+                assert!(ops.len() >= 3, "{ops:?}");
                 assert!(epochs(&store, &unlock(), &env).await.is_err());
                 assert!(store.objects().keys().all(|key| key.file_name() != "main"));
             }

@@ -79,6 +79,7 @@ impl History {
             retired: Vec::new(),
             pending: Vec::new(),
             index: None,
+            deleted_at: None,
             extensions: Vec::new(),
         };
         let deltas = rng.bool();

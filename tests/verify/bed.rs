@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
-use walden::base::{Anonymous, BackupId, Env, LsnRange, ObjectKey, TimelineId, Unwatched};
+use walden::base::{Anonymous, BackupId, Clock, Env, LsnRange, ObjectKey, TimelineId, Unwatched};
 use walden::codec::keyslot::{self, SlotCost, Unlock};
 use walden::disk::{OsEntropy, SystemClock};
 use walden::format::header::{ObjectHeader, ObjectKind};
@@ -68,8 +68,7 @@ async fn add_slot(world: &mut World) {
     let passphrase = Unlock::Passphrase("correct horse".to_owned().into());
     let (name, keys) = ("spare".parse().unwrap(), repo.keys());
     let newest = keys.newest();
-    let made =
-        keyslot::create_slot(&passphrase, repo.id(), &name, &newest.chunk_id_key, SlotCost::LEAST, entropy);
+    let made = keyslot::create_slot(&passphrase, repo.id(), &name, newest, SlotCost::LEAST, entropy);
     let (slot, public) = made.unwrap();
     let epoch = keyslot::seal_epoch(&public, newest, entropy);
     world.store.put(&layout::slot(&name), slot.into());
@@ -86,7 +85,15 @@ async fn fill(world: &mut World, name: &str) -> Vec<Sent> {
     world.server.write_more(24 << 10);
     let second = receive(world, 2).await;
     let broken_off = world.backup(3).await;
-    tokio::time::timeout(Duration::from_millis(400), broken_off).await.unwrap_err();
+    let registered = async {
+        while cluster.newest_root().await.unwrap().pending.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        ended = broken_off => panic!("the backup that is to be broken off: {ended:?}"),
+        () = registered => {}
+    }
     vec![first, second]
 }
 
@@ -114,24 +121,85 @@ async fn receive(world: &mut World, client: u32) -> Sent {
     sent
 }
 
+/// When everything of a scene was stored, by the store's clock: long ago, as every object that rots was.
+const SCENE_UNIX_MICROS: i64 = 1_700_000_000_000_000;
+
+/// What a store does when it is asked for an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fails {
+    /// The sector under it is bad.
+    Unreadable,
+    /// As a whole it can be read, and parts of it cannot: what shows only to who decodes WAL, which is read in parts.
+    InParts,
+    /// Access is refused.
+    Denied,
+    /// Nobody knows: a 5xx.
+    Unknown,
+}
+
 /// The objects of a scene, some of them other. Cannot be written to, unless it is told; what is written is not in the scene.
 #[derive(Debug, Clone)]
 pub struct Damaged {
     whole: Arc<Objects>,
     other: BTreeMap<ObjectKey, Option<Bytes>>,
     written: Option<Arc<Mutex<Objects>>>,
+    /// What was stored at another time than the rest.
+    modified: Arc<Mutex<BTreeMap<ObjectKey, i64>>>,
+    fails: Vec<(String, Fails)>,
+    /// Objects on every list that are gone when they are asked for.
+    listed: Vec<ObjectKey>,
 }
 
 impl Damaged {
     pub fn nowhere() -> Damaged {
-        Damaged { whole: scene().objects.clone(), other: BTreeMap::new(), written: None }
+        Damaged::of(scene().objects.clone())
+    }
+
+    fn of(whole: Arc<Objects>) -> Damaged {
+        Damaged {
+            whole,
+            other: BTreeMap::new(),
+            written: None,
+            modified: Arc::default(),
+            fails: Vec::new(),
+            listed: Vec::new(),
+        }
+    }
+
+    /// Fails for every object whose name begins so.
+    pub fn failing(mut self, prefix: &str, fails: Fails) -> Damaged {
+        self.fails.push((prefix.to_owned(), fails));
+        self
+    }
+
+    /// Removes an object that lists go on to show: it went after they were made.
+    pub fn gone_since(mut self, key: &ObjectKey) -> Damaged {
+        self.listed.push(key.clone());
+        self.with(key, None)
+    }
+
+    /// Says when an object was stored.
+    pub fn stored_at(self, key: &ObjectKey, unix_micros: i64) -> Damaged {
+        self.modified.lock().unwrap().insert(key.clone(), unix_micros);
+        self
+    }
+
+    fn failure(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        let fails = self.fails.iter().find(|(prefix, _)| key.as_str().starts_with(prefix));
+        let (key, reason) = (key.clone(), "as was asked".to_owned());
+        match fails {
+            None | Some((_, Fails::InParts)) => Ok(()),
+            Some((_, Fails::Unreadable)) => Err(StoreError::Unreadable { key, reason }),
+            Some((_, Fails::Denied)) => Err(StoreError::Denied { key, reason }),
+            Some((_, Fails::Unknown)) => Err(StoreError::Unknown { key, reason }),
+        }
     }
 
     /// Some objects alone.
     pub fn only(kept: impl Fn(&ObjectKey) -> bool) -> Damaged {
         let objects = scene().objects.iter().filter(|(key, _)| kept(key));
         let whole = objects.map(|(key, bytes)| (key.clone(), bytes.clone())).collect();
-        Damaged { whole: Arc::new(whole), other: BTreeMap::new(), written: None }
+        Damaged::of(Arc::new(whole))
     }
 
     /// Lets it be written to.
@@ -153,6 +221,14 @@ impl Damaged {
     pub fn with(mut self, key: &ObjectKey, bytes: Option<Bytes>) -> Damaged {
         self.other.insert(key.clone(), bytes);
         self
+    }
+
+    /// Changes an object that was written.
+    pub fn alter(&self, key: &ObjectKey, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut written = self.written.as_ref().unwrap().lock().unwrap();
+        let mut bytes = written[key].to_vec();
+        change(&mut bytes);
+        written.insert(key.clone(), bytes.into());
     }
 
     /// Flips bits of one byte.
@@ -185,14 +261,20 @@ impl Store for Damaged {
             return Err(StoreError::AlreadyExists { key: key.clone() });
         }
         written.lock().unwrap().insert(key.clone(), body);
+        self.modified.lock().unwrap().insert(key.clone(), SystemClock.now().unix_micros());
         Ok(())
     }
 
     async fn get(&self, key: &ObjectKey) -> Result<Bytes, StoreError> {
+        self.failure(key)?;
         self.find(key)
     }
 
     async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.failure(key)?;
+        if self.fails.iter().any(|(prefix, fails)| key.as_str() == prefix && *fails == Fails::InParts) {
+            return Err(StoreError::Unreadable { key: key.clone(), reason: "as was asked".to_owned() });
+        }
         let bytes = self.find(key)?;
         if range.end > bytes.len() as u64 {
             return Err(StoreError::Short { key: key.clone(), wanted: range.end });
@@ -202,7 +284,9 @@ impl Store for Damaged {
 
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
         let len = self.find(key)?.len() as u64;
-        Ok(ObjectMeta { key: key.clone(), len, modified_unix_micros: 0 })
+        let modified_unix_micros =
+            self.modified.lock().unwrap().get(key).copied().unwrap_or(SCENE_UNIX_MICROS);
+        Ok(ObjectMeta { key: key.clone(), len, modified_unix_micros })
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
@@ -211,6 +295,10 @@ impl Store for Damaged {
         let mut found = Vec::new();
         for key in self.keys().iter().filter(below) {
             found.extend(self.head(key).await.ok());
+        }
+        for key in self.listed.iter().filter(below) {
+            let (key, len) = (key.clone(), self.whole[key].len() as u64);
+            found.push(ObjectMeta { key, len, modified_unix_micros: SCENE_UNIX_MICROS });
         }
         Ok(found)
     }
@@ -289,6 +377,11 @@ fn read_back(dir: &Path, number: usize) -> Result<Sent, Failure> {
 /// What `walden verify --no-key` finds.
 pub async fn verified_without_key(store: &Damaged) -> Result<Report, RepoError> {
     verify::without_key(store, &Unwatched).await
+}
+
+/// Backups of the cluster that a report says are hurt.
+pub fn hurt(report: &Report) -> BTreeSet<&BackupId> {
+    report.findings.iter().flat_map(|finding| &finding.backups).collect()
 }
 
 /// Whether a report names the object.

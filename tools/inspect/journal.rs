@@ -36,6 +36,7 @@ pub fn tell(loaded: &Loaded, frames: bool, report: &mut Report) {
         },
     };
     if let Some(opener) = &opener {
+        report.add("generation", opener.generation().show());
         report.add("previous", opener.previous().show());
     }
     let (mut good, mut count, mut told, mut broken) = (HEADER_BYTES as u64, 0u64, Told::default(), None);

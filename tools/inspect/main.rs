@@ -41,7 +41,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         return report::write_bytes(&object::frame(&loaded, number)?);
     }
     let report = match loaded.bytes.get(..8) {
-        Some(b"WALDREP\x01" | b"WALDKEY\x01" | b"WALDEPO\x01" | b"WALDEPA\x01") => plain::report(&loaded),
+        Some(b"WALDREP\x01" | b"WALDKEY\x01" | b"WALDEPO\x01" | b"WALDEPA\x01" | b"WALDEPL\x01") => {
+            plain::report(&loaded)
+        }
         _ => object::report(&loaded, cli.frames),
     };
     report.print(cli.json)

@@ -1,11 +1,11 @@
-//! The marker, key slots, sealed epochs.
+//! The marker, key slots, sealed epochs, links.
 
 use crate::load::Loaded;
 use crate::report::Report;
 use walden::codec::keyslot::{self, KeySlotError};
 use walden::format::FormatError;
 use walden::format::envelope::PlainObject;
-use walden::format::keyslot::{Epoch, EpochSlot, KeySlot};
+use walden::format::keyslot::{Epoch, EpochLink, EpochSlot, KeySlot};
 use walden::format::marker::RepositoryMarker;
 use walden::format::record::Field;
 use walden::format::show::Shown;
@@ -18,6 +18,7 @@ pub fn report(loaded: &Loaded) -> Report {
     let told = match bytes.get(..8) {
         Some(b"WALDREP\x01") => tell::<RepositoryMarker>(bytes, "repository marker", &mut report).map(drop),
         Some(b"WALDKEY\x01") => tell_slot(loaded, &mut report),
+        Some(b"WALDEPL\x01") => tell_link(loaded, &mut report),
         Some(b"WALDEPA\x01") => tell_epoch_object(loaded, &mut report),
         _ => tell_epoch(loaded, &mut report),
     };
@@ -72,6 +73,9 @@ fn tell_epoch_object(loaded: &Loaded, report: &mut Report) -> Result<(), FormatE
     let epoch = Epoch::from_object(bytes)?;
     report.add("repository", Shown::text(epoch.repository));
     report.add("epoch", Shown::number(epoch.epoch));
+    if let Some(link) = &epoch.link {
+        report.add("link", EpochLink::from_object(&link.0)?.show());
+    }
     let held = loaded.keys.as_ref().and_then(|keys| keys.epoch(epoch.epoch));
     let mut slots = Vec::new();
     for sealed in &epoch.slots {
@@ -83,6 +87,19 @@ fn tell_epoch_object(loaded: &Loaded, report: &mut Report) -> Result<(), FormatE
     }
     report.add("slots", Shown::List(slots));
     misplaced(loaded, &format!("keys/epochs/{}/_epoch", epoch.epoch), report);
+    Ok(())
+}
+
+fn tell_link(loaded: &Loaded, report: &mut Report) -> Result<(), FormatError> {
+    let link: EpochLink = tell(&loaded.bytes, "link of a key epoch", report)?;
+    if let Some(keys) = &loaded.keys {
+        let proved = keys.chain().key(link.epoch).is_some_and(|public| *public == link.public);
+        report.add("leads_to_its_epoch", Shown::Flag(proved));
+        if !proved {
+            report.damage("nobody who held the epoch before signed it");
+        }
+    }
+    misplaced(loaded, &format!("keys/epochs/{}/_link", link.epoch), report);
     Ok(())
 }
 

@@ -163,7 +163,7 @@ impl Backup {
 }
 
 /// Who makes this, for people: host and process.
-fn holder() -> String {
+pub fn holder() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{} pid {}", host.trim(), std::process::id())
 }

@@ -7,11 +7,12 @@ use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use walden::base::SystemId;
+use walden::base::{Generation, SystemId};
 use walden::disk::{Disk, OsDisk};
 use walden::net::{Connection, ConnectionKind};
 use walden::operate::check::{self, Finding, Level};
 use walden::operate::config::Ack;
+use walden::operate::info;
 use walden::operate::{Exit, Failure};
 use walden::repo::{Cluster, RepoError, Repository};
 use walden::store::probe_start;
@@ -107,6 +108,7 @@ impl Check {
         let receiving = facts.slots.iter().any(|known| known.name == slot && known.active);
         match cluster {
             Some(cluster) if stored == Some(facts.settings.system_id) => {
+                findings.push(backups(&cluster).await?);
                 findings.push(check::archived(&mut server, &cluster, receiving, self.timeout).await?);
             }
             _ => findings.push(Finding::new(
@@ -119,6 +121,13 @@ impl Check {
         server.close().await;
         Ok(())
     }
+}
+
+/// Whether anything of the current generation can be restored.
+async fn backups(cluster: &Cluster) -> Result<Finding, Failure> {
+    let info = info::cluster(cluster, None).await?;
+    let complete = info.backups.iter().filter(|backup| backup.state == "complete").count();
+    Ok(check::backups(complete, Generation(info.generation)))
 }
 
 /// Whether pg_hba.conf lets us in for replication too, which it lists apart.

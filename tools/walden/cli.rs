@@ -118,6 +118,7 @@ pub enum Command {
     Receive(crate::receive::Receive),
     Backup(crate::backup::Backup),
     Restore(crate::restore::Restore),
+    Copy(crate::copy::Copy),
     Compact(crate::compact::Compact),
     Verify(crate::verify::Verify),
     Expire(crate::expire::Expire),
@@ -130,6 +131,8 @@ pub enum Command {
     Log(crate::log::Log),
     Analyze(crate::analyze::Analyze),
     Check(crate::check::Check),
+    #[command(subcommand)]
+    Cluster(crate::cluster::Cluster),
     #[command(subcommand)]
     Slot(crate::slot::Slot),
     #[command(subcommand)]

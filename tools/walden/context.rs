@@ -9,9 +9,10 @@ use walden::base::{ClusterName, Env};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, ScratchDir, SystemClock};
 use walden::net::ConnectOptions;
+use walden::operate::config::RepositoryTable;
 use walden::operate::settings::{CACHE_HOME, Given, Settings};
 use walden::operate::{Exit, Failure, config};
-use walden::repo::{Cluster, Repository};
+use walden::repo::{Cluster, RepoError, Repository};
 use walden::store::{self, Store, probe_start};
 use zeroize::Zeroizing;
 
@@ -93,24 +94,80 @@ impl Context {
         Ok(repository)
     }
 
+    /// Another repository, opened to be written to.
+    pub async fn another_to_write(&self, table: &RepositoryTable) -> Result<Arc<Repository>, Failure> {
+        let store = store::open(&table.url, &table.store_options())?;
+        let (source, url) = (table.secret.clone(), store.url());
+        let read = move || {
+            match source {
+            Some(source) => source.unlock().map_err(Failure::from),
+            None if stderr().is_terminal() => ask_passphrase(Ask::Once, &url),
+            None => Err(Failure::new(Exit::Usage, format!("the passphrase or key of {url} is missing"))
+                .hint("give --to-passphrase-file, --to-passphrase-command, --to-key-file or --to-key-command, or a [repository.NAME] that has one")),
+        }
+        };
+        let unlock = tokio::task::spawn_blocking(read).await;
+        let unlock = unlock.map_err(|error| Failure::new(Exit::Internal, error))??;
+        let opened = Repository::open(store, &unlock, self.env.clone()).await;
+        let repository = opened.map_err(|error| match error {
+            missing @ RepoError::NotFound { .. } => {
+                Failure::from(missing).hint("`walden init --repo` with that repository makes it")
+            }
+            error => error.into(),
+        })?;
+        if !table.single_writer {
+            probe_start(&**repository.store(), &*self.env.entropy).await?;
+        }
+        Ok(Arc::new(repository))
+    }
+
     /// The cluster that was named, else the only one of the repository.
     pub async fn cluster(&self, repository: &Arc<Repository>) -> Result<Cluster, Failure> {
         let name = match self.settings.cluster_name() {
             Some(name) => name.clone(),
-            None => only_cluster(repository.clusters().await?, &repository.store().url())?,
+            None => {
+                let there = self.clusters(repository).await?;
+                let names = there.into_iter().map(|cluster| cluster.name().clone()).collect();
+                only_cluster(names, &repository.store().url())?
+            }
         };
         Ok(Cluster::open(repository.clone(), name).await?)
     }
 
-    /// The cluster that was named, else all of the repository.
+    /// The cluster that was named, else all of the repository that are there: not those that were deleted, nor those whose first
+    /// start did not get so far.
     pub async fn clusters(&self, repository: &Arc<Repository>) -> Result<Vec<Cluster>, Failure> {
+        if let Some(name) = self.settings.cluster_name() {
+            return Ok(vec![Cluster::open(repository.clone(), name.clone()).await?]);
+        }
+        let mut clusters = Vec::new();
+        for name in repository.clusters().await? {
+            match Cluster::open(repository.clone(), name.clone()).await {
+                Ok(cluster) => clusters.push(cluster),
+                Err(RepoError::Deleted { .. }) => {}
+                Err(RepoError::NotFound { .. }) => {
+                    tracing::warn!(cluster = %name, "its first start was interrupted: it holds nothing, and is passed over");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(clusters)
+    }
+
+    /// [`Context::clusters`], with those that were deleted: something of them may still be there.
+    pub async fn collectable(&self, repository: &Arc<Repository>) -> Result<Vec<Cluster>, Failure> {
         let names = match self.settings.cluster_name() {
             Some(name) => vec![name.clone()],
             None => repository.clusters().await?,
         };
-        let mut clusters = Vec::with_capacity(names.len());
+        let mut clusters = Vec::new();
         for name in names {
-            clusters.push(Cluster::open(repository.clone(), name).await?);
+            match Cluster::open(repository.clone(), name.clone()).await {
+                Ok(cluster) => clusters.push(cluster),
+                Err(RepoError::Deleted { .. }) => clusters.push(Cluster::unchecked(repository.clone(), name)),
+                Err(RepoError::NotFound { .. }) if self.settings.cluster_name().is_none() => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(clusters)
     }

@@ -138,7 +138,7 @@ impl Gc {
     pub async fn run(&self, context: &Context) -> Result<(), Failure> {
         let repository = context.repository_to_write().await?;
         let mut totals = Totals::default();
-        for cluster in context.clusters(&repository).await? {
+        for cluster in context.collectable(&repository).await? {
             let done = gc::collect(&cluster, self.grace.unwrap_or(limits::GRACE)).await?;
             totals.add(cluster.name(), done);
         }

@@ -1,26 +1,32 @@
-//! `walden repair index`.
+//! `walden repair`, and `walden repair index`.
 
 use crate::context::Context;
+use crate::repair_wal::RepairWal;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use walden::operate::{Exit, Failure};
-use walden::repair::{self, Health, Plan};
+use walden::repair::{self, Fate, Health, Options, Plan};
 
 const HELP: &str = "\
-Makes a new index out of the directories of segments, manifests, and what can still be read of older index objects, when the newest \
-index is damaged or gone (`walden verify` names it). Nothing is removed or overwritten: a new index object is stored, and a new root \
-leads to it. Compacted WAL and backups come back exactly; what cannot is named: removals that were not collected yet, gaps and \
-timeline histories that no readable index object has. Stop receivers and backups of the cluster meanwhile, and run `walden verify` \
-afterwards.
+Makes a new index out of the directories of segments, manifests, flush objects, and what can still be read of older index objects, when \
+the newest index is damaged or gone (`walden verify` names it). Nothing is removed or overwritten: a new index object is stored, and a \
+new root leads to it; what it does not name stays for the whole grace period from then on. Compacted WAL and backups come back exactly; \
+what cannot is named: removals that were not collected yet, and pins, gaps and timeline histories that no readable index object has.
+
+It refuses while a backup, a compaction or a collection is registered (stop them, and receivers); when an object is sealed under a key \
+epoch that the key slot was not given (use another slot); and when an object does not open that no readable index names, unless --without \
+says that it may be left out. Run `walden verify` afterwards.
 
 Examples:
   walden repair index --cluster shop --dry-run
-  walden repair index --cluster shop";
+  walden repair index --cluster shop
+  walden repair index --cluster shop --without 6f1c0d2e9a884b5f8e0b7c3d5a1f2e40";
 
 /// Mend what a repository can mend by itself
 #[derive(Debug, Subcommand)]
 pub enum Repair {
     Index(RepairIndex),
+    Wal(RepairWal),
 }
 
 /// Rebuild a damaged index from segments and manifests
@@ -30,9 +36,12 @@ pub struct RepairIndex {
     /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Rebuild it although it can be read
+    /// Store it anew, as one object, although it can be read
     #[arg(long)]
     anyway: bool,
+    /// Leave out this segment or manifest, which does not open; may be given more than once
+    #[arg(long, value_name = "ID")]
+    without: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -48,14 +57,18 @@ struct Repaired {
     backups_from_manifests: Vec<String>,
     gaps: usize,
     histories: usize,
+    pins: usize,
+    gone: Vec<String>,
     unreadable: Vec<Unreadable>,
     notes: Vec<String>,
+    refused: Option<String>,
 }
 
 #[derive(Serialize)]
 struct Unreadable {
     object: String,
     found: String,
+    fate: &'static str,
 }
 
 impl Repair {
@@ -63,6 +76,7 @@ impl Repair {
     pub async fn run(&self, context: &Context) -> Result<(), Failure> {
         match self {
             Repair::Index(index) => index.run(context).await,
+            Repair::Wal(wal) => wal.run(context).await,
         }
     }
 }
@@ -72,7 +86,8 @@ impl RepairIndex {
         let repository = context.repository_to_write().await?;
         let cluster = context.cluster(&repository).await?;
         let progress = crate::progress::watcher(context.output);
-        let plan = repair::plan(&cluster, &*progress).await?;
+        let options = Options { without: self.without.iter().cloned().collect() };
+        let plan = repair::plan(&cluster, &options, &*progress).await?;
         if plan.health == Health::Whole && !self.anyway && !self.dry_run {
             return Err(Failure::new(
                 Exit::Conflict,
@@ -88,10 +103,18 @@ impl RepairIndex {
 impl Repaired {
     fn new(cluster: String, plan: &Plan, root: Option<u64>) -> Repaired {
         let page = &plan.rebuilt.page;
-        let unreadable = plan
-            .unreadable
-            .iter()
-            .map(|(key, why)| Unreadable { object: key.to_string(), found: why.clone() });
+        let unreadable = plan.unreadable.iter().map(|unreadable| Unreadable {
+            object: unreadable.key.to_string(),
+            found: unreadable.reason.clone(),
+            fate: match unreadable.fate {
+                Fate::Unasked => "passed over",
+                Fate::Named => "stays in the index",
+                Fate::Undecided => {
+                    "not decided: put a whole copy in its place, or leave it out with --without"
+                }
+                Fate::LeftOut => "left out",
+            },
+        });
         Repaired {
             cluster,
             damage: match &plan.health {
@@ -107,6 +130,9 @@ impl Repaired {
             backups_from_manifests: plan.rebuilt.backups_found.iter().map(ToString::to_string).collect(),
             gaps: page.gaps.len(),
             histories: page.histories.len(),
+            pins: page.pins.len(),
+            gone: plan.rebuilt.gone.clone(),
+            refused: plan.refusal(),
             unreadable: unreadable.collect(),
             notes: plan.rebuilt.notes.clone(),
         }
@@ -118,25 +144,34 @@ impl Repaired {
             None => format!("cluster {}: the index can be read\n", self.cluster),
         };
         text += &format!(
-            "rebuilt: {} WAL segments ({} left out, others hold the same), {} segments of chunks, {} backups, {} gaps, {} histories; {} \
-             older index objects helped\n",
+            "rebuilt: {} WAL segments ({} left out, others hold the same), {} segments of chunks, {} backups, {} pins, {} gaps, {} \
+             histories; {} index objects could be read\n",
             self.wal_segments,
             self.wal_segments_left_out.len(),
             self.page_segments,
             self.backups.len(),
+            self.pins,
             self.gaps,
             self.histories,
             self.index_objects_read
         );
         for unreadable in &self.unreadable {
-            text += &format!("cannot be read: {}: {}\n", unreadable.object, unreadable.found);
+            let Unreadable { object, found, fate } = unreadable;
+            text += &format!("cannot be read: {object}: {found} ({fate})\n");
+        }
+        for gone in &self.gone {
+            text +=
+                &format!("gone: {gone}: an index object names it, and it was collected since, or is lost\n");
         }
         for note in &self.notes {
             text += &format!("note: {note}\n");
         }
         text += &match self.root {
             Some(root) => format!("committed as root {root}; run `walden verify` now"),
-            None => "nothing was changed (--dry-run)".to_owned(),
+            None => match &self.refused {
+                Some(why) => format!("nothing was changed (--dry-run); it would be refused: {why}"),
+                None => "nothing was changed (--dry-run)".to_owned(),
+            },
         };
         text
     }

@@ -8,6 +8,7 @@ use walden::base::Timestamp;
 use walden::format::verification::{VerifyDepth, VerifyOutcome};
 use walden::operate::units::{self, Bytes};
 use walden::operate::{Exit, Failure};
+use walden::verify::objects::{self, Fault};
 use walden::verify::{self, Budget, ClusterReport, Keep, Options, Stored};
 
 const HELP: &str = "\
@@ -22,7 +23,10 @@ With --sample, --bytes or --minutes a part is read, always what was not read for
 read everything; references are followed to the end every time.
 
 With --no-key only checksums, lengths and places are checked; that needs no secret, so it can run on the host that \
-stores the repository. Its result cannot be stored, since storing needs a key.
+stores the repository. Seals are not opened, and nobody can say then what is gone. Its result cannot be stored, since storing needs a key.
+
+What cannot be looked at (a store that does not give an object, a key epoch that the key slot was not given) is named and is not \
+damage: nothing is known of it, and the exit code is that of what hindered.
 
 Examples:
   walden verify --repo /srv/walden
@@ -81,7 +85,21 @@ struct Verified {
     objects: u64,
     bytes: u64,
     damage: Vec<Damage>,
+    unread: Vec<Unread>,
     clusters: Vec<Cluster>,
+    failed: Vec<Failed>,
+}
+
+#[derive(Serialize)]
+struct Unread {
+    object: String,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct Failed {
+    cluster: String,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -138,6 +156,34 @@ impl From<ClusterReport> for Cluster {
     }
 }
 
+impl From<objects::Unread> for Unread {
+    fn from(unread: objects::Unread) -> Unread {
+        Unread { object: unread.key.to_string(), reason: unread.reason }
+    }
+}
+
+impl From<&verify::Failed> for Failed {
+    fn from(failed: &verify::Failed) -> Failed {
+        Failed { cluster: failed.name.to_string(), reason: failed.error.to_string() }
+    }
+}
+
+/// What kept the run from looking at everything that it was to look at.
+fn hindered(failed: Vec<verify::Failed>, unread: &[objects::Unread]) -> Option<Failure> {
+    let count = failed.len();
+    if let Some(first) = failed.into_iter().next() {
+        let what = format!("cluster {}, the first of {count} that could not be verified", first.name);
+        return Some(Failure::from(first.error).fact("verifying", what));
+    }
+    let first = unread.first()?;
+    let exit = match first.fault {
+        Fault::Store => Exit::Store,
+        Fault::Key => Exit::Key,
+    };
+    let (key, count) = (&first.key, unread.len());
+    Some(Failure::new(exit, format!("{count} objects could not be looked at, {key} first: {}", first.reason)))
+}
+
 impl Verify {
     /// Runs it.
     pub async fn run(&self, context: &Context) -> Result<(), Failure> {
@@ -154,28 +200,30 @@ impl Verify {
             cost: finding.cost,
             backups: finding.backups.iter().map(ToString::to_string).collect(),
         };
-        let depth = match (report.clusters.is_empty(), self.depth) {
+        let depth = match (report.clusters.is_empty() && report.failed.is_empty(), self.depth) {
             // Without keys there is nothing to say of clusters.
             (true, _) => VerifyDepth::Checksums,
             (false, Depth::References) => VerifyDepth::References,
             (false, Depth::Content) => VerifyDepth::Content,
         };
+        let failed = report.failed.iter().map(Failed::from).collect();
+        let hindered = hindered(report.failed, &report.unread);
         let verified = Verified {
             depth: walden::operate::info::depth_name(depth),
             objects: report.objects,
             bytes: report.bytes,
             damage: report.findings.into_iter().map(damage).collect(),
+            unread: report.unread.into_iter().map(Unread::from).collect(),
             clusters: report.clusters.into_iter().map(Cluster::from).collect(),
+            failed,
         };
         context.output.result(&verified, |verified| self.text(verified))?;
-        if verified.damage.is_empty() {
-            return Ok(());
+        if !verified.damage.is_empty() {
+            let (count, objects) = (verified.damage.len(), verified.objects);
+            let what = format!("{count} of {objects} objects or references are damaged");
+            return Err(Failure::new(Exit::Damage, what));
         }
-        let count = verified.damage.len();
-        Err(Failure::new(
-            Exit::Damage,
-            format!("{count} of {} objects or references are damaged", verified.objects),
-        ))
+        hindered.map_or(Ok(()), Err)
     }
 
     fn options(&self) -> Options {
@@ -194,8 +242,11 @@ impl Verify {
 
     fn text(&self, verified: &Verified) -> String {
         let mut text = format!("{} objects, {} read", verified.objects, Bytes(verified.bytes));
-        if verified.damage.is_empty() {
+        if verified.damage.is_empty() && verified.unread.is_empty() && verified.failed.is_empty() {
             text += match (verified.depth, self.options().budget) {
+                ("checksums", _) => {
+                    "; checksums, lengths and places are right; seals were not opened, and what is gone cannot be seen"
+                }
                 ("references", _) => "; everything that is referred to is there",
                 (_, Budget::Everything) => "; everything is as it was written",
                 _ => "; all that was read is as it was written",
@@ -205,8 +256,14 @@ impl Verify {
             text +=
                 &format!("\ndamaged: {}\n  found: {}\n  costs: {}", damage.object, damage.found, damage.cost);
         }
+        for Unread { object, reason } in &verified.unread {
+            text += &format!("\nnot looked at: {object}\n  because: {reason}");
+        }
         for cluster in &verified.clusters {
             text += &cluster.text();
+        }
+        for Failed { cluster, reason } in &verified.failed {
+            text += &format!("\ncluster {cluster}: NOT VERIFIED\n  because: {reason}");
         }
         text
     }

@@ -1,7 +1,7 @@
 //! Journal frames: what goes in comes out in its place, and nowhere else.
 
 use super::*;
-use crate::base::{ClusterName, Lsn, RepositoryId, TimelineId, Timestamp};
+use crate::base::{ClusterName, Generation, Lsn, RepositoryId, TimelineId, Timestamp};
 use crate::codec::ChunkIdKey;
 use crate::format::header::ObjectKind;
 use crate::format::journal::{JournalFrameKind, journal_place};
@@ -32,6 +32,9 @@ fn head(kind: JournalFrameKind, start: u64) -> JournalHead {
     }
 }
 
+const BEGUN_WITH: JournalBegin =
+    JournalBegin { generation: Generation(2), previous: JournalPrevious { number: 6, len: 999 } };
+
 fn file(salt: u8, bodies: &[&[u8]]) -> Vec<Bytes> {
     let cluster: ClusterName = "shop".parse().unwrap();
     let header = ObjectHeader {
@@ -46,8 +49,7 @@ fn file(salt: u8, bodies: &[&[u8]]) -> Vec<Bytes> {
         salt: [salt; 32],
     };
     let begin = head(JournalFrameKind::Begin, 100);
-    let (mut sealer, first) =
-        JournalSealer::create(&keys().0, &header, &begin, JournalPrevious { number: 6, len: 999 });
+    let (mut sealer, first) = JournalSealer::create(&keys().0, &header, &begin, &BEGUN_WITH);
     let mut frames = vec![first];
     for body in bodies {
         let mut buffer = JournalBuffer::new(0);
@@ -64,7 +66,7 @@ const ANY: Expect<'static> = Expect { repository: None, key: None, kind: Some(Ob
 fn frames_come_back() {
     let frames = file(1, &[b"one", b"", b"three"]);
     let opener = JournalOpener::open(&frames[0], &keys(), &ANY).unwrap();
-    assert_eq!(opener.previous(), &JournalPrevious { number: 6, len: 999 });
+    assert_eq!((opener.generation(), opener.previous()), (Generation(2), &BEGUN_WITH.previous));
     assert_eq!(opener.begin().start, Lsn::new(100));
     let plain = opener.frame(3, &frames[3]).unwrap();
     assert_eq!(JournalFrame::decode(&plain).unwrap().body, b"three");

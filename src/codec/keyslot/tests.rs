@@ -1,8 +1,11 @@
 //! Key slots by their promises: only the right secret opens, every change is told, nothing planted is taken.
 
 use super::super::keyring::Keyring;
+use super::super::link::{decode_link, make_link};
 use super::super::seal::KeySource;
 use super::*;
+use crate::format::keyslot::EpochLink;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that never repeat, by BLAKE3 in counter mode.
@@ -43,8 +46,7 @@ fn made(unlock: &Unlock) -> Made {
     let entropy = Seeded::new();
     let keys = EpochKeys::first(&entropy);
     let (object, public) =
-        create_slot(unlock, REPOSITORY, &name("main"), &keys.chunk_id_key, SlotCost::LEAST, &entropy)
-            .unwrap();
+        create_slot(unlock, REPOSITORY, &name("main"), &keys, SlotCost::LEAST, &entropy).unwrap();
     Made { entropy, keys, object, public }
 }
 
@@ -135,15 +137,8 @@ fn a_slot_or_epoch_in_the_place_of_another_is_refused() {
     let slot = opened(&made, &unlock);
     let sealed = seal_epoch(&made.public, &made.keys, &made.entropy);
     assert!(matches!(open_epoch(&slot, 2, &sealed), Err(KeySlotError::Misplaced { .. })));
-    let (_, spare) = create_slot(
-        &unlock,
-        REPOSITORY,
-        &name("spare"),
-        &made.keys.chunk_id_key,
-        SlotCost::LEAST,
-        &made.entropy,
-    )
-    .unwrap();
+    let (_, spare) =
+        create_slot(&unlock, REPOSITORY, &name("spare"), &made.keys, SlotCost::LEAST, &made.entropy).unwrap();
     let elsewhere = seal_epoch(&spare, &made.keys, &made.entropy);
     assert!(matches!(open_epoch(&slot, 1, &elsewhere), Err(KeySlotError::Misplaced { .. })));
 }
@@ -159,25 +154,124 @@ fn an_epoch_planted_by_an_outsider_is_refused() {
     assert!(matches!(error, KeySlotError::Forged { .. }), "{error}");
 }
 
+/// Epochs 1 to `last`, and the links of all but the first.
+fn epochs(entropy: &Seeded, last: u32) -> (Vec<EpochKeys>, BTreeMap<u32, EpochLink>) {
+    let (mut all, mut links) = (vec![EpochKeys::first(entropy)], BTreeMap::new());
+    while all.len() < last as usize {
+        let before = all.last().unwrap();
+        let next = before.next(entropy).unwrap();
+        links.insert(next.epoch, before.link_to(&next, REPOSITORY));
+        all.push(next);
+    }
+    (all, links)
+}
+
+#[test]
+fn an_epoch_is_taken_when_links_lead_to_it_whatever_was_destroyed_in_between() {
+    let entropy = Seeded::new();
+    let (all, links) = epochs(&entropy, 5);
+    let mut ring = Keyring::new(REPOSITORY, all[0].clone());
+    assert!(ring.insert(all[4].clone()).is_err(), "no links yet");
+    for link in links.values() {
+        ring.chain_mut().extend(link).unwrap();
+    }
+    ring.insert(all[4].clone()).unwrap();
+    ring.insert(all[2].clone()).unwrap();
+    assert_eq!(ring.newest().epoch, 5);
+    assert_eq!(ring.epoch_secret(3).unwrap().0, all[2].secret.0);
+    assert!(ring.epoch_secret(2).is_none());
+}
+
+#[test]
+fn older_epochs_are_led_back_to_from_where_a_slot_began() {
+    let entropy = Seeded::new();
+    let (all, links) = epochs(&entropy, 5);
+    let mut chain = Chain::new(REPOSITORY, 4, link_key(&all[3].secret));
+    chain.reach_back(&all[1], &links).unwrap();
+    assert_eq!((chain.first(), chain.last()), (2, 4));
+    chain.check(&all[2]).unwrap();
+    let gap: BTreeMap<_, _> =
+        links.iter().filter(|(epoch, _)| **epoch != 2).map(|(n, l)| (*n, l.clone())).collect();
+    let error = chain.clone().reach_back(&all[0], &gap).unwrap_err();
+    assert!(matches!(error, KeySlotError::Unlinked { epoch: 2, .. }), "{error}");
+    // Somebody who held epoch 1 alone makes another one of this number, and a link to epoch 2.
+    let planted = EpochKeys { epoch: 1, ..EpochKeys::first(&entropy) };
+    let error = chain.clone().reach_back(&planted, &links).unwrap_err();
+    assert!(matches!(error, KeySlotError::Unlinked { .. }), "{error}");
+    chain.reach_back(&all[0], &links).unwrap();
+    assert_eq!(chain.first(), 1);
+}
+
 #[test]
 fn an_epoch_that_the_one_before_did_not_make_is_refused() {
     let entropy = Seeded::new();
-    let first = EpochKeys::first(&entropy);
-    let second = first.next(REPOSITORY, &entropy).unwrap();
-    let third = second.next(REPOSITORY, &entropy).unwrap();
-    let mut ring = Keyring::new(REPOSITORY, third.clone());
-    ring.insert(first.clone()).unwrap();
-    ring.insert(second.clone()).unwrap();
-    assert_eq!(ring.newest().epoch, 3);
-    assert_eq!(ring.epoch_secret(2).unwrap().0, second.secret.0);
+    let (all, links) = epochs(&entropy, 3);
+    let chain = {
+        let mut chain = Chain::new(REPOSITORY, 1, link_key(&all[0].secret));
+        links.values().for_each(|link| chain.extend(link).unwrap());
+        chain
+    };
+    // Someone who held epoch 1, and was removed before epoch 2, makes others.
+    let second = all[0].next(&entropy).unwrap();
+    let third = second.next(&entropy).unwrap();
+    let fourth = third.next(&entropy).unwrap();
+    let fifth = fourth.next(&entropy).unwrap();
+    for planted in [&second, &third, &fourth, &fifth] {
+        let error = chain.check(planted).unwrap_err();
+        assert!(matches!(error, KeySlotError::Unlinked { .. }), "{error}");
+    }
+    // They sign its link with what they hold, or leave a number out.
+    let signed = |epoch: u32, by: &EpochKeys| {
+        let by = EpochKeys { epoch: epoch - 1, ..by.clone() };
+        make_link(REPOSITORY, &by, link_key(&fourth.secret))
+    };
+    for (what, link) in [
+        ("by an epoch that was held", signed(4, &all[0])),
+        ("by an epoch of their own", signed(4, &third)),
+        ("a number left out", signed(5, &all[2])),
+        ("another repository", make_link(RepositoryId([8; 16]), &all[2], link_key(&fourth.secret))),
+        ("another epoch's link", EpochLink { epoch: 4, ..links[&3].clone() }),
+    ] {
+        let error = chain.clone().extend(&link).unwrap_err();
+        assert!(matches!(error, KeySlotError::Unlinked { .. }), "{what}: {error}");
+    }
+    chain.clone().extend(&signed(4, &all[2])).unwrap();
+}
 
-    // Someone who held epoch 1, and was removed before epoch 2, makes another epoch 3.
-    let planted = first.next(REPOSITORY, &entropy).unwrap().next(REPOSITORY, &entropy).unwrap();
-    let mut ring = Keyring::new(REPOSITORY, second);
-    assert!(matches!(ring.insert(planted.clone()), Err(KeySlotError::Unlinked { epoch: 3, .. })));
-    let mut ring = Keyring::new(REPOSITORY, planted);
-    let real = first.next(REPOSITORY, &entropy).unwrap();
-    assert!(matches!(ring.insert(real), Err(KeySlotError::Unlinked { epoch: 3, .. })));
+#[test]
+fn every_flipped_byte_of_a_link_is_refused_even_with_its_crc_repaired() {
+    let entropy = Seeded::new();
+    let (all, links) = epochs(&entropy, 2);
+    let good = links[&2].to_object();
+    let chain = Chain::new(REPOSITORY, 1, link_key(&all[0].secret));
+    let takes = |bytes: &[u8]| decode_link(bytes, REPOSITORY, 2).and_then(|link| chain.clone().extend(&link));
+    takes(&good).unwrap();
+    for at in 0..good.len() {
+        let mut flipped = good.clone();
+        flipped[at] ^= 0x10;
+        assert!(matches!(takes(&flipped), Err(KeySlotError::Damaged(_))), "byte {at}");
+        if at < good.len() - CRC_BYTES {
+            assert!(takes(&with_crc(flipped)).is_err(), "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn a_slot_remembers_the_epoch_that_it_began_with() {
+    let unlock = Unlock::Key(Zeroizing::new([3; 32]));
+    let entropy = Seeded::new();
+    let (all, links) = epochs(&entropy, 3);
+    let (object, _) =
+        create_slot(&unlock, REPOSITORY, &name("main"), &all[1], SlotCost::LEAST, &entropy).unwrap();
+    let mut chain = open_slot(&object, REPOSITORY, &name("main"), &unlock).unwrap().chain();
+    assert_eq!((chain.first(), chain.last()), (2, 2));
+    chain.extend(&links[&3]).unwrap();
+    chain.check(&all[2]).unwrap();
+    // What it began with is bound by the seal: nobody puts an older epoch in its place.
+    let mut older = KeySlot::from_object(&object).unwrap();
+    (older.start, older.start_link) = (1, link_key(&all[0].secret));
+    let error = open_slot(&older.to_object(), REPOSITORY, &name("main"), &unlock).unwrap_err();
+    assert!(matches!(error, KeySlotError::WrongSecret { .. }), "{error}");
 }
 
 #[test]
@@ -186,8 +280,10 @@ fn a_ring_refuses_another_secret_and_another_repositorys_epoch() {
     let first = EpochKeys::first(&entropy);
     let mut ring = Keyring::new(REPOSITORY, first.clone());
     assert!(ring.insert(EpochKeys::first(&entropy)).is_err());
-    let other = EpochKeys::from_parts(1, EpochSecret([1; 32]), first.chunk_id_key.clone(), [0; 32]);
+    let other = EpochKeys { secret: EpochSecret([1; 32]), ..first.clone() };
     assert!(ring.insert(other).is_err());
+    let foreign = EpochKeys { chunk_id_key: ChunkIdKey([1; 32]), ..first.clone() };
+    assert!(ring.insert(foreign).is_err());
     assert!(ring.insert(first).is_ok());
 }
 
@@ -201,8 +297,7 @@ fn a_planted_slot_has_no_voucher() {
     let theirs = EpochKeys::first(&made.entropy);
     let evil = name("evil");
     let (_, planted) =
-        create_slot(&unlock, REPOSITORY, &evil, &theirs.chunk_id_key, SlotCost::LEAST, &made.entropy)
-            .unwrap();
+        create_slot(&unlock, REPOSITORY, &evil, &theirs, SlotCost::LEAST, &made.entropy).unwrap();
     let claim = seal_epoch(&planted, &theirs, &made.entropy);
     assert!(matches!(check_voucher(&planted, &made.keys, &claim), Err(KeySlotError::Forged { .. })));
     // The same slot name with another public half.
@@ -248,14 +343,7 @@ fn hostile_costs_are_refused_before_any_memory_is_taken() {
 fn an_empty_passphrase_is_refused() {
     let entropy = Seeded::new();
     let keys = EpochKeys::first(&entropy);
-    let slot = create_slot(
-        &passphrase(""),
-        REPOSITORY,
-        &name("main"),
-        &keys.chunk_id_key,
-        SlotCost::LEAST,
-        &entropy,
-    );
+    let slot = create_slot(&passphrase(""), REPOSITORY, &name("main"), &keys, SlotCost::LEAST, &entropy);
     assert!(matches!(slot, Err(KeySlotError::EmptyPassphrase { .. })));
 }
 

@@ -1,6 +1,7 @@
 //! Why the journal did not do what it was asked, by what the receiver does next.
 
 use super::JournalPosition;
+use crate::base::Generation;
 use crate::codec::OpenError;
 use crate::disk::is_no_space;
 use std::io;
@@ -55,6 +56,16 @@ pub enum JournalError {
     Busy {
         /// The journal's directory.
         dir: PathBuf,
+    },
+    /// It holds WAL of another generation of the cluster than is to be appended.
+    #[error("journal {}: it holds WAL of generation {held} of the cluster, generation {wanted} is to be appended", dir.display())]
+    Generation {
+        /// The journal's directory.
+        dir: PathBuf,
+        /// Whose WAL it holds.
+        held: Generation,
+        /// Whose WAL comes.
+        wanted: Generation,
     },
     /// What had been durable is broken: not the torn tail that a crash leaves.
     #[error("journal file {}: {found} at byte {byte}, expected {expected}", path.display())]

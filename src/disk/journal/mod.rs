@@ -7,6 +7,7 @@
 //!   the one before was;
 //! - the tail that no later sync vouches for is written anew when the journal is opened: what the page cache shows after a
 //!   kill may be what a failed write-back never stored;
+//! - all files are of one generation of the cluster: WAL of the next begins only once nothing of the one before is left;
 //! - files are removed oldest first, each removal synced, so that a missing one in the middle is damage;
 //! - files are read with pread and never mapped.
 
@@ -14,6 +15,7 @@ mod cursor;
 mod error;
 mod read;
 mod recover;
+mod trim;
 
 pub use error::JournalError;
 pub use read::JournalReader;
@@ -21,12 +23,13 @@ pub use recover::{Recovered, Recovery};
 
 use super::{Disk, DiskFile, DiskLock};
 use crate::base::clock::random_bytes;
-use crate::base::{ClusterName, Entropy, Lsn, RepositoryId, StreamId, TimelineId, Timestamp};
+use crate::base::{ClusterName, Entropy, Generation, Lsn, RepositoryId, StreamId, TimelineId, Timestamp};
 use crate::codec::journal::{JournalBuffer, JournalSealer};
 use crate::codec::{EpochSecret, KeySource};
 use crate::format::header::{LASTING_EPOCH, ObjectHeader, ObjectKind};
 use crate::format::journal::{
-    JOURNAL_BEGIN_BYTES, JournalFrameKind, JournalHead, JournalPrevious, journal_file_name, journal_place,
+    JOURNAL_BEGIN_BYTES, JournalBegin, JournalFrameKind, JournalHead, JournalPrevious, journal_file_name,
+    journal_place,
 };
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -110,6 +113,8 @@ pub struct Journal {
     _lock: Box<dyn DiskLock>,
     /// The stream that new files belong to.
     stream: Option<(StreamId, u64)>,
+    /// The generation of everything it holds, and of new files; none before the first.
+    generation: Option<Generation>,
     /// Files that are not written any more, oldest first.
     left: VecDeque<LeftFile>,
     /// The number and length of the newest file that counts, for the next one to name.
@@ -173,15 +178,6 @@ impl Pending {
 }
 
 impl Journal {
-    /// From now on records belong to `stream`; they go to files of their own. What was appended before is synced.
-    /// To be called before the first append.
-    pub async fn begin_stream(&mut self, stream: StreamId, writer_epoch: u64) -> Result<(), JournalError> {
-        self.sync().await?;
-        self.leave_in_order().await?;
-        self.stream = Some((stream, writer_epoch));
-        Ok(())
-    }
-
     /// Takes in `record`, which does not lie before what was appended last. Not durable before [`sync`](Journal::sync).
     /// A jump forward is taken as it is: the caller knows why there is one.
     pub async fn append(&mut self, record: &JournalRecord) -> Result<(), JournalError> {
@@ -220,21 +216,6 @@ impl Journal {
         let current =
             self.current.as_ref().map_or(0, |current| current.sealer.file_len().max(self.file_bytes()));
         self.left.iter().map(|file| file.disk_bytes).sum::<u64>() + current
-    }
-
-    /// Removes the files in which nothing lies past `upto`, which is durable elsewhere. The one being written stays.
-    pub async fn trim(&mut self, upto: JournalPosition) -> Result<(), JournalError> {
-        while let Some(oldest) = self.left.front() {
-            if oldest.end.is_some_and(|end| end > upto) {
-                break;
-            }
-            let path = self.path(oldest.number);
-            self.disk.remove(&path).await.map_err(|error| JournalError::io(&path, "removing it", error))?;
-            // One at a time: if several removals were lost and kept in any order, a hole would look like damage.
-            self.sync_dir().await?;
-            self.left.pop_front();
-        }
-        Ok(())
     }
 
     /// Reads back what is durable, or was recovered, past `from`; in order. Trimming up to `from` does not disturb it.
@@ -399,7 +380,9 @@ impl Journal {
         path: &Path,
         start: JournalPosition,
     ) -> Result<CurrentFile, JournalError> {
-        let Some((stream, writer_epoch)) = self.stream else { panic!("journal: no stream was begun") };
+        let (Some((stream, writer_epoch)), Some(generation)) = (self.stream, self.generation) else {
+            panic!("journal: no stream was begun")
+        };
         let header = ObjectHeader {
             kind: ObjectKind::Journal,
             required: 0,
@@ -419,7 +402,8 @@ impl Journal {
             server_time: Timestamp::from_micros(0),
             synced_len: 0,
         };
-        let (sealer, bytes) = JournalSealer::create(self.secret()?, &header, &begin, self.previous.clone());
+        let begun_with = JournalBegin { generation, previous: self.previous.clone() };
+        let (sealer, bytes) = JournalSealer::create(self.secret()?, &header, &begin, &begun_with);
         let failed = |doing| move |error| JournalError::io(path, doing, error);
         let mut file = self.disk.create(path).await.map_err(failed("making it"))?;
         file.preallocate(self.file_bytes()).await.map_err(failed("reserving room"))?;

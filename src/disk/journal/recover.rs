@@ -67,6 +67,7 @@ impl Journal {
         let files = Files { disk: disk.clone(), dir, options: &options, keys: &keys };
         let (begun, mut left, number_next) = files.list().await?;
         let chain = link(dir, begun, &mut left)?;
+        of_one_generation(&chain)?;
         let mut scan = Scan::default();
         for (file, limit) in &chain {
             files.scan(file, *limit, &mut scan).await?;
@@ -84,6 +85,7 @@ impl Journal {
                 let header = file.opener.header();
                 (StreamId(header.owner), header.writer_epoch)
             }),
+            generation: newest.map(|file| file.opener.generation()),
             left: VecDeque::from(left),
             previous: JournalPrevious { number: newest.map_or(0, |file| file.number), len: scan.durable_len },
             number_next,
@@ -276,6 +278,20 @@ fn link(
     }
     chain.reverse();
     Ok(chain)
+}
+
+/// WAL of a generation begins only when nothing of the one before is left.
+fn of_one_generation(chain: &[(BegunFile, Option<u64>)]) -> Result<(), JournalError> {
+    for pair in chain.windows(2) {
+        let [(before, _), (after, _)] = pair else { continue };
+        let (found, expected) = (after.opener.generation(), before.opener.generation());
+        if found != expected {
+            let found = format!("generation {found} of the cluster");
+            let expected = format!("generation {expected}, as in the file before");
+            return Err(JournalError::damage(&after.path, 0, found, expected));
+        }
+    }
+    Ok(())
 }
 
 /// What the files hold, as it is read.

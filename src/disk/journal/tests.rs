@@ -31,7 +31,7 @@ async fn open(dir: &TempDir, budget_bytes: u64) -> (Journal, Recovery) {
     let path = dir.path().join("journal");
     let (mut journal, found) =
         Journal::open(disk, &path, options(budget_bytes), keys, entropy).await.unwrap();
-    journal.begin_stream(STREAM, 5).await.unwrap();
+    journal.begin_stream(STREAM, 5, Generation(1)).await.unwrap();
     (journal, found)
 }
 

@@ -135,3 +135,12 @@ fn another_system_is_refused() {
     assert_eq!(system_identifier(a, Some(a)).level, Level::Ok);
     assert_eq!(system_identifier(a, None).level, Level::Ok);
 }
+
+#[test]
+fn a_generation_without_a_backup_is_worth_a_warning() {
+    let first = backups(0, Generation(1));
+    assert_eq!((first.level, first.found.contains("nothing can be restored yet")), (Level::Warn, true));
+    let second = backups(0, Generation(2));
+    assert!(second.level == Level::Warn && second.found.contains("generation 2"), "{}", second.found);
+    assert_eq!(backups(3, Generation(2)).level, Level::Ok);
+}

@@ -1,6 +1,6 @@
 //! The document as a person reads it.
 
-use super::{BackupInfo, ClusterInfo, DeltaInfo, GapInfo, Info, Lag, VerificationInfo};
+use super::{BackupInfo, ClusterInfo, DeltaInfo, GapInfo, Info, Lag, OlderInfo, VerificationInfo};
 use crate::operate::units::{Bytes, Span};
 use std::fmt::{self, Write};
 use std::time::Duration;
@@ -66,15 +66,36 @@ impl fmt::Display for ClusterInfo {
                 damage.object, damage.found, damage.cost
             )?;
         }
-        if self.backups.is_empty() {
-            return Ok(());
-        }
+        show_backups(f, &self.backups)?;
+        self.older_generations.iter().rev().try_for_each(|older| write!(f, "{older}"))
+    }
+}
+
+fn show_backups(f: &mut fmt::Formatter<'_>, backups: &[BackupInfo]) -> fmt::Result {
+    if backups.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        f,
+        "  {:<17}{:<28}{:>12}{:>12}{:>12}  state",
+        "backup", "restores from", "raw", "stored", "new"
+    )?;
+    backups.iter().try_for_each(|backup| writeln!(f, "  {backup}"))
+}
+
+impl fmt::Display for OlderInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "  {:<17}{:<28}{:>12}{:>12}{:>12}  state",
-            "backup", "restores from", "raw", "stored", "new"
+            "  before that, generation {}: PostgreSQL {}, system identifier {}",
+            self.generation, self.major_version, self.system_identifier
         )?;
-        self.backups.iter().try_for_each(|backup| writeln!(f, "  {backup}"))
+        match (&self.window.start, &self.window.end) {
+            (Some(start), Some(end)) => writeln!(f, "  recovery window  {start}  to  {end}")?,
+            _ => writeln!(f, "  recovery window  none")?,
+        }
+        self.window.gaps.iter().try_for_each(|gap| writeln!(f, "  gap              {gap}"))?;
+        show_backups(f, &self.backups)
     }
 }
 

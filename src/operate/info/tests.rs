@@ -79,6 +79,7 @@ fn info(backups: Vec<BackupEntry>, server: Option<WalPosition>) -> ClusterInfo {
         retired: Vec::new(),
         pending: Vec::new(),
         index: None,
+        deleted_at: None,
         extensions: Vec::new(),
     };
     let wal = WalMap::new(Generation(1), &index, Vec::new());

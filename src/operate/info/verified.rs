@@ -15,7 +15,8 @@ pub fn depth_name(depth: VerifyDepth) -> &'static str {
 
 /// Adds what `found` says of the cluster and its backups.
 pub fn add(info: &mut ClusterInfo, found: &Verification) {
-    for backup in &mut info.backups {
+    let older = info.older_generations.iter_mut().flat_map(|older| &mut older.backups);
+    for backup in info.backups.iter_mut().chain(older) {
         let known = found.backups.iter().find(|known| known.backup.as_str() == backup.id);
         backup.verified = known.map(|known| VerifiedInfo {
             outcome: match known.outcome {

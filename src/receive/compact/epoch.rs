@@ -123,6 +123,7 @@ impl Epochs {
         let goes_on = |epoch: &DeltaEpoch| {
             goes_on(&snapshot.root, &snapshot.index, epoch, job.start)
                 && is_whole(&snapshot.index, (job.generation, job.timeline), epoch, job.start)
+                && !reaches_past(&snapshot.index, (job.generation, job.timeline), epoch, job.start)
         };
         let mut known = self.current.take();
         if planted(Bug::EpochOutlived)
@@ -134,6 +135,7 @@ impl Epochs {
         let fits = |known: &EpochEncoder| {
             (known.generation, known.timeline) == (job.generation, job.timeline)
                 && goes_on(&known.epoch)
+                && known.end <= job.start
                 && known.is_newest(&snapshot.index)
         };
         let (known, ended) = match known {
@@ -208,6 +210,12 @@ fn is_whole(index: &Index, place: (Generation, TimelineId), epoch: &DeltaEpoch, 
     at <= epoch.start || !Spans::expired(&index.expired).meets(place, LsnRange::new(epoch.start, at))
 }
 
+/// Whether `epoch` has WAL past `at`: frames are made and decoded in order, so nothing before it can be added any more.
+fn reaches_past(index: &Index, place: (Generation, TimelineId), epoch: &DeltaEpoch, at: Lsn) -> bool {
+    let own = index.wal.iter().filter(|entry| (entry.generation, entry.timeline) == place && entry.end > at);
+    own.filter_map(|entry| entry.deltas.as_ref()).any(|deltas| deltas.epoch.id == epoch.id)
+}
+
 /// Whether a backup was registered in a root after `number`.
 fn registered_since(root: &Root, index: &Index, number: u64) -> bool {
     let working = root.pending.iter().filter(|work| work.kind == PendingKind::Backup);
@@ -220,7 +228,7 @@ fn base_of(snapshot: &Snapshot, size: SegmentSize) -> Option<BackupId> {
     if snapshot.root.pending.iter().any(|work| work.kind == PendingKind::Backup) {
         return None;
     }
-    let own = snapshot.index.backups.iter().filter(|backup| backup.generation == snapshot.root.generation);
+    let own = snapshot.index.backups.iter().filter(|backup| backup.generation == snapshot.wal.generation());
     let newest = own.max_by_key(|backup: &&BackupEntry| (backup.stopped_at, &backup.id))?;
     (state_now(newest, &snapshot.wal, size) != BackupState::Pending).then(|| newest.id.clone())
 }
@@ -238,6 +246,9 @@ pub fn check(root: &Root, index: &Index, job: &Job, deltas: &WalDeltas) -> Resul
         ));
     }
     let fresh = matches!(job.replaces, Replaces::Flushes { .. });
+    if fresh && reaches_past(index, (job.generation, job.timeline), &deltas.epoch, job.start) {
+        return Err(super::conflict("WAL behind this was compacted meanwhile: a new epoch begins".into()));
+    }
     if fresh && registered_since(root, index, deltas.epoch.root) {
         return Err(super::conflict("a backup began: WAL from here on belongs to a new epoch".into()));
     }

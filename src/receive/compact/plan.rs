@@ -76,13 +76,9 @@ pub fn plan(snapshot: &Snapshot, extent: Extent) -> Plan {
     let newest = snapshot.wal.durable_end();
     for chain in snapshot.wal.chains() {
         plan_chain(chain, extent, &mut jobs);
-        if !chain.lost.is_empty() {
-            // What lies behind it waits: deltas are made in the order of WAL.
-            break;
-        }
     }
     if jobs.is_empty() {
-        plan_merges(&snapshot.index, snapshot.root.generation, extent, &mut jobs);
+        plan_merges(&snapshot.index, snapshot.wal.generation(), extent, &mut jobs);
     }
     for job in &mut jobs {
         if let Replaces::Flushes { plain_from, .. } = &mut job.replaces

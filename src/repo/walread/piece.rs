@@ -8,7 +8,8 @@ use crate::format::directory::{Directory, FrameEntry};
 use crate::format::frame::{Codec, TRAILER_BYTES, Trailer};
 use crate::format::header::{HEADER_BYTES, ObjectKind};
 use crate::format::index::WalEntry;
-use crate::format::wal::WalDeltas;
+use crate::format::record::Record;
+use crate::format::wal::{WalDeltas, WalMeta};
 use crate::repo::cluster::Cluster;
 use crate::repo::epochs::{EpochDecoder, NearPages};
 use crate::repo::error::RepoError;
@@ -179,6 +180,31 @@ impl OpenPiece {
             return Ok(None);
         }
         object.packed_chunk(number).map(Some).map_err(|error| RepoError::open(key, error))
+    }
+
+    /// The frame that holds the byte at `at` as it was packed, and what it holds.
+    pub async fn frame(&mut self, cluster: &Cluster, at: Lsn) -> Result<(PackedChunk, LsnRange), RepoError> {
+        let (key, frames) = self.frames();
+        let (number, entry) = frame_at(key, frames, at)?;
+        let start = Lsn::new(entry.position);
+        let lies = LsnRange::new(start, start.saturating_add(u64::from(entry.plain_len)));
+        let packed = match self {
+            OpenPiece::Segment(segment) => segment.packed(cluster, number).await?,
+            OpenPiece::Flush(flush) => {
+                let packed = flush.object.packed_chunk(number);
+                packed.map_err(|error| RepoError::open(&flush.key, error))?
+            }
+        };
+        Ok((packed, lies))
+    }
+
+    /// What the object's directory says.
+    pub fn meta(&self) -> Result<WalMeta, RepoError> {
+        let (key, meta) = match self {
+            OpenPiece::Segment(segment) => (&segment.key, &segment.directory.meta.0),
+            OpenPiece::Flush(flush) => (&flush.key, &flush.object.directory().meta.0),
+        };
+        WalMeta::decode(meta).map_err(|error| RepoError::damage(key, error))
     }
 
     /// The bytes of whole plain frames from `range.start` on, cut to `range`.

@@ -84,7 +84,7 @@ impl<'a> Choice<'a> {
                     self.keep(&backup.id, Keep::Pinned(pin.until, pin.reason.clone()));
                     self.want_consistency(era, backup);
                 }
-                if backup.state == BackupState::Pending {
+                if backup.state == BackupState::Pending && !self.never_restorable(era, backup) {
                     self.keep(&backup.id, Keep::Pending);
                     self.want_consistency(era, backup);
                 }
@@ -100,6 +100,17 @@ impl<'a> Choice<'a> {
                 }
             }
         }
+    }
+
+    /// Whether WAL that `backup` waits for will not come any more: retention let go of it, or it is lost.
+    fn never_restorable(&self, era: &Era, backup: &BackupEntry) -> bool {
+        let index = self.facts.index;
+        let mut gone = Spans::expired(&index.expired);
+        for gap in index.gaps.iter().filter(|gap| gap.start < gap.end) {
+            gone.add((gap.generation, gap.timeline), LsnRange::new(gap.start, gap.end));
+        }
+        let mut needed = consistency(era, backup).into_iter();
+        needed.any(|(timeline, range)| gone.meets((era.generation, timeline), range))
     }
 
     /// The backups with which the window of `line` begins, and begins again after a gap, those after them, and all WAL from the first of

@@ -56,6 +56,7 @@ impl Bed {
             retired: Vec::new(),
             pending: Vec::new(),
             index: None,
+            deleted_at: None,
             extensions: Vec::new(),
         };
         let mut bed = Bed {
@@ -430,6 +431,18 @@ fn deltas_keep_the_beginning_of_their_epoch_and_the_backup_they_refer_to() {
     assert_eq!(bed.gone(), [3]);
     assert_eq!(bed.wal_gone(), ["1/1: 0..18"]);
     bed.expired();
+}
+
+#[test]
+fn a_backup_whose_wal_will_never_come_is_not_waited_for() {
+    let mut bed = Bed::new(30);
+    bed.completes(&[3, 10, 18, 25]);
+    let pending = bed.backup(1, 1, 5, BackupState::Pending);
+    let (start, end) = (lsn(50), lsn(60));
+    bed.index.wal.retain(|entry| entry.start != start);
+    assert_eq!(bed.keeps(&pending), [Keep::Pending]);
+    bed.index.expired = vec![ExpiredEntry { generation: Generation(1), timeline: TimelineId(1), start, end }];
+    assert_eq!(bed.gone(), [3, 5, 10]);
 }
 
 #[test]

@@ -160,3 +160,18 @@ fn errors_are_sorted_by_the_next_move() {
     assert!(matches!(sorted(Errno::ROFS), StoreError::Denied { .. }));
     assert!(matches!(sorted(Errno::IO), StoreError::Unknown { .. }));
 }
+
+#[test]
+fn what_the_medium_does_not_give_is_damage_and_what_else_fails_is_not() {
+    let key = key("a");
+    for errno in [Errno::IO, Errno::BADMSG, Errno::UCLEAN] {
+        let error = sort_out_read(&key, errno.into());
+        assert!(matches!(error, StoreError::Unreadable { .. }), "{error:?}");
+    }
+    for errno in [Errno::TIMEDOUT, Errno::STALE, Errno::NFILE] {
+        let error = sort_out_read(&key, errno.into());
+        assert!(matches!(error, StoreError::Unknown { .. }), "{error:?}");
+    }
+    // While writing, nobody knows what became of it.
+    assert!(matches!(sort_out_write(&key, "storing it", Errno::IO.into()), StoreError::Unknown { .. }));
+}

@@ -61,6 +61,14 @@ fn what_came_after_the_list_was_not_read() {
 }
 
 #[test]
+fn no_arc_is_younger_than_the_run_that_goes_on_with_it() {
+    let arcs = merge(&arcs_between(0, 9, 5, time(7)), &arcs_between(10, u64::MAX, 5, time(3)));
+    let told = |latest| not_after(&arcs, time(latest)).iter().map(|arc| arc.at).collect::<Vec<_>>();
+    assert_eq!(told(5), [time(5), time(3)]);
+    assert_eq!(told(2), [time(2), time(2)]);
+}
+
+#[test]
 fn many_arcs_become_few_and_never_claim_too_much() {
     let mut arcs = Vec::new();
     for at in 0..2000u64 {

@@ -33,7 +33,8 @@ Example:
 const DESTROY_HELP: &str = "\
 Refuses as long as anything is sealed under the epoch, or somebody may still seal something, and says what. In this order: \
 `key rotate`, `key move`, a day of patience, `gc`, `key destroy`. What was sealed under it opens for nobody afterwards, \
-also what others kept copies of, unless they kept one of the epoch too.
+also what others kept copies of, unless they kept one of the epoch too. An epoch that `key list` says is not proved, and \
+that nothing is sealed under, goes in the same way.
 
 Example:
   walden key destroy 1 --yes";
@@ -114,6 +115,7 @@ impl Move {
     /// Runs it.
     pub async fn run(&self, context: &Context) -> Result<(), Failure> {
         let repository = context.repository_to_write().await?;
+        slots::newest(&repository).await?;
         let progress = watcher(context.output);
         let mut left = self.limit.unwrap_or(u64::MAX);
         let mut clusters = Vec::new();

@@ -27,6 +27,7 @@ fn root(pending: &[(PendingKind, u64)]) -> Root {
         retired: Vec::new(),
         pending: pending.iter().map(entry).collect(),
         index: None,
+        deleted_at: None,
         extensions: Vec::new(),
     }
 }

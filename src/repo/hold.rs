@@ -1,35 +1,34 @@
-//! A restore holds on to what it reads: registered as work in progress when it may write to the repository. When it may not, what
-//! it reads may move, and it looks again at the newest root.
+//! Long reading, a restore or a copy, holds on to what it reads: registered as work in progress when it may write to the repository.
+//! When it may not, what it reads may move, and it looks again at the newest root.
 
+use super::walmap::{self, Snapshot};
+use super::{Cluster, Registration, RepoError};
 use crate::base::{BackupId, limits};
 use crate::format::root::PendingKind;
-use crate::repo::walmap::{self, Snapshot};
-use crate::repo::{Cluster, Registration, RepoError};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 /// How long registering may take: a store that cannot be written to now does not keep anybody from reading.
 const REGISTER_LIMIT: Duration = Duration::from_secs(30);
 
-/// What keeps the objects of a restore where they are, if anything does.
+/// What keeps the objects that are read where they are, if anything does.
 #[derive(Debug)]
 pub struct Hold(Option<Registration>);
 
 impl Hold {
-    /// Registers a restore of `backup`, if the repository lets us.
-    pub async fn take(cluster: &Cluster, backup: &BackupId) -> Hold {
+    /// Registers that `holder` reads, of `backup` if it names one, if the repository lets us.
+    pub async fn take(cluster: &Cluster, backup: Option<&BackupId>, holder: &str) -> Hold {
         if let Some(owner) = belongs_to_another(&cluster.repo().store().url()) {
-            tracing::info!(owner, "the repository's directory is another user's: the restore only reads");
+            tracing::info!(owner, holder, "the repository's directory is another user's: it is only read");
             return Hold(None);
         }
-        let holder = format!("restore of {backup}, pid {}", std::process::id());
-        let registering = Registration::create(cluster, PendingKind::Restore, Some(backup.clone()), &holder);
+        let registering = Registration::create(cluster, PendingKind::Restore, backup.cloned(), holder);
         let refused: String = match tokio::time::timeout(REGISTER_LIMIT, registering).await {
             Ok(Ok(registration)) => return Hold(Some(registration)),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {REGISTER_LIMIT:?}"),
         };
-        tracing::info!(reason = refused, "the restore is not registered in the repository: it only reads");
+        tracing::info!(reason = refused, holder, "not registered in the repository: it is only read");
         Hold(None)
     }
 
@@ -40,7 +39,7 @@ impl Hold {
             tokio::select! {
                 done = &mut work => return done,
                 expired = registration.keep(limits::WORK_RENEW_INTERVAL) => {
-                    tracing::warn!("{expired}; the restore goes on, and looks again when something is gone");
+                    tracing::warn!("{expired}; reading goes on, and looks again when something is gone");
                 }
             }
         }
@@ -52,7 +51,7 @@ impl Hold {
         if let Some(registration) = self.0
             && !matches!(tokio::time::timeout(REGISTER_LIMIT, registration.abandon()).await, Ok(Ok(_)))
         {
-            tracing::warn!("the restore's registration stays in the repository until it is collected");
+            tracing::warn!("the registration of what was read stays in the repository until it is collected");
         }
     }
 }
