@@ -168,6 +168,51 @@ fn a_lost_flush_object_costs_its_own_wal_and_nothing_else() {
     }
 }
 
+/// The newest flush object is lost after the journal let go of it, and the journal has what follows: whether that hit a seed.
+async fn lost_behind_the_journal(seed: u64) -> bool {
+    let mut world = World::new(seed, Mode::Journal, 0).await;
+    world.server = SimServer::new(seed, 0, false);
+    world.server.forget_at_once();
+    receive(&mut world, 1, 300 << 10).await;
+    // The repository is away from some moment on: what follows is in the journal alone.
+    let (store, away) = (world.store.clone(), Duration::from_millis(world.rng.u64(500..6000)));
+    world.server.write_more(1 << 20);
+    let (stop, stopped) = watch::channel(false);
+    let (receiving, server) = (world.receiver(2, stopped).await, world.server.clone());
+    let cutting = async {
+        tokio::time::sleep(away).await;
+        store.cut(true);
+        for _ in 0..300 {
+            if server.is_finished() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        stop.send_replace(true);
+    };
+    // It may end with what it could not store.
+    let (_, ()) = tokio::join!(receiving, cutting);
+    world.store.cut(false);
+    let ours = cluster(&mut world).await;
+    let chains = walmap::load(&ours).await.unwrap().wal.chains().to_vec();
+    let newest = chains.iter().flat_map(|chain| &chain.objects).max_by_key(|object| object.meta.end).unwrap();
+    let lost = LsnRange::new(newest.meta.start, newest.meta.end);
+    world.store.alter(&newest.key, |bytes| bytes[200] ^= 4);
+    receive(&mut world, 3, 50 << 10).await;
+    check(&mut world, lost).await;
+    let whole = walmap::load(&ours).await.unwrap().wal.ranges(TimelineId(1)).len() == 1;
+    record(&ours).await.unwrap();
+    assert!(whole || !walmap::load(&ours).await.unwrap().wal.gaps().is_empty(), "seed {seed}");
+    !whole
+}
+
+#[test]
+fn a_journal_that_let_go_of_what_is_lost_goes_on_behind_it() {
+    let hit = (1..=40).filter(|seed| simulate(lost_behind_the_journal(*seed))).count();
+    println!("{hit} of 40 seeds");
+    assert!(hit > 0, "the journal had it in every round");
+}
+
 #[test]
 fn what_a_live_receiver_may_still_follow_is_not_recorded() {
     simulate(async {

@@ -17,6 +17,7 @@ use crate::format::manifest::{DamagedBlock, ManifestMeta, Tablespace};
 use crate::format::root::{GenerationRecord, PendingKind, Root};
 use crate::net::server::ServerSettings;
 use crate::net::{BaseBackupEvent, BaseBackupOptions, Checkpoint, ServerManifest};
+use crate::repo::backups::entry_of;
 use crate::repo::chunks::{ChunkIndex, ChunkStats, ChunkWriter};
 use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{IndexEdit, empty_page};
@@ -270,7 +271,12 @@ impl Backup<'_> {
         let mut manifest = Manifest { meta, pages };
         let manifest_len = self.create_manifest(&mut manifest).await?;
         let root = self.registration.began_after();
-        let entry = entry_of(&manifest.meta, &stats, manifest_len, found.damaged_count, root);
+        let entry = BackupEntry {
+            bytes_stored: stats.bytes_stored + manifest_len,
+            bytes_new: stats.bytes_new + manifest_len,
+            damaged_blocks: found.damaged_count,
+            ..entry_of(&manifest.meta, (0, manifest_len), root)
+        };
         let damaged = manifest.meta.damaged;
         let report = BackupReport { entry, file_count, chunks: stats, damaged, warnings };
         Ok((report, Segments { made, relied_on }))
@@ -446,33 +452,6 @@ fn place_of(entry: &BackupEntry) -> (Generation, TimelineId) {
 /// What a backup is once its WAL is durable.
 fn state_with_wal(entry: &BackupEntry) -> BackupState {
     if entry.damaged_blocks > 0 { BackupState::Damaged } else { BackupState::Complete }
-}
-
-fn entry_of(
-    meta: &ManifestMeta,
-    stats: &ChunkStats,
-    manifest_len: u64,
-    damaged_blocks: u64,
-    root: u64,
-) -> BackupEntry {
-    BackupEntry {
-        id: meta.id.clone(),
-        generation: meta.generation,
-        timeline: meta.timeline,
-        redo: meta.redo,
-        start: meta.start,
-        stop: meta.stop,
-        started_at: meta.started_at,
-        stopped_at: meta.stopped_at,
-        bytes_raw: meta.bytes_raw,
-        bytes_stored: stats.bytes_stored + manifest_len,
-        bytes_new: stats.bytes_new + manifest_len,
-        manifest_len,
-        manifest_number: 0,
-        damaged_blocks,
-        root,
-        state: BackupState::Pending,
-    }
 }
 
 fn findings_to_tell(found: &Findings, warnings: &mut Vec<String>) {

@@ -67,10 +67,6 @@ pub async fn seal(
         sealing.add(&packed, chunk, (lies, LsnRange::new(at, part.end)))?;
         at = part.end;
     }
-    // A reader that had to look again may have looked at a newer generation.
-    if reader.map().generation() != unit.place.0 {
-        return Err(RepoError::Conflict { reason: format!("WAL of generation {} was moved", unit.place.0) });
-    }
     let summary = sealing.read.finish();
     sealing.finish(id, key, summary)
 }

@@ -43,6 +43,24 @@ record! {
 pub const EXTENSION_REBUILT: u16 = 1;
 
 impl Root {
+    /// The first root of `cluster`, in which nothing is.
+    pub fn first(cluster: ClusterName, generation: Generation, made_at: Timestamp) -> Root {
+        Root {
+            cluster,
+            number: 1,
+            made_at,
+            generation,
+            writer_epoch: 0,
+            floor: 0,
+            streams: Vec::new(),
+            retired: Vec::new(),
+            pending: Vec::new(),
+            index: None,
+            deleted_at: None,
+            extensions: Vec::new(),
+        }
+    }
+
     /// The root with which the index was last made anew out of what lay there (formats/index.md, "When it is lost"). A value that
     /// cannot be read counts as this root's number: then nothing that no index names is removed.
     pub fn rebuilt_at(&self) -> Option<u64> {

@@ -157,6 +157,21 @@ pub fn backups(complete: usize, generation: Generation) -> Finding {
     }
 }
 
+/// Whether WAL that was stored can still be read: `lost` flush objects, by what is wrong with the first.
+pub fn stored_wal(lost: usize, first: Option<&str>) -> Finding {
+    const NAME: &str = "stored WAL";
+    match first {
+        None => Finding::ok(NAME, "no flush object is lost"),
+        Some(first) => Finding::new(
+            NAME,
+            Level::Fail(Exit::Damage),
+            format!("{lost} flush objects are lost, the first: {first}"),
+            "put whole copies in their places, or `walden repair wal` records the gap, and take a backup; until then what follows them \
+             in their streams is not compacted",
+        ),
+    }
+}
+
 struct Judge<'a> {
     facts: &'a Facts,
 }

@@ -28,7 +28,7 @@ pub(super) async fn begin(
     slot: &Slot,
 ) -> Result<Begin, ReceiveError> {
     if let Some(journal) = journal
-        && let Some(begin) = journal_ahead(journal, start::stored_end(snapshot)).await?
+        && let Some(begin) = journal_ahead(journal, snapshot).await?
     {
         return Ok(begin);
     }
@@ -67,12 +67,9 @@ pub(super) async fn open_journal(
 }
 
 /// Where to begin when the journal holds WAL that the repository does not. It must continue what is stored.
-async fn journal_ahead(
-    journal: &JournalHandle,
-    stored: Option<(TimelineId, Lsn, bool)>,
-) -> Result<Option<Begin>, ReceiveError> {
+async fn journal_ahead(journal: &JournalHandle, snapshot: &Snapshot) -> Result<Option<Begin>, ReceiveError> {
     let Some(end) = journal.state().synced else { return Ok(None) };
-    let stored_end = stored.map(|(timeline, lsn, _)| JournalPosition { timeline, lsn });
+    let stored_end = start::stored_end(snapshot).map(|(timeline, lsn, _)| JournalPosition { timeline, lsn });
     if stored_end.is_some_and(|stored| stored >= end) {
         return Ok(None);
     }
@@ -80,7 +77,9 @@ async fn journal_ahead(
         .filter(|stored| stored.timeline == end.timeline)
         .unwrap_or(JournalPosition { timeline: end.timeline, lsn: Lsn::ZERO });
     let Some(first) = journal.first_past(from).await? else { return Ok(None) };
-    if from.lsn > Lsn::ZERO && first != from.lsn {
+    if from.lsn > Lsn::ZERO && first > from.lsn && is_lost_from(snapshot, end.timeline, from.lsn) {
+        tracing::error!(start = %from.lsn, end = %first, "WAL is lost from the repository, and the journal does not have it any more; take a backup");
+    } else if from.lsn > Lsn::ZERO && first != from.lsn {
         return Err(ReceiveError::Timeline(format!(
             "the journal begins at {first} on timeline {}, the repository ends at {}: WAL between them is missing",
             end.timeline, from.lsn
@@ -90,6 +89,12 @@ async fn journal_ahead(
     let overlap = journal.tail(JournalPosition { lsn: tail_start, ..end }, end.lsn).await?;
     let start = Start { timeline: end.timeline, at: end.lsn, compare_from: None };
     Ok(Some(Begin { start, stored: first, overlap: Some(overlap) }))
+}
+
+/// Whether what followed `at` was stored, and is lost since: it was let go from the journal then.
+fn is_lost_from(snapshot: &Snapshot, timeline: TimelineId, at: Lsn) -> bool {
+    let chains = snapshot.wal.chains().iter().filter(|chain| chain.stream.timeline == timeline);
+    chains.flat_map(|chain| &chain.lost).any(|lost| lost.from == Some(at) && lost.to.is_none())
 }
 
 /// Lets the journal begin anew when all that it holds is of an earlier generation than `current`, and stored.
@@ -131,8 +136,7 @@ pub(super) async fn journal_identity(
     if journal.state().generation != Some(snapshot.root.generation) {
         return Ok(None);
     }
-    let stored = start::stored_end(snapshot);
-    let Some(ahead) = journal_ahead(journal, stored).await? else { return Ok(None) };
+    let Some(ahead) = journal_ahead(journal, snapshot).await? else { return Ok(None) };
     let record = cluster.read_generation(snapshot.root.generation).await?;
     let segment_size = SegmentSize::new(record.segment_size.into());
     Ok(Some(Identity {

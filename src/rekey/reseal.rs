@@ -16,6 +16,7 @@ use crate::repo::{
 use crate::store::StoreError;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Objects moved by one root.
@@ -30,7 +31,7 @@ const ABANDON_LIMIT: Duration = Duration::from_secs(30);
 const PASS_TRIES: u32 = 5;
 
 /// What was moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Moved {
     /// Segments of chunks and of WAL.
     pub segments: u64,
@@ -40,6 +41,8 @@ pub struct Moved {
     pub index: bool,
     /// Bytes written.
     pub bytes: u64,
+    /// Objects that stay under an older epoch because they cannot be read, and why.
+    pub unreadable: BTreeMap<ObjectKey, String>,
     /// Whether everything that the newest root leads to is under the newest epoch, flush objects and pending work aside.
     pub finished: bool,
 }
@@ -85,18 +88,16 @@ pub async fn reseal(cluster: &Cluster, bytes_max: u64, progress: &dyn Progress) 
         let index = cluster.index(&root).await?;
         // What a running backup found stored stays where it found it.
         let left_out = backs_up(&root);
-        let jobs = match plan(cluster, &index, left_out).await {
-            Ok(planned) => planned,
-            Err(error) if object_is_gone(&error) && tries < PASS_TRIES => {
-                tries += 1;
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
+        let (jobs, gone) = plan(cluster, &index, left_out, &mut moved.unreadable).await?;
+        if gone && tries < PASS_TRIES {
+            tries += 1;
+            moved.unreadable.clear();
+            continue;
+        }
         if jobs.is_empty() {
             moved.index |= reseal_index(cluster).await?;
             reseal_verification(cluster).await?;
-            moved.finished = !left_out;
+            moved.finished = !left_out && moved.unreadable.is_empty();
             return Ok(moved);
         }
         for batch in jobs.chunks(MOVES_PER_COMMIT) {
@@ -108,6 +109,7 @@ pub async fn reseal(cluster: &Cluster, bytes_max: u64, progress: &dyn Progress) 
                     moved.segments += done.segments;
                     moved.manifests += done.manifests;
                     moved.bytes += done.bytes;
+                    moved.unreadable.extend(done.unreadable);
                     tries = 0;
                 }
                 // Compaction merged it, or expiry let it go: there is less to move.
@@ -131,24 +133,45 @@ fn backs_up(root: &Root) -> bool {
     root.pending.iter().any(|work| work.kind == PendingKind::Backup)
 }
 
-/// Everything that the index names and that is under an older epoch. Each header is read once.
-async fn plan(cluster: &Cluster, index: &Index, without_chunks: bool) -> Result<Vec<Job>, RepoError> {
+/// Everything that the index names and that is under an older epoch, and whether something was gone. Each header is read once; one that
+/// cannot be read is told, and keeps nothing else from being moved.
+async fn plan(
+    cluster: &Cluster,
+    index: &Index,
+    without_chunks: bool,
+    unreadable: &mut BTreeMap<ObjectKey, String>,
+) -> Result<(Vec<Job>, bool), RepoError> {
     let wal = index.wal.iter().map(|entry| Job::Segment(ObjectKind::WalSegment, entry.id));
     let pages = index.pages.iter().filter(|_| !without_chunks);
     let pages = pages.map(|entry| Job::Segment(ObjectKind::PagesSegment, entry.id));
     let manifests = index.backups.iter().map(|entry| Job::Manifest(Box::new(entry.clone())));
-    let all: Vec<Job> = pages.chain(wal).chain(manifests).collect();
-    let mut old = futures_util::stream::iter(all)
-        .map(|job| async move { is_old(cluster, &job.key(cluster)).await.map(|old| old.then_some(job)) })
+    let known = |job: &Job| !unreadable.contains_key(&job.key(cluster));
+    let all: Vec<Job> = pages.chain(wal).chain(manifests).filter(known).collect();
+    let newest = cluster.repo().keys().newest().epoch;
+    let mut headers = futures_util::stream::iter(all)
+        .map(|job| async move {
+            let header = census::header(&**cluster.repo().store(), &job.key(cluster)).await;
+            header.map(|header| (job, header))
+        })
         .buffered(READS_IN_FLIGHT);
-    let mut jobs = Vec::new();
-    while let Some(job) = old.next().await {
-        jobs.extend(job?);
+    let (mut jobs, mut gone) = (Vec::new(), false);
+    while let Some(read) = headers.next().await {
+        let (job, header) = read?;
+        let wrong = match header {
+            Header::Read(header) => {
+                jobs.extend((header.key_epoch < newest).then_some(job));
+                continue;
+            }
+            Header::Gone => "it is gone",
+            Header::Unreadable => "its header cannot be read",
+        };
+        gone |= matches!(header, Header::Gone);
+        unreadable.insert(job.key(cluster), wrong.to_owned());
     }
-    Ok(jobs)
+    Ok((jobs, gone))
 }
 
-/// Whether an object that the index names is sealed under another epoch than the newest.
+/// Whether an object is sealed under another epoch than the newest.
 async fn is_old(cluster: &Cluster, key: &ObjectKey) -> Result<bool, RepoError> {
     let newest = cluster.repo().keys().newest().epoch;
     match census::header(&**cluster.repo().store(), key).await? {
@@ -192,7 +215,13 @@ async fn move_all(
     let (mut all, mut moved) = (Vec::new(), Moved::default());
     progress.stage("sealing anew", None);
     for job in jobs {
-        let done = copy(cluster, job.clone(), registration.root().number).await?;
+        let done = match copy(cluster, job.clone(), registration.root().number).await {
+            Err(RepoError::Damage { key, reason }) if key == job.key(cluster) => {
+                moved.unreadable.insert(key, reason);
+                continue;
+            }
+            done => done?,
+        };
         match &done.job {
             Job::Segment(..) => moved.segments += 1,
             Job::Manifest(_) => moved.manifests += 1,

@@ -9,12 +9,13 @@
 use super::cover::{Candidate, choose};
 use crate::base::{BackupId, Generation, LsnRange, ObjectId, TimelineId, Timestamp};
 use crate::format::index::{
-    BackupEntry, BackupState, GapEntry, HistoryEntry, IndexPage, PagesEntry, RemovedEntry, RemovedKind,
-    WalEntry, without_relations,
+    BackupEntry, GapEntry, HistoryEntry, IndexPage, PagesEntry, RemovedEntry, RemovedKind, WalEntry,
+    without_relations,
 };
 use crate::format::manifest::ManifestMeta;
 use crate::format::root::Root;
 use crate::format::wal::WalMeta;
+use crate::repo::backups::entry_of;
 use crate::repo::index::empty_page;
 use crate::repo::spans::Spans;
 use crate::repo::{Index, layout};
@@ -294,7 +295,7 @@ fn backups_of(
     for objects in found.into_values() {
         if let Some((_, newest)) = objects.into_iter().next_back() {
             rebuilt.backups_found.push(newest.meta.id.clone());
-            backups.push(backup_entry(root, newest));
+            backups.push(backup_entry(root, &newest));
         }
     }
     rebuilt.backups_found.sort();
@@ -302,29 +303,9 @@ fn backups_of(
     backups
 }
 
-fn backup_entry(root: &Root, found: FoundManifest) -> BackupEntry {
-    let meta = found.meta;
-    BackupEntry {
-        generation: meta.generation,
-        timeline: meta.timeline,
-        redo: meta.redo,
-        start: meta.start,
-        stop: meta.stop,
-        started_at: meta.started_at,
-        stopped_at: meta.stopped_at,
-        bytes_raw: meta.bytes_raw,
-        // Figures for people, which only the work that made it knew.
-        bytes_stored: 0,
-        bytes_new: 0,
-        manifest_len: found.object_len,
-        manifest_number: found.number,
-        damaged_blocks: meta.damaged.len() as u64,
-        // No epoch of deltas that is there now goes on: whether it began before the backup nobody knows.
-        root: root.number,
-        // Whether its WAL is there decides anew.
-        state: BackupState::Pending,
-        id: meta.id,
-    }
+/// No epoch of deltas that is there now goes on: whether it began before the backup nobody knows. Whether its WAL is there decides anew.
+fn backup_entry(root: &Root, found: &FoundManifest) -> BackupEntry {
+    entry_of(&found.meta, (found.number, found.object_len), root.number)
 }
 
 /// WAL between the first and the last byte of a timeline that nothing holds, and that nothing explains.

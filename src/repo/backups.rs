@@ -4,12 +4,36 @@
 use super::walmap::WalMap;
 use crate::base::{BackupId, Lsn, LsnRange, SegmentSize};
 use crate::format::index::{BackupEntry, BackupState, RemovedEntry, RemovedKind};
+use crate::format::manifest::ManifestMeta;
 use crate::repo::layout;
 
 /// The WAL without which `backup` is worth nothing: from the start of the WAL segment that holds its redo LSN to its stop LSN.
 pub fn needed_wal(backup: &BackupEntry, size: SegmentSize) -> LsnRange {
     let start = size.segment_start(backup.redo.min(backup.start));
     LsnRange::new(start, backup.stop.max(start))
+}
+
+/// The entry of a backup whose manifest is object `number`, of `manifest_len` bytes: pending, as of `root`, and without the figures that
+/// only the work that made it knows.
+pub fn entry_of(meta: &ManifestMeta, (number, manifest_len): (u32, u64), root: u64) -> BackupEntry {
+    BackupEntry {
+        id: meta.id.clone(),
+        generation: meta.generation,
+        timeline: meta.timeline,
+        redo: meta.redo,
+        start: meta.start,
+        stop: meta.stop,
+        started_at: meta.started_at,
+        stopped_at: meta.stopped_at,
+        bytes_raw: meta.bytes_raw,
+        bytes_stored: 0,
+        bytes_new: 0,
+        manifest_len,
+        manifest_number: number,
+        damaged_blocks: meta.damaged.len() as u64,
+        root,
+        state: BackupState::Pending,
+    }
 }
 
 /// Why a name names no backup.

@@ -246,20 +246,7 @@ impl Cluster {
         self.follow_epochs().await?;
         // Taken: an interrupted or concurrent start made it; `check_server` compares afterwards.
         self.create_generation(record).await?;
-        let root = Root {
-            cluster: self.name.clone(),
-            number: NONE + 1,
-            made_at: self.repo.env().clock.now(),
-            generation: record.generation,
-            writer_epoch: 0,
-            floor: NONE,
-            streams: Vec::new(),
-            retired: Vec::new(),
-            pending: Vec::new(),
-            index: None,
-            deleted_at: None,
-            extensions: Vec::new(),
-        };
+        let root = Root::first(self.name.clone(), record.generation, self.repo.env().clock.now());
         // Taken or void: others made the cluster meanwhile, in the latter case so long ago that its first root is gone.
         self.create_root(&root).await?;
         Ok(())

@@ -22,10 +22,13 @@
 //!
 //! Deletions are not synced: an object that comes back after a power cut is garbage that collection finds again.
 
+mod errors;
+
 use super::{MappedObject, ObjectMeta, Store, StoreError};
 use crate::base::ObjectKey;
 use async_trait::async_trait;
 use bytes::Bytes;
+use errors::{sort_out, sort_out_read, sort_out_write};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 use std::collections::HashSet;
@@ -450,16 +453,6 @@ fn read_at(key: &ObjectKey, file: &File, range: Range<u64>) -> Result<Bytes, Sto
     }
 }
 
-/// As [`sort_out`]; what the medium under a file does not give is damage of that object, and nothing else is known to be wrong.
-fn sort_out_read(key: &ObjectKey, error: io::Error) -> StoreError {
-    match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN) => {
-            StoreError::Unreadable { key: key.clone(), reason: error.to_string() }
-        }
-        _ => sort_out(key, "reading it", error),
-    }
-}
-
 fn meta(key: ObjectKey, stat: &Stat) -> ObjectMeta {
     let micros = (stat.st_mtime_nsec as i64) / 1000;
     let modified_unix_micros = stat.st_mtime.saturating_mul(1_000_000).saturating_add(micros);
@@ -473,28 +466,6 @@ fn parent_of(path: &str) -> &str {
 
 fn or_here(directory: &str) -> &str {
     if directory.is_empty() { "." } else { directory }
-}
-
-/// An error by the caller's next move.
-fn sort_out(key: &ObjectKey, doing: &str, error: io::Error) -> StoreError {
-    let (key, reason) = (key.clone(), format!("{doing}: {error}"));
-    match error.kind() {
-        io::ErrorKind::NotFound => StoreError::NotFound { key },
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::NoSpace { key, reason },
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            StoreError::Denied { key, reason }
-        }
-        _ => StoreError::Unknown { key, reason },
-    }
-}
-
-/// As [`sort_out`]; what is not found while writing is a directory that someone removed, not the object.
-fn sort_out_write(key: &ObjectKey, doing: &str, error: io::Error) -> StoreError {
-    let reason = format!("{doing}: {error}");
-    match sort_out(key, doing, error) {
-        StoreError::NotFound { key } => StoreError::Unknown { key, reason },
-        other => other,
-    }
 }
 
 #[cfg(test)]

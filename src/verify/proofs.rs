@@ -75,7 +75,12 @@ impl Looked {
             if let WalSource::Segment(entry) = &piece.source
                 && let Some(base) = entry.deltas.as_ref().and_then(|deltas| deltas.base.as_ref())
             {
-                with_manifest(needs.backups.iter().find(|own| own.id == *base)?, &mut wanted);
+                // Of one that is not whole, only decoding tells what it costs.
+                let base = needs.backups.iter().find(|own| own.id == *base)?;
+                if base.missing > 0 || base.broken.is_some() {
+                    return None;
+                }
+                with_manifest(base, &mut wanted);
             }
         }
         all.extend(epochs.into_iter().map(|(id, modified_unix_micros)| {

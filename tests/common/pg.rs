@@ -590,6 +590,15 @@ impl Pg {
         assert!(done, "{sql}: still {last:?} after {limit:?}, expected {expected:?}\n{}", self.log());
     }
 
+    /// Waits until the receiver of the cluster `shop` has acknowledged all that was written up to now.
+    pub fn wait_archived(&self, limit: Duration) {
+        let end = self.sql("SELECT pg_current_wal_flush_lsn()");
+        let query = format!(
+            "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop' AND flush_lsn >= '{end}'"
+        );
+        self.wait_for(&query, "1", limit);
+    }
+
     /// Where the server's WAL ends (written, on a standby: replayed), as text.
     pub fn wal_lsn(&self) -> String {
         self.sql(

@@ -13,13 +13,7 @@ fn a_server_is_restored_from_a_copy_when_its_own_repository_is_gone() {
     let place = Place::init();
     let mut receive =
         place.start(place.command_for(&pg, &["receive", "--flush-interval", "50ms"]), "receive");
-    let stored = || {
-        let end = pg.sql("SELECT pg_current_wal_flush_lsn()");
-        let query = format!(
-            "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop' AND flush_lsn >= '{end}'"
-        );
-        pg.wait_for(&query, "1", LIMIT);
-    };
+    let stored = || pg.wait_archived(LIMIT);
     pg.sql("CREATE TABLE t AS SELECT i AS a, repeat('x', 100) AS b FROM generate_series(1, 20000) AS i");
     stored();
     finish(&mut place.command_for(&pg, &["backup"])).expect(0);

@@ -83,6 +83,30 @@ async fn move_all(world: &mut World, client: u32) {
     }
 }
 
+#[test]
+fn what_cannot_be_read_keeps_nothing_else_from_being_moved() {
+    simulate(async {
+        let mut world = archived(41).await;
+        let cluster = cluster(&mut world, 5).await;
+        slots::rotate(cluster.repo()).await.unwrap();
+        compact::compact(&cluster, None, Extent::All).await.unwrap();
+        let index = cluster.index(&cluster.newest_root().await.unwrap()).await.unwrap();
+        let key = walden::repo::layout::segment(cluster.name(), index.pages[0].id);
+        for harm in [|bytes: &mut Vec<u8>| bytes[3] ^= 1, |bytes: &mut Vec<u8>| bytes[300] ^= 1] {
+            let whole = world.store.objects()[&key].clone();
+            world.store.alter(&key, harm);
+            let moved = reseal(&cluster, u64::MAX, ALL).await.unwrap();
+            assert!(!moved.finished, "{moved:?}");
+            assert_eq!(moved.unreadable.keys().collect::<Vec<_>>(), [&key]);
+            world.store.put(&key, whole);
+        }
+        let moved = reseal(&cluster, u64::MAX, ALL).await.unwrap();
+        assert!(moved.finished && moved.unreadable.is_empty(), "{moved:?}");
+        assert_eq!((moved.segments, moved.manifests), (1, 0), "the others were moved before");
+        check(&world, &world.store).await;
+    });
+}
+
 /// A world whose first epoch nothing needs any more; and before that, an object of each kind that was sealed under it.
 async fn ready(seed: u64) -> (World, BTreeMap<Kind, (ObjectKey, Bytes)>) {
     let mut world = archived(seed).await;

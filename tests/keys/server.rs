@@ -26,13 +26,7 @@ fn keys_are_exchanged_while_a_server_is_archived() {
     let place = Place::init();
     let mut receive =
         place.start(place.command_for(&pg, &["receive", "--flush-interval", "50ms"]), "receive");
-    let stored = || {
-        let end = pg.sql("SELECT pg_current_wal_flush_lsn()");
-        let query = format!(
-            "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop' AND flush_lsn >= '{end}'"
-        );
-        pg.wait_for(&query, "1", LIMIT);
-    };
+    let stored = || pg.wait_archived(LIMIT);
     pg.sql("CREATE TABLE t AS SELECT 1 AS a");
     stored();
     finish(&mut place.command_for(&pg, &["backup"])).expect(0);

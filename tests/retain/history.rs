@@ -68,20 +68,8 @@ impl History {
             end: Lsn::new(16 * SEGMENT),
             parents: Vec::new(),
         };
-        let root = Root {
-            cluster: "shop".parse().unwrap(),
-            number: 1,
-            made_at: Timestamp::from_micros(0),
-            generation: Generation(1),
-            writer_epoch: 1,
-            floor: 0,
-            streams: Vec::new(),
-            retired: Vec::new(),
-            pending: Vec::new(),
-            index: None,
-            deleted_at: None,
-            extensions: Vec::new(),
-        };
+        let root = Root::first("shop".parse().unwrap(), Generation(1), Timestamp::from_micros(0));
+        let root = Root { writer_epoch: 1, ..root };
         let deltas = rng.bool();
         let mut history = History {
             rng,

@@ -14,6 +14,7 @@ use walden::operate::check::{self, Finding, Level};
 use walden::operate::config::Ack;
 use walden::operate::info;
 use walden::operate::{Exit, Failure};
+use walden::repair::wal;
 use walden::repo::{Cluster, RepoError, Repository};
 use walden::store::probe_start;
 
@@ -109,6 +110,7 @@ impl Check {
         match cluster {
             Some(cluster) if stored == Some(facts.settings.system_id) => {
                 findings.push(backups(&cluster).await?);
+                findings.push(stored_wal(&cluster).await?);
                 findings.push(check::archived(&mut server, &cluster, receiving, self.timeout).await?);
             }
             _ => findings.push(Finding::new(
@@ -128,6 +130,14 @@ async fn backups(cluster: &Cluster) -> Result<Finding, Failure> {
     let info = info::cluster(cluster, None).await?;
     let complete = info.backups.iter().filter(|backup| backup.state == "complete").count();
     Ok(check::backups(complete, Generation(info.generation)))
+}
+
+/// Whether flush objects are lost.
+async fn stored_wal(cluster: &Cluster) -> Result<Finding, Failure> {
+    let losses = wal::losses(cluster).await?;
+    let reasons: Vec<&(String, String)> = losses.iter().flat_map(|loss| &loss.reasons).collect();
+    let first = reasons.first().map(|(key, reason)| format!("{key}: {reason}"));
+    Ok(check::stored_wal(reasons.len(), first.as_deref()))
 }
 
 /// Whether pg_hba.conf lets us in for replication too, which it lists apart.

@@ -12,6 +12,7 @@ use walden::net::ConnectOptions;
 use walden::operate::config::RepositoryTable;
 use walden::operate::settings::{CACHE_HOME, Given, Settings};
 use walden::operate::{Exit, Failure, config};
+use walden::receive::postgres::PostgresConnector;
 use walden::repo::{Cluster, RepoError, Repository};
 use walden::store::{self, Store, probe_start};
 use zeroize::Zeroizing;
@@ -170,6 +171,15 @@ impl Context {
             }
         }
         Ok(clusters)
+    }
+
+    /// How a receiver of the cluster `name` reaches the server.
+    pub fn connector(&self, name: &ClusterName) -> Result<PostgresConnector, Failure> {
+        Ok(PostgresConnector {
+            options: Arc::new(self.connect_options()?),
+            application_name: name.slot_name(),
+            clock: self.env.clock.clone(),
+        })
     }
 
     /// How to reach the server.

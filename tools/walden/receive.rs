@@ -16,7 +16,6 @@ use walden::operate::config::{Ack, Retention};
 use walden::operate::units::{self, Bytes};
 use walden::operate::{Exit, Failure, daemon};
 use walden::receive::machine::Cut;
-use walden::receive::postgres::PostgresConnector;
 use walden::receive::session::{JournalPlace, ReceiveOptions};
 
 const HELP: &str = "\
@@ -86,11 +85,7 @@ impl Receive {
         let settings = &context.settings;
         let name = settings.require_cluster()?.clone();
         let repository = context.repository_to_write().await?;
-        let connector = PostgresConnector {
-            options: Arc::new(context.connect_options()?),
-            application_name: name.slot_name(),
-            clock: context.env.clock.clone(),
-        };
+        let connector = context.connector(&name)?;
         let interval =
             self.flush_interval.or(settings.cluster().flush_interval).unwrap_or(limits::FLUSH_INTERVAL);
         let journal = match settings.ack(self.ack) {

@@ -34,20 +34,8 @@ fn segment(id: u8, start: u64, end: u64, epoch: Option<(u8, u64)>) -> WalEntry {
 
 fn view(wal: Vec<WalEntry>) -> View {
     let cluster: ClusterName = "shop".parse().unwrap();
-    let root = Root {
-        cluster: cluster.clone(),
-        number: 9,
-        made_at: Timestamp::from_micros(0),
-        generation: G,
-        writer_epoch: 1,
-        floor: 0,
-        streams: Vec::new(),
-        retired: Vec::new(),
-        pending: Vec::new(),
-        index: None,
-        deleted_at: None,
-        extensions: Vec::new(),
-    };
+    let root = Root::first(cluster.clone(), G, Timestamp::from_micros(0));
+    let root = Root { number: 9, writer_epoch: 1, ..root };
     let record = GenerationRecord {
         cluster,
         generation: G,

@@ -68,20 +68,7 @@ fn info(backups: Vec<BackupEntry>, server: Option<WalPosition>) -> ClusterInfo {
         ..Index::default()
     };
     let name: ClusterName = "shop".parse().unwrap();
-    let root = Root {
-        cluster: name,
-        number: 7,
-        made_at: at(200),
-        generation: Generation(1),
-        writer_epoch: 1,
-        floor: 0,
-        streams: Vec::new(),
-        retired: Vec::new(),
-        pending: Vec::new(),
-        index: None,
-        deleted_at: None,
-        extensions: Vec::new(),
-    };
+    let root = Root { number: 7, writer_epoch: 1, ..Root::first(name, Generation(1), at(200)) };
     let wal = WalMap::new(Generation(1), &index, Vec::new());
     let piece = |entry: &WalEntry| Piece {
         timeline: entry.timeline,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::{Lsn, SystemId};
-use crate::format::index::{ExpiredEntry, PinEntry};
+use crate::format::index::{BackupState, ExpiredEntry, PinEntry};
 use crate::format::wal::WalSummary;
 
 const PLACE: Place = (Generation(1), TimelineId(1));
@@ -61,20 +61,8 @@ fn manifest(id: &str, number: u32) -> FoundManifest {
 }
 
 fn root() -> Root {
-    Root {
-        cluster: "shop".parse().unwrap(),
-        number: 50,
-        made_at: Timestamp::from_micros(0),
-        generation: PLACE.0,
-        writer_epoch: 1,
-        floor: 0,
-        streams: Vec::new(),
-        retired: Vec::new(),
-        pending: Vec::new(),
-        index: None,
-        deleted_at: None,
-        extensions: Vec::new(),
-    }
+    let first = Root::first("shop".parse().unwrap(), PLACE.0, Timestamp::from_micros(0));
+    Root { number: 50, writer_epoch: 1, ..first }
 }
 
 fn made(inventory: Inventory) -> Rebuilt {
@@ -170,7 +158,7 @@ fn what_an_index_names_stays_named_though_it_does_not_open() {
         chunk_count: 1,
         plain_bytes: 1,
     };
-    let backup = |id: &str| backup_entry(&root(), manifest(id, 0));
+    let backup = |id: &str| backup_entry(&root(), &manifest(id, 0));
     let index = Index {
         wal: vec![known(1, 0, 10), known(2, 10, 20), known(3, 20, 30)],
         pages: vec![pages(4), pages(5), pages(6)],
@@ -202,8 +190,11 @@ fn what_an_index_names_stays_named_though_it_does_not_open() {
 #[test]
 fn a_backup_whose_manifest_was_sealed_anew_since_keeps_its_entry_with_the_new_number() {
     let id = "20261101T000000Z";
-    let entry =
-        BackupEntry { bytes_new: 77, state: BackupState::Complete, ..backup_entry(&root(), manifest(id, 0)) };
+    let entry = BackupEntry {
+        bytes_new: 77,
+        state: BackupState::Complete,
+        ..backup_entry(&root(), &manifest(id, 0))
+    };
     let index = || Index { backups: vec![entry.clone()], ..Index::default() };
     let moved = vec![manifest(id, 7), manifest(id, 12)];
     let rebuilt = made(Inventory { known: index(), manifests: moved.clone(), ..Inventory::default() });

@@ -45,20 +45,8 @@ fn record(generation: u32) -> GenerationRecord {
 impl Bed {
     /// With a policy of a window of 10 days, and nothing else.
     fn new(days: i64) -> Bed {
-        let root = Root {
-            cluster: "shop".parse().unwrap(),
-            number: 50,
-            made_at: at(0),
-            generation: Generation(1),
-            writer_epoch: 1,
-            floor: 0,
-            streams: Vec::new(),
-            retired: Vec::new(),
-            pending: Vec::new(),
-            index: None,
-            deleted_at: None,
-            extensions: Vec::new(),
-        };
+        let root = Root::first("shop".parse().unwrap(), Generation(1), at(0));
+        let root = Root { number: 50, writer_epoch: 1, ..root };
         let mut bed = Bed {
             root,
             index: Index::default(),

@@ -9,7 +9,6 @@ use walden::disk::OsDisk;
 use walden::operate::Failure;
 use walden::operate::clusters::UpgradeInfo;
 use walden::receive::machine::Cut;
-use walden::receive::postgres::PostgresConnector;
 use walden::receive::session::{JournalPlace, ReceiveOptions};
 use walden::receive::upgrade::{self, MissingWal, NewServer, UpgradeOptions};
 
@@ -50,11 +49,7 @@ impl Upgrade {
         let settings = &context.settings;
         let name = settings.require_cluster()?.clone();
         let repository = context.repository_to_write().await?;
-        let connector = PostgresConnector {
-            options: Arc::new(context.connect_options()?),
-            application_name: name.slot_name(),
-            clock: context.env.clock.clone(),
-        };
+        let connector = context.connector(&name)?;
         // Whatever the mode is now: an earlier receiver may have left one.
         let journal = JournalPlace {
             disk: Arc::new(OsDisk),

@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::progress::watcher;
 use clap::Args;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use walden::operate::units::Bytes;
 use walden::operate::{Exit, Failure};
 use walden::receive::compact::{self, Extent};
@@ -108,6 +109,7 @@ struct MovedCluster {
     manifests: u64,
     index: bool,
     bytes: u64,
+    unreadable: BTreeMap<String, String>,
     finished: bool,
 }
 
@@ -131,28 +133,44 @@ impl Move {
                 index: moved.index,
                 bytes: moved.bytes,
                 finished: moved.finished,
+                unreadable: moved
+                    .unreadable
+                    .into_iter()
+                    .map(|(key, reason)| (key.to_string(), reason))
+                    .collect(),
             });
         }
         drop(progress);
         let finished = clusters.iter().all(|cluster| cluster.finished);
+        let unreadable: usize = clusters.iter().map(|cluster| cluster.unreadable.len()).sum();
         context.output.result(&Moves { clusters, finished }, |done| {
             let line = |cluster: &MovedCluster| {
+                let unreadable = |(key, reason): (&String, &String)| format!("  not moved: {key}: {reason}\n");
+                let unreadable: String = cluster.unreadable.iter().map(unreadable).collect();
                 format!(
-                    "{}: {} segments and {} manifests sealed anew, {}; {} flush objects compacted{}\n",
+                    "{}: {} segments and {} manifests sealed anew, {}; {} flush objects compacted{}\n{unreadable}",
                     cluster.cluster,
                     cluster.segments,
                     cluster.manifests,
                     Bytes(cluster.bytes),
                     cluster.flush_objects_compacted,
-                    if cluster.finished { "" } else { "; there is more" }
+                    if cluster.finished || !cluster.unreadable.is_empty() { "" } else { "; there is more" }
                 )
             };
             let text: String = done.clusters.iter().map(line).collect();
             text + match done.finished {
                 true => "Everything in use is under the newest key epoch; what was replaced goes after the grace period.",
+                false if unreadable > 0 => "What cannot be read stays under its key epoch.",
                 false => "The limit was reached: run it again to go on.",
             }
-        })
+        })?;
+        match unreadable {
+            0 => Ok(()),
+            count => {
+                Err(Failure::new(Exit::Damage, format!("{count} objects cannot be read, and were not moved"))
+                    .hint("`walden verify` says what each costs"))
+            }
+        }
     }
 }
 

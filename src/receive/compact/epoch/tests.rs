@@ -1,7 +1,7 @@
 //! What ends an epoch, which one is gone on with, and what is its base.
 
 use super::*;
-use crate::base::{ClusterName, StreamId, Timestamp};
+use crate::base::{StreamId, Timestamp};
 use crate::format::index::{ExpiredEntry, WalEntry};
 use crate::format::root::PendingEntry;
 use crate::format::wal::WalSummary;
@@ -16,20 +16,8 @@ fn root(pending: &[(PendingKind, u64)]) -> Root {
         kind: *kind,
         root: *root,
     };
-    Root {
-        cluster: "shop".parse::<ClusterName>().unwrap(),
-        number: 50,
-        made_at: Timestamp::from_micros(0),
-        generation: GENERATION,
-        writer_epoch: 1,
-        floor: 0,
-        streams: Vec::new(),
-        retired: Vec::new(),
-        pending: pending.iter().map(entry).collect(),
-        index: None,
-        deleted_at: None,
-        extensions: Vec::new(),
-    }
+    let first = Root::first("shop".parse().unwrap(), GENERATION, Timestamp::from_micros(0));
+    Root { number: 50, writer_epoch: 1, pending: pending.iter().map(entry).collect(), ..first }
 }
 
 fn backup(id: &str, root: u64, second: i64, state: BackupState) -> BackupEntry {
