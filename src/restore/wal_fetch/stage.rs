@@ -9,12 +9,13 @@ use bytes::Bytes;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 /// Segments staged ahead.
@@ -68,6 +69,28 @@ pub enum Outcome {
     Failed(String),
 }
 
+/// How far fetching a file has come.
+#[derive(Debug, Clone)]
+enum Fetch {
+    Begun,
+    /// Whoever reads what follows it may begin.
+    OutOfTheWay,
+    Done(Outcome),
+}
+
+impl Fetch {
+    fn outcome(&self) -> Option<&Outcome> {
+        match self {
+            Fetch::Done(outcome) => Some(outcome),
+            Fetch::Begun | Fetch::OutOfTheWay => None,
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.outcome().is_some_and(|outcome| *outcome != Outcome::Staged)
+    }
+}
+
 /// What to stage, and how patiently.
 #[derive(Debug, Clone)]
 pub struct StageOptions {
@@ -88,8 +111,10 @@ pub struct StageOptions {
 pub struct Stager<A> {
     archive: Arc<A>,
     options: StageOptions,
-    under_way: Mutex<HashMap<WalFileName, watch::Receiver<Option<Outcome>>>>,
-    ahead: Semaphore,
+    under_way: Mutex<HashMap<WalFileName, watch::Receiver<Fetch>>>,
+    /// Held by who stages ahead, so that segments are begun in their order.
+    ahead: tokio::sync::Mutex<()>,
+    ahead_fetches: Arc<Semaphore>,
     /// One past the newest segment that was staged. What lies before it is there or was taken, and is not staged ahead again: where
     /// WAL stands as deltas, to go back means to decode the epoch from its start.
     staged_end: AtomicU64,
@@ -104,7 +129,8 @@ impl<A: Archive> Stager<A> {
             archive,
             options,
             under_way: Mutex::new(HashMap::new()),
-            ahead: Semaphore::new(AHEAD_FETCHES_MAX),
+            ahead: tokio::sync::Mutex::default(),
+            ahead_fetches: Arc::new(Semaphore::new(AHEAD_FETCHES_MAX)),
             staged_end: AtomicU64::new(0),
             last: Mutex::new(None),
         })
@@ -119,10 +145,15 @@ impl<A: Archive> Stager<A> {
         if self.path_of(name).exists() {
             return Outcome::Staged;
         }
-        let mut outcome = self.begin(name, self.options.patience);
-        match outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or_else(|| Outcome::Failed("no outcome".into())),
-            Err(_) => Outcome::Failed(format!("fetching {name} was given up")),
+        loop {
+            let (mut fetch, ours) = self.begin(name, self.options.patience, None);
+            let outcome = fetch.wait_for(|fetch| fetch.outcome().is_some()).await;
+            match outcome.ok().as_deref().and_then(Fetch::outcome) {
+                // It was fetched ahead, which is tried once: now somebody waits for it.
+                Some(Outcome::Failed(_)) if !ours => {}
+                Some(outcome) => return outcome.clone(),
+                None => return Outcome::Failed(format!("fetching {name} was given up")),
+            }
         }
     }
 
@@ -131,30 +162,46 @@ impl<A: Archive> Stager<A> {
         let Some(number) = name.segment_no(self.options.segment_size) else { return };
         let stager = self.clone();
         tokio::spawn(async move {
+            let _alone = stager.ahead.lock().await;
             let StageOptions { segment_size, needed, .. } = stager.options;
+            let mut begun: Vec<watch::Receiver<Fetch>> = Vec::new();
             for next in next_segments(number, segment_size, needed, AHEAD_SEGMENTS_MAX, AHEAD_BYTES_MAX) {
-                let Ok(_permit) = stager.ahead.acquire().await else { return };
-                if !stager.stage_ahead(next).await {
+                let Ok(permit) = stager.ahead_fetches.clone().acquire_owned().await else { return };
+                // One try each, and whoever needs it will ask.
+                if begun.iter().any(|fetch| fetch.borrow().has_failed()) {
                     return;
+                }
+                match stager.stage_ahead(next, permit).await {
+                    ControlFlow::Continue(fetch) => begun.extend(fetch),
+                    ControlFlow::Break(()) => return,
                 }
             }
         });
     }
 
-    /// Whether it may go on.
-    async fn stage_ahead(self: &Arc<Self>, number: SegmentNo) -> bool {
+    /// Begins to fetch a segment unless it is there, and waits until the next one may begin.
+    async fn stage_ahead(
+        self: &Arc<Self>,
+        number: SegmentNo,
+        permit: OwnedSemaphorePermit,
+    ) -> ControlFlow<(), Option<watch::Receiver<Fetch>>> {
         let options = &self.options;
         if number.0 < self.staged_end.load(Ordering::Relaxed) {
-            return true;
+            return ControlFlow::Continue(None);
         }
-        let Ok(run) = self.archive.run(Lsn::ZERO).await else { return false };
-        let Some(name) = first_choice(number, options.segment_size, &options.path, run) else { return false };
+        let Ok(run) = self.archive.run(Lsn::ZERO).await else { return ControlFlow::Break(()) };
+        let Some(name) = first_choice(number, options.segment_size, &options.path, run) else {
+            return ControlFlow::Break(());
+        };
         if self.path_of(name).exists() {
-            return true;
+            return ControlFlow::Continue(None);
         }
-        // Nobody waits for it: one try, and whoever needs it will ask.
-        let mut outcome = self.begin(name, Duration::ZERO);
-        matches!(outcome.wait_for(Option::is_some).await.as_deref(), Ok(Some(Outcome::Staged)))
+        let (mut fetch, _) = self.begin(name, Duration::ZERO, Some(permit));
+        match fetch.wait_for(|fetch| !matches!(fetch, Fetch::Begun)).await {
+            Ok(state) if !state.has_failed() => {}
+            _ => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(Some(fetch))
     }
 
     /// Stages every history file there is: PostgreSQL asks for them one after the other.
@@ -168,30 +215,37 @@ impl<A: Archive> Stager<A> {
         self.options.dir.join(name.to_string())
     }
 
-    fn begin(self: &Arc<Self>, name: WalFileName, patience: Duration) -> watch::Receiver<Option<Outcome>> {
+    /// Fetches `name` with `permit`, unless that is under way already; says which.
+    fn begin(
+        self: &Arc<Self>,
+        name: WalFileName,
+        patience: Duration,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> (watch::Receiver<Fetch>, bool) {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(outcome) = under_way.get(&name) {
-            return outcome.clone();
+        if let Some(fetch) = under_way.get(&name) {
+            return (fetch.clone(), false);
         }
-        let (tell, outcome) = watch::channel(None);
-        under_way.insert(name, outcome.clone());
+        let (tell, fetch) = watch::channel(Fetch::Begun);
+        under_way.insert(name, fetch.clone());
         let stager = self.clone();
         tokio::spawn(async move {
-            let result = stager.try_until(name, patience).await;
+            let result = stager.try_until(name, patience, &tell).await;
             if let (Outcome::Staged, Some(number)) = (&result, name.segment_no(stager.options.segment_size)) {
                 stager.staged_end.fetch_max(number.0.saturating_add(1), Ordering::Relaxed);
             }
             stager.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-            tell.send_replace(Some(result));
+            tell.send_replace(Fetch::Done(result));
+            drop(permit);
         });
-        outcome
+        (fetch, true)
     }
 
-    async fn try_until(&self, name: WalFileName, patience: Duration) -> Outcome {
+    async fn try_until(&self, name: WalFileName, patience: Duration, tell: &watch::Sender<Fetch>) -> Outcome {
         let deadline = Instant::now() + patience;
         let mut wait = BACKOFF_MIN;
         loop {
-            match self.try_once(name).await {
+            match self.try_once(name, tell).await {
                 Ok(outcome) => return outcome,
                 Err(Trouble::Lasting(reason)) => return Outcome::Failed(reason),
                 Err(Trouble::Passing(reason)) if Instant::now() + wait > deadline => {
@@ -204,7 +258,7 @@ impl<A: Archive> Stager<A> {
         }
     }
 
-    async fn try_once(&self, name: WalFileName) -> Result<Outcome, Trouble> {
+    async fn try_once(&self, name: WalFileName, tell: &watch::Sender<Fetch>) -> Result<Outcome, Trouble> {
         let options = &self.options;
         match (name, name.segment_no(options.segment_size)) {
             (WalFileName::History(timeline), _) => match self.archive.history(timeline).await? {
@@ -218,7 +272,7 @@ impl<A: Archive> Stager<A> {
             (WalFileName::Segment { timeline, .. }, Some(number)) => {
                 let run = self.archive.run(number.range(options.segment_size).end).await?;
                 match compose(timeline, number, options.segment_size, &options.path, run) {
-                    Composition::Of(range) => self.write_segment(name, range).await,
+                    Composition::Of(range) => self.write_segment(name, range, tell).await,
                     Composition::Absent(reason) => Ok(Outcome::Absent(reason)),
                 }
             }
@@ -229,8 +283,16 @@ impl<A: Archive> Stager<A> {
         }
     }
 
-    async fn write_segment(&self, name: WalFileName, range: LsnRange) -> Result<Outcome, Trouble> {
+    async fn write_segment(
+        &self,
+        name: WalFileName,
+        range: LsnRange,
+        tell: &watch::Sender<Fetch>,
+    ) -> Result<Outcome, Trouble> {
         let turn = self.archive.turn().await?;
+        if turn.is_none() {
+            tell.send_replace(Fetch::OutOfTheWay);
+        }
         let failed = |error| on_disk(&self.options.dir, error);
         if turn.is_some() && self.copy_last(name, range) {
             let file = File::open(self.temporary(name)).map_err(failed)?;
@@ -254,6 +316,9 @@ impl<A: Archive> Stager<A> {
         if turn.is_some() && range.end >= self.options.needed {
             self.keep_last(name, range);
         }
+        // Whoever reads next need not wait for the disk.
+        drop(turn);
+        tell.send_replace(Fetch::OutOfTheWay);
         self.finish(name, file).await
     }
 

@@ -5,19 +5,30 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::OwnedMutexGuard;
 
 const SIZE: u64 = 1 << 20;
+/// Reads that a whole segment takes.
+const READS_PER_SEGMENT: usize = 4;
 
 #[derive(Debug)]
 struct Fake {
     end: AtomicU64,
     failures: AtomicUsize,
     lasting: bool,
-    deltas: bool,
+    turn: Option<Arc<tokio::sync::Mutex<()>>>,
     reads: AtomicUsize,
+    /// Where each read began.
+    starts: Mutex<Vec<Lsn>>,
 }
 
 impl Fake {
     fn new(end: u64) -> Arc<Fake> {
-        Arc::new(Fake { end: end.into(), failures: 0.into(), lasting: false, deltas: false, reads: 0.into() })
+        Arc::new(Fake {
+            end: end.into(),
+            failures: 0.into(),
+            lasting: false,
+            turn: None,
+            reads: 0.into(),
+            starts: Mutex::default(),
+        })
     }
 
     fn trouble(&self) -> Result<(), Trouble> {
@@ -52,17 +63,18 @@ impl Archive for Fake {
     }
 
     async fn turn(&self) -> Result<Option<OwnedMutexGuard<()>>, Trouble> {
-        if !self.deltas {
-            return Ok(None);
+        match self.turn.clone() {
+            Some(turn) => Ok(Some(turn.lock_owned().await)),
+            None => Ok(None),
         }
-        Ok(Some(Arc::new(tokio::sync::Mutex::new(())).lock_owned().await))
     }
 
     async fn read_some(&self, range: LsnRange) -> Result<Bytes, Trouble> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        self.starts.lock().unwrap().push(range.start);
         tokio::time::sleep(Duration::from_millis(1)).await;
         self.trouble()?;
-        let end = range.end.get().min(range.start.get() + 300_000);
+        let end = range.end.get().min(range.start.get() + SIZE / READS_PER_SEGMENT as u64);
         Ok((range.start.get()..end).map(byte).collect())
     }
 }
@@ -135,8 +147,9 @@ async fn lasting_trouble_is_not_tried_again() {
         end: (8 * SIZE).into(),
         failures: usize::MAX.into(),
         lasting: true,
-        deltas: false,
+        turn: None,
         reads: 0.into(),
+        starts: Mutex::default(),
     });
     let patient = stager(dir.path(), &archive, Duration::from_secs(3600));
     assert_eq!(patient.want(segment(1)).await, Outcome::Failed("bad".into()));
@@ -209,7 +222,10 @@ async fn what_was_taken_is_staged_ahead_again_only_for_a_recovery_that_goes_back
 #[tokio::test]
 async fn the_last_segment_is_read_once_where_going_back_is_dear() {
     let dir = tempfile::tempdir().unwrap();
-    let archive = Arc::new(Fake { deltas: true, ..Arc::into_inner(Fake::new(5 * SIZE + 70_000)).unwrap() });
+    let archive = Arc::new(Fake {
+        turn: Some(Arc::default()),
+        ..Arc::into_inner(Fake::new(5 * SIZE + 70_000)).unwrap()
+    });
     let options = StageOptions {
         dir: dir.path().to_owned(),
         path: TimelinePath::new(TimelineId(1), &[]).unwrap(),
@@ -236,4 +252,50 @@ async fn the_last_segment_is_read_once_where_going_back_is_dear() {
     assert_eq!(stager.want(segment(5)).await, Outcome::Staged);
     assert_eq!(archive.reads.load(Ordering::SeqCst), 3);
     assert!(std::fs::read(dir.path().join(segment(5).to_string())).unwrap() != found[0]);
+}
+
+/// Stages ahead with a disk that takes nothing for now: how many segments are read meanwhile, of those that are `ordered` or not.
+fn read_while_the_disk_is_busy(ordered: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+    runtime.unwrap().block_on(async {
+        let turn = ordered.then(Arc::default);
+        let archive = Arc::new(Fake { turn, ..Arc::into_inner(Fake::new(8 * SIZE)).unwrap() });
+        let stager = stager(dir.path(), &archive, Duration::ZERO);
+        // Nothing reaches the disk before this lets the only thread go that waits for it.
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let holder = tokio::task::spawn_blocking(move || held.recv());
+        stager.stage_after(segment(0));
+        let reads = AHEAD_FETCHES_MAX * READS_PER_SEGMENT;
+        while archive.reads.load(Ordering::SeqCst) < reads {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(archive.reads.load(Ordering::SeqCst), reads, "no more than may be under way");
+        assert!(names(dir.path()).iter().all(|name| name.ends_with(".tmp")));
+        drop(let_go);
+        assert!(holder.await.unwrap().is_err());
+        staged(dir.path(), &[1, 2, 3, 4, 5]).await;
+        let starts = archive.starts.lock().unwrap().clone();
+        assert!(!ordered || starts.is_sorted(), "{starts:?}");
+    });
+}
+
+#[test]
+fn segments_are_read_while_the_disk_has_yet_to_take_those_before() {
+    read_while_the_disk_is_busy(false);
+    read_while_the_disk_is_busy(true);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_what_is_fetched_ahead_is_patient_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Fake::new(8 * SIZE);
+    let stager = stager(dir.path(), &archive, Duration::from_secs(60));
+    stager.stage_after(segment(0));
+    while archive.reads.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    archive.failures.store(3, Ordering::SeqCst);
+    assert_eq!(stager.want(segment(1)).await, Outcome::Staged);
 }
