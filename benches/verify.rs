@@ -125,14 +125,18 @@ async fn run() -> Result<(), RepoError> {
         (mib << 20) as f64 / stored as f64
     );
     let watch: &dyn Progress = &Unwatched;
-    let whole = Options { keep: Keep::Discard, ..Options::WHOLE };
     for round in 0..3 {
         println!("round {round}");
         let report = measured("verify --no-key", stored, verify::without_key(&*store, watch)).await?;
         assert!(report.findings.is_empty(), "{:?}", report.findings);
-        let report = measured("verify", stored, verify::with_key(cluster.repo(), whole, watch)).await?;
+        let report =
+            measured("verify", stored, verify::with_key(cluster.repo(), Options::WHOLE, watch)).await?;
         assert!(report.findings.is_empty(), "{:?}", report.findings);
-        let references = Options { depth: Depth::References, ..whole };
+        let seals = Options { depth: Depth::Seals, keep: Keep::Discard, ..Options::WHOLE };
+        let report =
+            measured("verify --depth seals", stored, verify::with_key(cluster.repo(), seals, watch)).await?;
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
+        let references = Options { depth: Depth::References, ..seals };
         let report = measured(
             "verify --depth references",
             stored,

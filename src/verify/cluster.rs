@@ -1,9 +1,10 @@
 //! Verification of one cluster: numbers, references, objects, WAL, pages; then what is stored of that.
 
 use super::again::Again;
+use super::judge::{Damaged, Judge, Proved};
 use super::listing::{self, Listed};
 use super::looked::look;
-use super::objects::{self, Damaged, Fault, Judge, Read, Unread};
+use super::objects::{self, Fault, Read, Unread};
 use super::references;
 use super::results;
 use super::rotation::{self, place_of};
@@ -71,14 +72,20 @@ pub async fn check(task: &Task<'_>, progress: &dyn Progress) -> Result<Outcome, 
     let (expected, looked) = looked.unzip();
     let expected = expected.map(|expected| (task.name.clone(), expected));
     let epochs = numbers::epochs(task.listed);
-    let judge = Arc::new(Judge { repo: Some(task.repo.clone()), id: task.id, epochs, expected });
     let latest = Timestamp::from_micros(started_at.micros().saturating_sub(1));
     let known_arcs =
         before.as_ref().map_or_else(Vec::new, |before| rotation::not_after(&before.arcs, latest));
+    let proved = match (task.depth, &before) {
+        (Depth::Seals, Some(before)) => {
+            Some(Proved { arcs: known_arcs.clone(), in_doubt: before.unproved.iter().copied().collect() })
+        }
+        _ => None,
+    };
+    let judge = Arc::new(Judge { repo: Some(task.repo.clone()), id: task.id, epochs, expected, proved });
     let epochs = looked.as_ref().map_or_else(Vec::new, |looked| looked.epochs());
     let mut turn = Turn::new(own, &epochs, &known_arcs, task.limit);
     let mut read = Read::default();
-    if task.depth == Depth::Content {
+    if task.depth.reads() {
         progress
             .stage("reading objects", matches!(task.limit, Limit::Everything).then(|| listing::bytes(own)));
         let turn_of = Mutex::new(&mut turn);
@@ -126,7 +133,7 @@ pub async fn check(task: &Task<'_>, progress: &dyn Progress) -> Result<Outcome, 
         read.unread.iter().map(|unread| &unread.key).chain(&read.unjudged).map(place_of).collect();
     let mut healed = again.gone(&**task.repo.store(), task.listed).await?;
     // Objects that were read without the index were held against nothing, and no WAL was decoded.
-    if let Some(looked) = looked.as_ref().filter(|_| task.depth == Depth::Content) {
+    if let Some(looked) = looked.as_ref().filter(|_| task.depth.reads()) {
         let read_again = again.read(&turn, task.listed);
         let undecoded = looked.undecoded(&read_again, &decoded);
         healed
@@ -173,7 +180,7 @@ fn keyless(unread: &[Unread]) -> Option<String> {
 fn read_of(task: &Task<'_>, turn: &Turn<'_>, at: Timestamp) -> (VerifyScope, Vec<VerifiedArc>) {
     match task.depth {
         Depth::References => (VerifyScope::Whole, Vec::new()),
-        Depth::Content => {
+        Depth::Seals | Depth::Content => {
             let scope = if turn.is_whole() { VerifyScope::Whole } else { VerifyScope::Sample };
             (scope, turn.arcs(task.seen_until.unwrap_or(i64::MIN), at))
         }
@@ -195,7 +202,8 @@ impl From<Depth> for VerifyDepth {
     fn from(depth: Depth) -> VerifyDepth {
         match depth {
             Depth::References => VerifyDepth::References,
-            Depth::Content => VerifyDepth::Content,
+            // What was proved and is unchanged since is proved.
+            Depth::Seals | Depth::Content => VerifyDepth::Content,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What a cluster's newest root leads to: index, chains, directories, and what of the WAL is to be decoded.
 
+use super::judge::{Damaged, Expected, Suspect};
 use super::listing::Listed;
 use super::needs::Needs;
-use super::objects::{self, Damaged, Expected};
 use super::references::{self, Known};
 use super::turn::{EpochItem, Turn};
 use super::wal::{self, Decoded, Unit, Unreadable, epoch_of, key_of};
@@ -186,7 +186,7 @@ impl Looked {
             let findings = &mut looked.findings;
             let bad = references::wal(known, map, damaged).await?;
             let mut lost = Vec::new();
-            if depth == Depth::Content {
+            if depth.reads() {
                 let bad: HashSet<&ObjectKey> = bad.iter().map(|bad| &bad.key).collect();
                 let units = units(cluster, map, turn, &|key| bad.contains(key) || suspect(key));
                 progress.stage("decoding WAL", Some(units.iter().map(|unit| unit.range.len()).sum()));
@@ -261,18 +261,14 @@ impl Looked {
     }
 
     /// What is damaged of pages whose checksum is wrong, and with what nothing can be said.
-    pub async fn bad_pages(
-        &self,
-        needs: &Needs,
-        suspects: &[objects::Suspect],
-    ) -> Result<pages::Judged, RepoError> {
+    pub async fn bad_pages(&self, needs: &Needs, suspects: &[Suspect]) -> Result<pages::Judged, RepoError> {
         let mut judged = pages::Judged::default();
         for own in &self.generations {
-            let of_generation = |suspect: &&objects::Suspect| {
+            let of_generation = |suspect: &&Suspect| {
                 let backup = self.snapshot.index.backups.get(suspect.backup);
                 backup.is_some_and(|backup| backup.generation == own.map.generation())
             };
-            let suspects: Vec<objects::Suspect> = suspects.iter().filter(of_generation).cloned().collect();
+            let suspects: Vec<Suspect> = suspects.iter().filter(of_generation).cloned().collect();
             let backups = &self.snapshot.index.backups;
             let found =
                 pages::judge(&self.cluster, &own.map, own.size, backups, needs, &self.chunks, &suspects);

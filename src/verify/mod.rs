@@ -11,6 +11,7 @@
 pub mod again;
 pub mod cluster;
 pub mod cost;
+pub mod judge;
 mod key_objects;
 pub mod links;
 pub mod listing;
@@ -36,8 +37,9 @@ use crate::format::verification::{BackupVerification, Verification};
 use crate::repo::{RepoError, Repository, layout};
 use crate::store::{ObjectMeta, Store, StoreError};
 use cluster::Task;
+use judge::{Damaged, Judge};
 use listing::Listed;
-use objects::{Damaged, Judge, Read, Unread};
+use objects::{Read, Unread};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -47,8 +49,21 @@ use tokio::time::Instant;
 pub enum Depth {
     /// That everything is there, of the right length, down to the last chunk.
     References,
-    /// And that it can be opened and is what it should be.
+    /// And that it can be opened and is what it should be; of chunks that an earlier run proved, that they are as they were then,
+    /// by their seals alone.
+    Seals,
+    /// And that each chunk is what it should be, whoever proved that before.
     Content,
+}
+
+impl Depth {
+    /// Whether objects are read.
+    fn reads(self) -> bool {
+        match self {
+            Depth::References => false,
+            Depth::Seals | Depth::Content => true,
+        }
+    }
 }
 
 /// What becomes of the result.
@@ -165,7 +180,7 @@ pub struct Report {
 pub async fn without_key(store: &dyn Store, progress: &dyn Progress) -> Result<Report, RepoError> {
     let (id, mut read, listed) = list(store).await?;
     progress.stage("reading objects", Some(listing::bytes(listed.all())));
-    let judge = Arc::new(Judge { repo: None, id, epochs: BTreeSet::new(), expected: None });
+    let judge = Arc::new(Judge { repo: None, id, epochs: BTreeSet::new(), expected: None, proved: None });
     read.add(objects::read(store, &judge, listed.all().iter().cloned(), progress).await?);
     foreign_marker(&mut read, id);
     let cost_of_slot = |key: &ObjectKey| match layout::parse_key_object(key) {
@@ -222,11 +237,9 @@ pub async fn with_key(
     let store = &**repo.store();
     let started = Instant::now();
     // Before the list. Who may not write stores no result: then nobody asks later what was on it.
-    let seen_until = match options {
-        Options { depth: Depth::Content, keep: Keep::Store, .. } => {
-            repo.store_now().await.map(listing::seen_until).ok()
-        }
-        Options { depth: Depth::Content | Depth::References, keep: Keep::Store | Keep::Discard, .. } => None,
+    let seen_until = match options.keep {
+        Keep::Store if options.depth.reads() => repo.store_now().await.map(listing::seen_until).ok(),
+        Keep::Store | Keep::Discard => None,
     };
     let (id, mut read, listed) = list(store).await?;
     repo.follow_epochs().await?.ok();
@@ -234,7 +247,7 @@ pub async fn with_key(
     findings.extend(links::findings(repo, &listed).await?);
     // Small, and everything hangs on them: read whatever the budget is.
     let epochs = numbers::epochs(&listed);
-    let judge = Arc::new(Judge { repo: Some(repo.clone()), id, epochs, expected: None });
+    let judge = Arc::new(Judge { repo: Some(repo.clone()), id, epochs, expected: None, proved: None });
     read.add(
         objects::read(store, &judge, listed.under(layout::KEYS_PREFIX).iter().cloned(), progress).await?,
     );

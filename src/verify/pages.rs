@@ -3,8 +3,8 @@
 //! recovery never looks at it. What the backup itself calls damaged is no news. Looked into only when there is such a page.
 
 use super::Finding;
+use super::judge::Suspect;
 use super::needs::Needs;
-use super::objects::Suspect;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{ChunkId, LsnRange, ObjectKey, SegmentSize};
 use crate::format::index::{BackupEntry, BackupState};

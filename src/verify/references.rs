@@ -2,9 +2,9 @@
 //! gaps, every backup finds its chunks and its WAL. A damaged object is put to what it costs.
 
 use super::cost::LostWal;
+use super::judge::Damaged;
 use super::listing::Listed;
 use super::needs::{self, Needs};
-use super::objects::Damaged;
 use super::wal::{Unreadable, epoch_end, epoch_of, key_of};
 use super::{Finding, cost};
 use crate::base::{BackupId, LsnRange, ObjectKey, SegmentSize};

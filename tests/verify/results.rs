@@ -2,6 +2,9 @@
 //! stored.
 
 use crate::bed::*;
+use walden::base::{ObjectId, ObjectKey};
+use walden::codec::object::{Expect, OpenObject};
+use walden::format::header::ObjectKind;
 use walden::format::verification::{VerifyDepth, VerifyOutcome};
 use walden::repo::{layout, verifications};
 use walden::verify::{Budget, Depth, Keep, Options, Report, Stored};
@@ -99,6 +102,66 @@ fn references_tell_what_is_gone_or_cut_short_without_reading_it() {
                 assert_eq!(names(&report, key), names(&everything, key), "{key}: {:?}", report.findings);
                 // Of an epoch of deltas, what follows cannot be decoded either: nobody has to try it to know.
                 assert!(hurt(&report).is_superset(&hurt(&everything)), "{key}: {:?}", report.findings);
+            }
+        }
+    });
+}
+
+/// A segment of pages one of whose chunks was sealed as what it is not: only who decompresses it can tell.
+async fn with_a_false_chunk(store: &Damaged) -> (ObjectKey, Damaged) {
+    let cluster = cluster(store).await.unwrap();
+    let key = scene().objects.keys().find(|key| kind(key) == Some("segment of pages")).unwrap();
+    let keys = cluster.repo().keys();
+    let expect = Expect { repository: None, key: Some(key), kind: None };
+    let object = OpenObject::open(scene().objects[key].clone(), &*keys, &expect).unwrap();
+    let id: ObjectId = key.file_name().parse().unwrap();
+    let mut writer = cluster.repo().writer(ObjectKind::PagesSegment, key, id.0, 0, 0);
+    for number in 0..object.directory().frames.len() {
+        let mut packed = object.packed_chunk(number).unwrap();
+        if number == 0 {
+            *packed.bytes.last_mut().unwrap() ^= 1;
+        }
+        writer.add_packed(&packed, object.directory().frames[number].position);
+    }
+    let bytes = writer.finish(object.directory().meta.0.clone()).bytes;
+    (key.clone(), store.clone().with(key, Some(bytes)))
+}
+
+#[test]
+fn seals_prove_what_was_proved_before_and_nothing_else() {
+    block_on(async {
+        let seals = Options { depth: Depth::Seals, ..Options::WHOLE };
+        let store = Damaged::nowhere().writable();
+        let (key, forged) = with_a_false_chunk(&store).await;
+        let names_it = |report: Report| report.findings.iter().any(|finding| finding.key == key.as_str());
+        // Nobody proved anything yet, so everything is looked at as deep as can be.
+        assert!(names_it(verified_with(&forged, seals).await.unwrap()));
+        // What was found is looked at until it is mended.
+        assert!(names_it(verified_with(&forged, seals).await.unwrap()));
+        let report = verified_with(&store, seals).await.unwrap();
+        assert_eq!(report.findings, []);
+        assert_eq!(backups(&report), [(VerifyOutcome::Verified, CONTENT); 2]);
+        // Now it is proved. Whoever has the keys could have put another one in its place, no disk could.
+        assert!(!names_it(verified_with(&forged, seals).await.unwrap()));
+        assert!(names_it(verified_with(&forged.clone().stored_at(&key, i64::MAX), seals).await.unwrap()));
+        assert!(names_it(verified_with(&forged, Options::WHOLE).await.unwrap()));
+    });
+}
+
+#[test]
+fn every_part_of_what_was_proved_is_under_a_seal() {
+    block_on(async {
+        let seals = Options { depth: Depth::Seals, ..Options::WHOLE };
+        let store = Damaged::nowhere().writable();
+        assert_eq!(verified(&store).await.unwrap().findings, []);
+        for (key, bytes) in scene().objects.iter().filter(|(key, _)| kind(key) == Some("segment of pages")) {
+            for at in (0..bytes.len()).step_by(bytes.len() / 7) {
+                let hurt = store.clone().flipped(key, at, 16);
+                let report = verified_with(&hurt, Options { keep: Keep::Discard, ..seals }).await.unwrap();
+                assert!(
+                    report.findings.iter().any(|finding| finding.key == key.as_str()),
+                    "{key}: byte {at}"
+                );
             }
         }
     });
