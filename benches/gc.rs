@@ -1,6 +1,7 @@
 //! Collection of a large repository after a backup went: seconds, and the most anonymous memory meanwhile. Segments are of the usual number
 //! of chunks, which hold little, so that the disk is not what is measured: 100,000 of them, or as many as the first number says.
 
+use futures_util::StreamExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,33 +26,37 @@ use zeroize::Zeroizing;
 const CHUNKS: u64 = 128;
 const FILE_CHUNKS: u64 = 4096;
 
-fn chunk(number: u64) -> ChunkId {
-    ChunkId(*blake3::hash(&number.to_le_bytes()).as_bytes())
+/// Segments written at once.
+const CREATES_IN_FLIGHT: usize = 32;
+
+/// The id of chunk `number`, which holds that number.
+fn chunk(cluster: &Cluster, number: u64) -> ChunkId {
+    cluster.repo().chunk_id(&number.to_le_bytes())
 }
 
 /// Segments of `CHUNKS` small chunks each.
 async fn store_segments(cluster: &Cluster, count: u64) -> Vec<PagesEntry> {
-    let mut entries = Vec::new();
-    for segment in 0..count {
+    let create = |segment: u64| async move {
         let id = ObjectId::random(&*cluster.repo().env().entropy);
         let key = layout::segment(cluster.name(), id);
         let mut writer = cluster.repo().writer(ObjectKind::PagesSegment, &key, id.0, 0, 0);
         for number in segment * CHUNKS..(segment + 1) * CHUNKS {
             let bytes = number.to_le_bytes().to_vec();
-            let chunk = PackedChunk { codec: Codec::Raw, plain_len: bytes.len(), bytes, id: chunk(number) };
+            let chunk =
+                PackedChunk { codec: Codec::Raw, plain_len: bytes.len(), bytes, id: chunk(cluster, number) };
             writer.add_packed(&chunk, 0);
         }
         let finished = writer.finish(Vec::new());
         cluster.repo().store().create(&key, finished.bytes.clone()).await.expect("create");
-        entries.push(PagesEntry {
+        PagesEntry {
             id,
             object_len: finished.bytes.len() as u64,
             directory_offset: finished.directory_offset,
             chunk_count: CHUNKS as u32,
             plain_bytes: CHUNKS * 8,
-        });
-    }
-    entries
+        }
+    };
+    futures_util::stream::iter(0..count).map(create).buffered(CREATES_IN_FLIGHT).collect().await
 }
 
 /// A backup of files of a GiB, made of those chunks that `keeps` says.
@@ -65,7 +70,7 @@ async fn store_backup(
     let mut builder = ManifestBuilder::default();
     let (mut runs, mut len, mut files, mut file_count) = (RunBuilder::default(), 0, 0, 0u64);
     for number in (0..chunks).filter(|number| keeps(*number)) {
-        runs.chunk(chunk(number), CHUNK_BYTES, &mut writer).await.expect("run");
+        runs.chunk(chunk(cluster, number), CHUNK_BYTES, &mut writer).await.expect("run");
         len += CHUNK_BYTES as u64;
         files += 1;
         if files % FILE_CHUNKS == 0 {

@@ -89,7 +89,8 @@ fn what_only_removed_backups_referred_to_goes_and_sparse_segments_are_written_an
 fn while_a_backup_runs_no_chunk_goes() {
     simulate(async {
         let mut world = with_backups(6, 4).await;
-        world.server.send_backups_slowly(Duration::from_secs(5));
+        // Some twenty pieces: it is not over when the keeper comes.
+        world.server.send_backups_slowly(Duration::from_secs(20));
         let ours = cluster(&mut world, 7).await;
         let (_stop, stopped) = watch::channel(false);
         let (receiving, backup) = (world.receiver(1, stopped).await, world.backup(40).await);
