@@ -50,7 +50,7 @@ async fn measured<T>(name: &str, bytes: u64, work: impl Future<Output = T>) -> T
 }
 
 fn show(name: &str, bytes: u64, wall: Duration, core: Duration) {
-    let rate = |time: Duration| bytes as f64 / 1e6 / time.as_secs_f64().max(1e-9);
+    let rate = |time: Duration| bytes as f64 / 1e6 / time.as_secs_f64().max(0.01);
     println!(
         "{name:<34} {:>8.0} MB/s of stored bytes a core {:>8.0} MB/s by the clock",
         rate(core),

@@ -7,6 +7,12 @@ mod common;
 mod bed;
 #[path = "copy/clusters.rs"]
 mod clusters;
+#[path = "copy/cost.rs"]
+mod cost;
+#[path = "copy/damage.rs"]
+mod damage;
+#[path = "copy/history.rs"]
+mod history;
 #[path = "copy/odd_sources.rs"]
 mod odd_sources;
 #[path = "copy/server.rs"]

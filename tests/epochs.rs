@@ -6,16 +6,20 @@ mod common;
 use common::archive::Archive;
 use common::pg::{Pg, Process, majors};
 use common::walden::{Place, finish};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use walden::base::{Anonymous, BackupId, Memory, Scratch, SegmentSize, TimelineId};
+use walden::delta::{BlockId, Page};
 use walden::format::index::WalEntry;
 use walden::receive::compact::DeltaOptions;
+use walden::repo::epochs::NearPages;
 use walden::repo::layout;
 use walden::repo::walmap::Snapshot;
+use walden::restore::wal_fetch::pages::RestoredPages;
 
 const SOON: Duration = Duration::from_secs(60);
 /// Rows of the table.
@@ -127,6 +131,53 @@ fn every_byte_comes_back_and_a_restore_is_exact_on_every_version() {
         let decoded: Vec<&str> = log.lines().filter(|line| line.contains("from its start")).collect();
         assert_eq!(decoded.len(), 1, "PostgreSQL {major}: {decoded:#?}");
     }
+}
+
+/// Pages of a restored directory which recovery changes: every third before it is asked for, the others right after they were.
+#[derive(Debug)]
+struct Fading {
+    pages: RestoredPages,
+    given: BTreeSet<BlockId>,
+    /// How often something was given, and how often not.
+    counts: Arc<[AtomicUsize; 2]>,
+}
+
+impl NearPages for Fading {
+    fn backup(&self) -> &BackupId {
+        self.pages.backup()
+    }
+
+    fn page(&mut self, block: &BlockId, check: u32, page: &mut Page) -> bool {
+        let given = !block.block.is_multiple_of(3)
+            && self.given.insert(*block)
+            && self.pages.page(block, check, page);
+        self.counts[usize::from(given)].fetch_add(1, Ordering::Relaxed);
+        given
+    }
+}
+
+#[test]
+fn pages_that_recovery_changes_while_wal_is_decoded_come_from_the_repository() {
+    let pg = server(15);
+    let place = Place::init();
+    let receiving = receive(&place, &pg);
+    let id = backup(&place, &pg);
+    for step in [3, 4] {
+        change(&pg, step);
+        compact(&place, &pg);
+    }
+    drop(receiving);
+    let target = place.path("restored");
+    place.ok(&["restore", "--target-dir", target.to_str().unwrap()]);
+    let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+    let pages = RestoredPages::new(id, target);
+    let near = Fading { pages, given: BTreeSet::new(), counts: counts.clone() };
+    let (archive, timeline) = (Archive::open(&place), TimelineId(1));
+    let read = archive.read_near("shop", timeline, Box::new(near));
+    let [missed, given] = [0, 1].map(|at| counts[at].load(Ordering::Relaxed));
+    assert!(given > 50 && missed > 50, "{given} pages were given, {missed} were not");
+    let range = archive.compare("shop", &pg, timeline, SegmentSize::new(16 << 20).unwrap());
+    assert_eq!(read.len() as u64, range.len());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What a person sees of verification, on a real server: results in `info`, damage shown loudly, samples, a read-only repository, and an
-//! index that is damaged and made anew.
+//! index and a root that are damaged and made anew.
 
 mod common;
 
@@ -135,4 +135,43 @@ fn verification_is_shown_by_info_and_a_lost_index_is_made_anew() {
     restored.wait_for("SELECT pg_is_in_recovery()", "f", Duration::from_secs(60));
     let rows = "SELECT count(*), sum(hashtext(text)::bigint) FROM (TABLE t1 UNION ALL TABLE t2) AS t";
     assert_eq!(restored.sql(rows), pg.sql(rows));
+}
+
+#[test]
+fn a_damaged_root_is_told_with_what_mends_it_and_everybody_goes_on() {
+    let (pg, place) = archived();
+    let whole = place.run(&["repair", "root"]);
+    assert!(whole.code == 7 && whole.err.contains("--anyway"), "there is nothing to repair: {}", whole.err);
+    let roots = objects(&place, "roots");
+    let newest = roots.last().unwrap();
+    replace(newest, |bytes| bytes[200] ^= 1);
+    for command in
+        [&["info"][..], &["compact", "--all"], &["gc"], &["log"], &["repair", "index"], &["receive"]]
+    {
+        let Ended { code, err, .. } = finish(&mut place.command_for(&pg, command));
+        assert!(code == 4 && err.contains("walden repair root --cluster shop"), "{command:?}: {code} {err}");
+    }
+    let Ended { code, out, .. } = place.run(&["verify"]);
+    assert!(code == 4 && out.contains("until `walden repair root`"), "{out}");
+    let dry = place.ok(&["repair", "root", "--dry-run"]);
+    assert!(dry.contains("cannot be read") && dry.contains("nothing was changed"), "{dry}");
+    assert_eq!(objects(&place, "roots"), roots);
+    let repaired = place.json(&["repair", "root"]);
+    let number: u64 = newest.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    assert_eq!((&repaired["root"], &repaired["made_from"]), (&(number + 1).into(), &(number - 1).into()));
+    assert_eq!(repaired["damaged"][0]["root"], number);
+    let receive = place.start(place.command_for(&pg, &["receive"]), "receive");
+    pg.sql("CREATE TABLE t3 AS SELECT i FROM generate_series(1, 1000) AS i");
+    finish(&mut place.command_for(&pg, &["backup"])).expect(0);
+    drop(receive);
+    let Ended { out, .. } = place.run(&["verify"]);
+    assert!(out.contains("3 backups verified") && !out.contains("until `walden repair root`"), "{out}");
+    for (name, backup) in [("first", 0), ("newest", 2)] {
+        let info = place.json(&["info"]);
+        let id = info["clusters"][0]["backups"][backup]["id"].as_str().unwrap().to_owned();
+        let restored = place.restored(16, name, &["--latest", "--backup", &id]);
+        restored.wait_for("SELECT pg_is_in_recovery()", "f", Duration::from_secs(60));
+        let rows = "SELECT (SELECT sum(hashtext(text)::bigint) FROM t2), (SELECT count(*) FROM t3)";
+        assert_eq!(restored.sql(rows), pg.sql(rows));
+    }
 }

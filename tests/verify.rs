@@ -19,3 +19,7 @@ mod mend;
 mod repair;
 #[path = "verify/results.rs"]
 mod results;
+#[path = "verify/roots.rs"]
+mod roots;
+#[path = "verify/roots_live.rs"]
+mod roots_live;

@@ -24,6 +24,10 @@ pub const COMPACT_OBJECTS_MAX: u64 = 1000;
 pub const COMPACT_OBJECTS_URGENT: u64 = 4 * COMPACT_OBJECTS_MAX;
 /// Age of the oldest waiting flush object that starts a compaction.
 pub const COMPACT_INTERVAL: Duration = Duration::from_secs(600);
+/// How long a flush object has to be lost, by the store's clock and by ours, before compaction records that by itself.
+pub const LOSS_LASTS_MIN: Duration = Duration::from_secs(3600);
+/// Looks in that time that have to show it.
+pub const LOSS_LOOKS_MIN: u32 = 4;
 /// Overlap with what is stored that a resume reads again and compares.
 pub const RESUME_OVERLAP_BYTES: u64 = 1 << 20;
 /// Gets in flight while a chain is read: whole objects, for the hashes that link them.
@@ -52,5 +56,6 @@ pub const PAGES_SEGMENT_BYTES: usize = 32 << 20;
 const _: () = assert!(FLUSH_BYTES_MAX >= WAL_FRAME_BYTES && WAL_FRAME_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(RECEIVE_BUFFER_BYTES_MAX > FLUSH_BYTES_MAX * FLUSHES_IN_FLIGHT_MAX);
 const _: () = assert!(WAL_SEGMENT_BYTES_MAX >= FLUSH_BYTES_MAX as u64);
+const _: () = assert!(LOSS_LASTS_MIN.as_secs() > 2 * COMPACT_INTERVAL.as_secs());
 const _: () = assert!(GRACE.as_secs() >= WORK_GRACE_MIN.as_secs());
 const _: () = assert!(WORK_RENEW_INTERVAL.as_secs() * 4 <= WORK_GRACE_MIN.as_secs());

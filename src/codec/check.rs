@@ -9,7 +9,11 @@ use crate::format::{FormatError, Reader};
 
 /// Reads and checks a header without keys.
 pub fn check_header(bytes: &[u8], expect: &Expect<'_>) -> Result<(ObjectHeader, [u8; 32]), OpenError> {
-    let (header, commitment) = ObjectHeader::decode(bytes.get(..HEADER_BYTES).unwrap_or(bytes))?;
+    let plain = bytes.get(..HEADER_BYTES).unwrap_or(bytes);
+    let (header, commitment) = match ObjectHeader::decode(plain) {
+        Err(error) if ObjectHeader::is_newer(plain) => return Err(OpenError::Newer(error)),
+        decoded => decoded?,
+    };
     let misplaced = |what, found: String, expected: String| OpenError::Misplaced { what, found, expected };
     if let Some(expected) = expect.kind.filter(|kind| *kind != header.kind) {
         return Err(misplaced("its kind", format!("{:?}", header.kind), format!("{expected:?}")));

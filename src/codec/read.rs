@@ -20,6 +20,9 @@ pub enum OpenError {
     /// Its bytes are wrong.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// It is whole, and of a later version.
+    #[error("written by a newer walden, use that version: {0}")]
+    Newer(FormatError),
     /// It says it is something else.
     #[error("{what} is {found}, expected {expected}")]
     Misplaced {

@@ -7,9 +7,10 @@
 use super::destination::Destination;
 use super::error::CopyError;
 use super::run::CopyOptions;
+use super::source::View;
 use super::table::{Slot, Table};
 use crate::base::{BackupId, ChunkId, ObjectKey, Progress};
-use crate::format::index::PagesEntry;
+use crate::format::index::{BackupEntry, PagesEntry};
 use crate::format::manifest::{ContentRun, FileEntry, RunKind};
 use crate::repo::chunks::{ChunkIndex, ChunkReader, ChunkWriter};
 use crate::repo::manifest::{Manifest, block_map};
@@ -41,6 +42,8 @@ pub struct Chunks<'a> {
     progress: &'a dyn Progress,
     threads: usize,
     commit_bytes: u64,
+    /// The source's segments of chunks, as its index names them.
+    of: Vec<PagesEntry>,
     /// Where the source has them.
     pub reader: ChunkReader,
     /// Where the destination had them when the copy began.
@@ -76,7 +79,8 @@ impl<'a> Chunks<'a> {
             destination,
             progress,
             threads,
-            commit_bytes: options.chunks_commit_bytes,
+            commit_bytes: options.commit_bytes,
+            of: index.pages.clone(),
             reader: ChunkReader::new(source.clone(), own, threads),
             known,
             table,
@@ -84,6 +88,22 @@ impl<'a> Chunks<'a> {
             relied_on: HashSet::new(),
             tally: Tally::default(),
         })
+    }
+
+    /// Whether the source has its chunks where `index` says.
+    pub fn is_of(&self, index: &Index) -> bool {
+        self.of == index.pages
+    }
+
+    /// Takes over what `known`, of an earlier pass, found out of segments that the source has still. What it stored was named.
+    pub fn adopt(&mut self, known: &Chunks<'_>) {
+        self.tally = known.tally;
+        let (there, relied_on) = (&self.known, &mut self.relied_on);
+        self.table.adopt(&known.table, |name| {
+            let at = there.find(name);
+            relied_on.extend(at.and_then(|at| there.segment_key(at)).cloned());
+            at.is_some()
+        });
     }
 
     /// What `id` is called in the destination, if that is known.
@@ -237,11 +257,15 @@ impl<'a> Chunks<'a> {
 
     /// Names what was stored so far in the destination's index, if it is much.
     pub async fn save(&mut self, backup: &BackupId) -> Result<(), CopyError> {
-        if self.writer.packed_bytes() >= self.commit_bytes {
-            let pages = self.finish_writer().await?;
-            self.destination.add_chunks(pages, backup).await?;
+        if self.writer.packed_bytes() >= self.commit_bytes { self.save_all(backup).await } else { Ok(()) }
+    }
+
+    /// Names all of it: what was proved of a backup that cannot be read whole counts for others.
+    pub async fn save_all(&mut self, backup: &BackupId) -> Result<(), CopyError> {
+        match self.finish_writer().await? {
+            pages if pages.is_empty() => Ok(()),
+            pages => self.destination.add_chunks(pages, backup).await,
         }
-        Ok(())
     }
 
     /// Waits until everything is durable: segments that are not named yet, and those that were there and are referred to.
@@ -257,5 +281,34 @@ impl<'a> Chunks<'a> {
         self.tally.bytes_written += stats.bytes_new;
         self.tally.chunks_found += stats.chunks - stats.chunks_new;
         Ok(pages)
+    }
+}
+
+/// Learns names of chunks from the newest backup that both sides hold. What cannot be learned is read.
+pub async fn learn(
+    source: &Cluster,
+    destination: &Destination,
+    (view, there): (&View, &Index),
+    chunks: &mut Chunks<'_>,
+) -> Result<(), CopyError> {
+    let same = |own: &BackupEntry, other: &BackupEntry| {
+        (own.generation, own.start, own.stop) == (other.generation, other.start, other.stop)
+    };
+    let both = view.index.backups.iter().filter_map(|own| {
+        let other = there.backup(&own.id).filter(|other| same(own, other))?;
+        Some((own, other))
+    });
+    let Some((own, other)) = both.max_by_key(|(own, _)| (own.generation, own.stop)) else { return Ok(()) };
+    let learned = async {
+        let ours = Manifest::open(source, &own.id, own.manifest_number).await.map_err(CopyError::Source)?;
+        let theirs = Manifest::open(&destination.cluster, &other.id, other.manifest_number).await?;
+        chunks.learn(&ours, &theirs).await
+    };
+    match learned.await {
+        Err(CopyError::Source(error) | CopyError::Destination(error)) if error.is_damage() => {
+            tracing::warn!(%error, backup = %own.id, "a backup that both sides hold cannot be read; chunks are read again");
+            Ok(())
+        }
+        other => other,
     }
 }

@@ -2,10 +2,11 @@
 //! the newest root, and refused when what was planned does not fit it any more.
 
 use super::error::CopyError;
+use super::fit::{self, conflict};
 use super::plan::Group;
 use super::same;
 use super::selection::Selection;
-use super::source::{Place, View, refuse_deleted};
+use super::source::{View, refuse_deleted};
 use crate::base::{BackupId, ClusterName, Generation, LsnRange, ObjectId, ObjectKey};
 use crate::format::header::ObjectKind;
 use crate::format::index::{
@@ -16,9 +17,10 @@ use crate::format::record::Record;
 use crate::format::root::{GenerationRecord, PendingKind, Root};
 use crate::repo::index::{IndexEdit, empty_page};
 use crate::repo::spans::Spans;
-use crate::repo::{Cluster, Index, Registration, RepoError, Repository, RootChange, layout};
+use crate::repo::{Cluster, Index, IndexCache, Registration, RepoError, Repository, RootChange, layout};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// The cluster that is written.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct Destination {
     pub cluster: Cluster,
     /// The work, registered as a backup is: what it found stored stays.
     pub registration: Registration,
+    /// Its index, which hardly anybody else changes.
+    index: Mutex<IndexCache>,
 }
 
 impl Destination {
@@ -58,11 +62,14 @@ impl Destination {
             Err(error) => return Err(error.into()),
         };
         refuse_receivers(&cluster, &cluster.newest_root().await?)?;
-        if let Some(newest) = selected(view, selection).last() {
-            see_to_generations(&cluster, from, &view.root, newest.generation).await?;
+        // Nothing is made before the destination is known to be of the source's history.
+        for record in from.generations(&view.root).await.map_err(CopyError::Source)? {
+            if is_there(&cluster, record.generation).await? {
+                compare(&cluster, &named(&record, name)).await?;
+            }
         }
         let registration = Registration::create(&cluster, PendingKind::Backup, None, holder).await?;
-        Ok(Destination { cluster, registration })
+        Ok(Destination { cluster, registration, index: Mutex::default() })
     }
 
     /// Root and index as they are now.
@@ -82,10 +89,11 @@ impl Destination {
             refuse_receivers(&self.cluster, root)?;
             edit(root, index)
         };
-        self.cluster.commit_indexed(checked).await
+        self.cluster.commit_cached(&mut *self.index.lock().await, checked).await
     }
 
-    /// What is known before any WAL: generations, histories, and what the source let go and the destination does not hold either.
+    /// What is known before any WAL: where it comes from, generations, histories, and what the source let go and the destination does not
+    /// hold either.
     pub async fn preface(&self, from: &Cluster, view: &View, selection: &Selection) -> Result<(), CopyError> {
         // The source may have begun one since the copy did.
         if let Some(newest) = selected(view, selection).last() {
@@ -104,18 +112,16 @@ impl Destination {
             };
             let fresh = view.index.histories.iter().filter(|history| wanted(history) && !known(history));
             let histories: Vec<HistoryEntry> = fresh.cloned().collect();
+            let mut of = root.clone();
+            of.set_copied_from(from.repo().id(), from.name());
             let expired = expired(view, selection, index).to_expired();
             if expired != Spans::expired(&index.expired).to_expired() {
                 let mut next = index.clone();
                 next.histories.extend(histories);
                 next.expired = expired;
-                return Ok(Some(RootChange {
-                    root: root.clone(),
-                    index: IndexEdit::Rewrite(next.into_page()),
-                }));
+                return Ok(Some(RootChange { root: of, index: IndexEdit::Rewrite(next.into_page()) }));
             }
-            let page = IndexPage { histories, ..empty_page() };
-            Ok(changed(root, page))
+            Ok(changed(root, of, IndexPage { histories, ..empty_page() }))
         })
         .await?;
         Ok(())
@@ -131,7 +137,7 @@ impl Destination {
                 name: backup.to_string(),
                 root: root.number + 1,
             });
-            Ok(changed(root, page))
+            Ok(changed(root, root.clone(), page))
         })
         .await?;
         Ok(())
@@ -160,7 +166,7 @@ impl Destination {
                 pins: pin.cloned().into_iter().collect(),
                 ..empty_page()
             };
-            Ok(changed(root, page))
+            Ok(changed(root, root.clone(), page))
         })
         .await?;
         Ok(())
@@ -170,31 +176,35 @@ impl Destination {
     pub async fn add_wal(&self, done: &[(Group, Vec<WalEntry>)]) -> Result<(), CopyError> {
         self.commit(|root, index| {
             let (mut next, mut page) = (root.clone(), empty_page());
+            let expired = Spans::expired(&index.expired);
+            let known: BTreeSet<ObjectId> = index.gaps.iter().map(|gap| gap.id).collect();
             for (group, entries) in done {
-                check(index, group, entries)?;
+                fit::check(index, &expired, group, entries)?;
                 next.generation = next.generation.max(group.place.0);
                 page.wal.extend(entries.iter().cloned());
-                page.gaps.extend(group.gaps.iter().cloned());
+                page.gaps.extend(group.gaps.iter().filter(|gap| !known.contains(&gap.id)).cloned());
                 page.removed.extend(group.removes.iter().map(|id| RemovedEntry {
                     kind: RemovedKind::Wal,
                     name: id.to_string(),
                     root: root.number + 1,
                 }));
             }
-            Ok(changed(&next, page))
+            Ok(changed(root, next, page))
         })
         .await?;
         Ok(())
     }
 
-    /// At the end of a pass over `view`: gaps behind which nothing lies, the newest generation, and backups whose WAL is there.
+    /// At the end of a pass over `view`: gaps behind which nothing lies and not those that were filled, the newest generation, backups whose
+    /// WAL is there, and how long the source has been where the copy ends.
     pub async fn conclude(
         &self,
         view: &View,
         selection: &Selection,
         gaps: &[GapEntry],
     ) -> Result<(), CopyError> {
-        let now = View::read(&self.cluster).await?;
+        self.leave_out_filled_gaps().await?;
+        let (now, moments) = (View::read(&self.cluster).await?, view.moments());
         let newest = selected(view, selection).map(|record| record.generation).max();
         self.commit(|root, index| {
             let mut next = root.clone();
@@ -208,7 +218,22 @@ impl Destination {
                     page.backups.push(BackupEntry { state, ..backup.clone() });
                 }
             }
-            Ok(if next == *root { changed(root, page) } else { Some(changed_root(next, page)) })
+            page.wal = fit::later(index, &moments);
+            Ok(changed(root, next, page))
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn leave_out_filled_gaps(&self) -> Result<(), CopyError> {
+        let entropy = &self.cluster.repo().env().entropy;
+        self.commit(|root, index| {
+            let gaps = fit::left_of_gaps(index, || ObjectId::random(&**entropy));
+            if gaps == index.gaps {
+                return Ok(None);
+            }
+            let next = Index { gaps, ..index.clone() };
+            Ok(Some(RootChange { root: root.clone(), index: IndexEdit::Rewrite(next.into_page()) }))
         })
         .await?;
         Ok(())
@@ -254,23 +279,30 @@ async fn see_to_generations(
 
 /// Makes the record of a generation, or compares it with the one that is there.
 async fn see_to_generation(cluster: &Cluster, record: &GenerationRecord) -> Result<(), CopyError> {
-    let key = layout::generation(cluster.name(), record.generation);
-    if !crate::repo::repository::exists(&**cluster.repo().store(), &key).await? {
+    if !is_there(cluster, record.generation).await? {
+        let key = layout::generation(cluster.name(), record.generation);
         let number = u64::from(record.generation.0);
         let writer = cluster.repo().writer(ObjectKind::Generation, &key, [0; 16], number, 0);
         // Taken: another copy made it meanwhile.
         cluster.repo().create(&key, &writer.finish(record.encode()).bytes).await?;
     }
-    compare(cluster, &cluster.read_generation(record.generation).await?, record)
+    compare(cluster, record).await
 }
 
-fn compare(cluster: &Cluster, there: &GenerationRecord, ours: &GenerationRecord) -> Result<(), CopyError> {
+async fn is_there(cluster: &Cluster, generation: Generation) -> Result<bool, RepoError> {
+    let key = layout::generation(cluster.name(), generation);
+    crate::repo::repository::exists(&**cluster.repo().store(), &key).await
+}
+
+/// Refuses a destination whose record of the generation is another one.
+async fn compare(cluster: &Cluster, ours: &GenerationRecord) -> Result<(), CopyError> {
+    let there = cluster.read_generation(ours.generation).await?;
     if there.system_id != ours.system_id {
         let cluster = cluster.name().to_string();
         let (found, expected) = (ours.system_id, there.system_id);
         return Err(RepoError::WrongSystem { cluster, found, expected }.into());
     }
-    if there != ours {
+    if there != *ours {
         let Generation(number) = ours.generation;
         return Err(RepoError::Conflict {
             reason: format!(
@@ -299,46 +331,8 @@ fn expired(view: &View, selection: &Selection, index: &Index) -> Spans {
     all
 }
 
-/// Refuses WAL that does not fit what is there now.
-fn check(index: &Index, group: &Group, entries: &[WalEntry]) -> Result<(), CopyError> {
-    if let Some(gone) = group.removes.iter().find(|id| !index.wal.iter().any(|entry| entry.id == **id)) {
-        return Err(conflict(format!("segment {gone} was replaced by somebody else")));
-    }
-    let expired = Spans::expired(&index.expired);
-    for entry in entries {
-        let place: Place = (entry.generation, entry.timeline);
-        let range = LsnRange::new(entry.start, entry.end);
-        let others = index.wal.iter().filter(|other| {
-            (other.generation, other.timeline) == place && !group.removes.contains(&other.id)
-        });
-        for other in others {
-            if range.intersect(LsnRange::new(other.start, other.end)).is_some() {
-                return Err(conflict(format!("WAL {range} was copied by somebody else")));
-            }
-        }
-        if expired.meets(place, range) {
-            return Err(conflict(format!("the destination let go of WAL in {range}")));
-        }
-        let Some(deltas) = &entry.deltas else { continue };
-        if expired.meets(place, LsnRange::new(deltas.epoch.start, entry.end)) {
-            return Err(conflict(format!("the destination let go of WAL that {range} is decoded from")));
-        }
-        if let Some(base) = deltas.base.as_ref().filter(|base| index.backup(base).is_none()) {
-            return Err(conflict(format!("backup {base}, which WAL {range} refers to, is not there")));
-        }
-    }
-    Ok(())
-}
-
-fn conflict(reason: String) -> CopyError {
-    CopyError::Destination(RepoError::Conflict { reason })
-}
-
-fn changed(root: &Root, page: IndexPage) -> Option<RootChange> {
-    (page != empty_page()).then(|| changed_root(root.clone(), page))
-}
-
-fn changed_root(root: Root, page: IndexPage) -> RootChange {
+/// `next`, if it differs from `root` or there is anything to add.
+fn changed(root: &Root, next: Root, page: IndexPage) -> Option<RootChange> {
     let index = if page == empty_page() { IndexEdit::Keep } else { IndexEdit::Add(page) };
-    RootChange { root, index }
+    (next != *root || !matches!(index, IndexEdit::Keep)).then_some(RootChange { root: next, index })
 }

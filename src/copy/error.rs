@@ -59,6 +59,16 @@ pub enum CopyError {
         /// The destination.
         url: String,
     },
+    /// Nothing proves that source and destination are of one history.
+    #[error(
+        "cluster {cluster} of {url} has the source's system identifier, and nothing of what it holds is the source's: it may be of another server (one is a clone, or was restored from a backup), or the source let go of all that was copied"
+    )]
+    Unrelated {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The destination.
+        url: String,
+    },
     /// The backup that was asked for was let go by the destination.
     #[error("the destination let go of backup {id}, or of WAL that it needs")]
     LetGo {
@@ -88,6 +98,7 @@ impl CopyError {
             | CopyError::Pending { .. }
             | CopyError::BaseAlone { .. }
             | CopyError::Differs { .. }
+            | CopyError::Unrelated { .. }
             | CopyError::LetGo { .. }
             | CopyError::Interrupted
             | CopyError::Expired => false,

@@ -13,9 +13,12 @@
 //! source when it is run again. WAL that is not compacted yet becomes plain segments, which the source's own take the place of once
 //! it has compacted them. What the destination's retention let go does not come back.
 //!
+//! **Damage.** What the source cannot read is left out, and everything else is copied: see [`lost`] for WAL. A damaged backup is given up
+//! at once when the damaged object is where it was, and read once more when it may have moved; chunks that were proved stay known.
+//!
 //! **Who else.** The copy is registered in the destination as a backup is, and its source as a restore is, where that may be written to;
 //! where not, it looks again when something has moved. A copy that a receiver has written to is a cluster of its own: nothing is copied
-//! into it any more. Nor is WAL of another server put behind what is there: see `same`. Epochs that were copied have root 0, and end
+//! into it any more. Nor is anything of another server put beside what is there: see `same`. Epochs that were copied have root 0, and end
 //! where any backup is; backups that were copied have root 0, and end no epoch that begins later: so a receiver goes on behind the
 //! copy, with an epoch of its own.
 
@@ -23,6 +26,8 @@ mod backup;
 mod chunks;
 mod destination;
 pub mod error;
+mod fit;
+pub mod lost;
 pub mod plan;
 pub mod run;
 mod same;
@@ -30,8 +35,10 @@ pub mod selection;
 pub mod source;
 pub mod stretch;
 mod table;
+mod units;
 mod wal;
 
 pub use error::CopyError;
-pub use run::{CHUNKS_COMMIT_BYTES, Copied, CopyJob, CopyOptions, copy};
+pub use lost::Missing;
+pub use run::{COMMIT_BYTES, Copied, CopyJob, CopyOptions, copy};
 pub use selection::{BackupWal, Scope};

@@ -107,8 +107,14 @@ impl Plan {
     }
 }
 
-/// Plans from what both sides hold. Backups `left_out` are not copied.
-pub fn plan(view: &View, selection: &Selection, there: &Index, left_out: &BTreeSet<BackupId>) -> Plan {
+/// Plans from what both sides hold. Backups `left_out` are not copied; `lost` are gaps that WAL leaves which the source cannot read.
+pub fn plan(
+    view: &View,
+    selection: &Selection,
+    there: &Index,
+    left_out: &BTreeSet<BackupId>,
+    lost: &[GapEntry],
+) -> Plan {
     let backups = backups(view, selection, there, left_out);
     let mut bases: BTreeSet<&BackupId> = there.backups.iter().map(|backup| &backup.id).collect();
     bases.extend(backups.iter().map(|backup| &backup.id));
@@ -124,7 +130,7 @@ pub fn plan(view: &View, selection: &Selection, there: &Index, left_out: &BTreeS
             groups.extend(line.groups(&stretches, &there.wal));
         }
     }
-    let gaps = add_gaps(view, selection, there, &mut groups);
+    let gaps = add_gaps(view.index.gaps.iter().chain(lost), selection, there, &mut groups);
     Plan { steps: in_order(view, backups, groups), gaps }
 }
 
@@ -262,7 +268,8 @@ impl Line<'_> {
 
     fn decide(&mut self, knot: &Knot<'_>) -> Vec<Group> {
         // In which form they would be stored; an epoch goes on from stretch to stretch.
-        let before = self.alive.clone();
+        let epochs: BTreeSet<ObjectId> =
+            knot.ours.iter().filter_map(|stretch| Some(stretch.deltas.as_ref()?.epoch.id)).collect();
         let deltas: Vec<Option<&WalDeltas>> = knot.ours.iter().map(|stretch| self.kept(stretch)).collect();
         let missing: Vec<(&Stretch, LsnRange)> = knot
             .ours
@@ -284,10 +291,7 @@ impl Line<'_> {
             return vec![Group { place: self.place, adds: adds.collect(), removes, gaps: Vec::new() }];
         }
         // Not as the source has it: what follows in these epochs is plain too.
-        self.alive = before;
-        for epoch in knot.ours.iter().filter_map(|stretch| stretch.deltas.as_ref()) {
-            self.alive.insert(epoch.epoch.id, false);
-        }
+        self.alive.extend(epochs.into_iter().map(|epoch| (epoch, false)));
         let alone =
             |unit| Group { place: self.place, adds: vec![unit], removes: Vec::new(), gaps: Vec::new() };
         fills.into_iter().map(alone).collect()
@@ -416,13 +420,28 @@ fn is_alike(knot: &Knot<'_>, deltas: &[Option<&WalDeltas>]) -> bool {
 }
 
 /// Gives each gap that the destination lacks to the WAL behind it; returns those behind which there is none. Before that WAL is there, a
-/// gap would say that what has not been copied yet was lost.
-fn add_gaps(view: &View, selection: &Selection, there: &Index, groups: &mut [Group]) -> Vec<GapEntry> {
+/// gap would say that what has not been copied yet was lost. One whose WAL was copied before it was lost is none there.
+fn add_gaps<'a>(
+    gaps: impl Iterator<Item = &'a GapEntry>,
+    selection: &Selection,
+    there: &Index,
+    groups: &mut [Group],
+) -> Vec<GapEntry> {
+    let mut gaps = gaps.peekable();
+    if gaps.peek().is_none() {
+        return Vec::new();
+    }
+    let mut held = Spans::default();
+    for entry in &there.wal {
+        held.add((entry.generation, entry.timeline), LsnRange::new(entry.start, entry.end));
+    }
     let mut left = Vec::new();
-    for gap in &view.index.gaps {
+    for gap in gaps {
         let place = (gap.generation, gap.timeline);
         let wanted = selection.wal(place).is_some_and(|wal| gap.end > wal.start && gap.start < wal.end);
-        if !wanted || there.gaps.iter().any(|known| known.id == gap.id) {
+        let known = || there.gaps.iter().any(|known| known.id == gap.id);
+        let is_held = || gap.start < gap.end && held.covers(place, LsnRange::new(gap.start, gap.end));
+        if !wanted || known() || is_held() {
             continue;
         }
         let behind = |group: &&mut Group| {
@@ -448,9 +467,7 @@ fn in_order(view: &View, backups: Vec<BackupEntry>, groups: Vec<Group>) -> Vec<S
             let based = group.adds.iter().filter_map(|unit| unit.deltas.as_ref()?.base.as_ref());
             backup.generation < group.place.0 || needs || based.into_iter().any(|base| *base == backup.id)
         };
-        let (now, later): (Vec<BackupEntry>, Vec<BackupEntry>) = backups.into_iter().partition(due);
-        backups = later;
-        steps.extend(now.into_iter().map(Step::Backup));
+        steps.extend(backups.extract_if(.., |backup| due(backup)).map(Step::Backup));
         steps.push(Step::Wal(group));
     }
     steps.extend(backups.into_iter().map(Step::Backup));
@@ -458,4 +475,4 @@ fn in_order(view: &View, backups: Vec<BackupEntry>, groups: Vec<Group>) -> Vec<S
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,19 +2,21 @@
 //! and WAL in the planned order, and commits what is durable.
 
 use super::backup;
-use super::chunks::Chunks;
+use super::chunks::{Chunks, learn};
 use super::destination::Destination;
 use super::error::CopyError;
+use super::lost::{self, Losses, Missing};
 use super::plan::{self, Group, Plan, Step, Unit};
 use super::same;
 use super::selection::{Scope, Selection};
 use super::source::{Place, View};
-use super::wal;
-use crate::base::{BackupId, ClusterName, Generation, Lsn, Progress, TimelineId, Timestamp, limits};
-use crate::format::index::{BackupEntry, WalEntry};
+use super::units::{Batch, copy_unit};
+use crate::base::{
+    BackupId, ClusterName, Generation, Lsn, ObjectKey, Progress, TimelineId, Timestamp, limits,
+};
+use crate::format::index::BackupEntry;
 use crate::repo::cluster::object_is_gone;
 use crate::repo::hold::Hold;
-use crate::repo::manifest::Manifest;
 use crate::repo::{Cluster, Index, RepoError, Repository, WalReader};
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,8 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 
-/// Segments of WAL named by one root.
-const SEGMENTS_PER_COMMIT: usize = 16;
+/// Segments of WAL named by one root at most.
+const SEGMENTS_PER_COMMIT_MAX: usize = 1024;
 /// Times a pass begins again because what it read has moved.
 const TRIES_MAX: u32 = 5;
 /// With no more than so much in a pass the copy has caught up: the source goes on writing.
@@ -44,12 +46,12 @@ pub struct CopyOptions {
     pub holder: String,
     /// Time between two renewals of the registration.
     pub renew_interval: Duration,
-    /// Bytes of new segments of chunks after which the destination's index names them: what an interruption wastes, about.
-    pub chunks_commit_bytes: u64,
+    /// Bytes of new segments, of chunks or of WAL, after which the destination's index names them: what an interruption wastes, about.
+    pub commit_bytes: u64,
 }
 
-/// [`CopyOptions::chunks_commit_bytes`], when nobody says.
-pub const CHUNKS_COMMIT_BYTES: u64 = 1 << 30;
+/// [`CopyOptions::commit_bytes`], when nobody says.
+pub const COMMIT_BYTES: u64 = 1 << 30;
 
 /// Everything a copy works with.
 #[derive(Debug)]
@@ -75,6 +77,8 @@ pub struct Copied {
     pub backups: Vec<BackupId>,
     /// Backups that cannot be read whole, and why.
     pub left_out: Vec<(BackupId, String)>,
+    /// WAL that cannot be read in the source, and that the destination does not hold.
+    pub missing: Vec<Missing>,
     /// Segments of WAL.
     pub wal_segments: u64,
     /// WAL in them.
@@ -95,7 +99,8 @@ pub struct Copied {
 /// there. If dropped: a registration stays until it is collected, with what was stored and not committed.
 ///
 /// # Errors
-/// On which side, and what. A backup that is damaged is left out of the copy of a cluster, and is no error: [`Copied::left_out`].
+/// On which side, and what. A backup that is damaged is left out of the copy of a cluster, and is no error: [`Copied::left_out`]. Nor is
+/// damage of WAL: [`Copied::missing`].
 pub async fn copy(job: &CopyJob<'_>) -> Result<Copied, CopyError> {
     let view = View::read(job.source).await.map_err(CopyError::Source)?;
     let selection = Selection::of(&job.options.scope, &view)?;
@@ -108,8 +113,12 @@ pub async fn copy(job: &CopyJob<'_>) -> Result<Copied, CopyError> {
         destination: &destination,
         readers: BTreeMap::new(),
         left_out: BTreeSet::new(),
+        lost: Losses::default(),
+        suspects: BTreeSet::new(),
+        chunks: None,
         compared: BTreeSet::new(),
-        seen: BTreeSet::new(),
+        view: None,
+        is_related: false,
         copied: Copied::default(),
     };
     let done = tokio::select! {
@@ -128,22 +137,37 @@ struct Copier<'a> {
     /// Of each generation the reader that decodes epochs: what it decoded is not decoded again.
     readers: BTreeMap<Generation, Mutex<WalReader>>,
     left_out: BTreeSet<BackupId>,
+    /// WAL that cannot be read.
+    lost: Losses,
+    /// What was damaged once, and may only have moved: backups, and objects of WAL.
+    suspects: BTreeSet<String>,
+    /// Chunks, and what is known of them: what was proved is not read again in another pass.
+    chunks: Option<Chunks<'a>>,
     /// Where the destination's WAL is known to be the source's.
     compared: BTreeSet<Place>,
-    /// What the source's index led to when the pass began.
-    seen: BTreeSet<String>,
+    /// The source when the pass began.
+    view: Option<Arc<View>>,
+    /// Whether the destination is known to be of the source's history.
+    is_related: bool,
     copied: Copied,
 }
 
-/// Why a pass ended early, and with which backup.
+/// Why a pass ended early, and with what.
 struct Stopped {
     error: CopyError,
-    backup: Option<BackupId>,
+    work: Work,
+}
+
+/// What was being copied.
+enum Work {
+    Backup(BackupId),
+    Wal(Box<Unit>),
+    Other,
 }
 
 impl From<CopyError> for Stopped {
     fn from(error: CopyError) -> Stopped {
-        Stopped { error, backup: None }
+        Stopped { error, work: Work::Other }
     }
 }
 
@@ -174,7 +198,7 @@ impl<'a> Copier<'a> {
             // Whoever got further may be disturbed again.
             tries = if self.copied.bytes_written > before { 0 } else { tries };
             let moved = match &passed {
-                Err(Stopped { error, .. }) => self.has_moved(error).await?,
+                Err(stopped) => self.has_moved(stopped).await?,
                 Ok(_) => false,
             };
             match passed {
@@ -184,13 +208,21 @@ impl<'a> Copier<'a> {
                     tracing::info!(%error, "something moved; looking again");
                     tries += 1;
                 }
-                // A damaged backup keeps nobody from copying the others.
-                Err(Stopped { error: CopyError::Source(error), backup: Some(backup) })
-                    if error.is_damage() && self.job.options.scope == Scope::Cluster =>
+                // A damaged backup keeps nobody from copying the others, nor does damaged WAL.
+                Err(Stopped { error: CopyError::Source(error), work: Work::Backup(backup) })
+                    if !moved && error.is_damage() && self.job.options.scope == Scope::Cluster =>
                 {
                     tracing::error!(%error, %backup, "the backup cannot be read whole, and is left out");
                     self.copied.left_out.push((backup.clone(), error.to_string()));
                     self.left_out.insert(backup);
+                    tries = 0;
+                }
+                Err(Stopped { error: CopyError::Source(error), work: Work::Wal(unit) })
+                    if !moved && error.is_damage() =>
+                {
+                    let Some(view) = &self.view else { unreachable!("the unit was planned from it") };
+                    self.lost.add(view, self.job.source.name(), &unit, &error);
+                    tracing::error!(%error, range = %unit.range, "WAL cannot be read, and is left out");
                     tries = 0;
                 }
                 Err(Stopped { error, .. }) => return Err(error),
@@ -198,23 +230,41 @@ impl<'a> Copier<'a> {
         }
     }
 
-    /// Whether to look again: somebody changed what was to be written to, or moved what was read. An index that is read while its
-    /// segments go finds chunks of them nowhere.
-    async fn has_moved(&self, error: &CopyError) -> Result<bool, CopyError> {
-        match error {
-            CopyError::Source(damage) if damage.is_damage() => {
-                let now = View::read(self.job.source).await.map_err(CopyError::Source)?;
-                Ok(now.objects() != self.seen)
+    /// Whether to look again: somebody changed what was to be written to, or moved what was read. What is damaged and named still has
+    /// not moved; what is gone, and not named any more, has. Where neither is certain (an index that is read while its segments go finds
+    /// chunks of them nowhere) anything may have: of a backup, or an object of WAL, that is believed once.
+    async fn has_moved(&mut self, Stopped { error, work }: &Stopped) -> Result<bool, CopyError> {
+        let damage = match error {
+            CopyError::Source(damage) if damage.is_damage() => damage,
+            other => return Ok(other.is_of_the_moment()),
+        };
+        let now = View::read(self.job.source).await.map_err(CopyError::Source)?.objects();
+        let before = self.view.as_ref().map(|view| view.objects()).unwrap_or_default();
+        let (object, is_gone) = (damage.damaged_object(), object_is_gone(damage));
+        if let Some(name) = object.map(ObjectKey::file_name).filter(|name| before.contains(*name)) {
+            if now.contains(name) {
+                return Ok(false);
             }
-            other => Ok(other.is_of_the_moment()),
+            if is_gone {
+                return Ok(true);
+            }
         }
+        let suspect = match work {
+            Work::Backup(id) => Some(id.to_string()),
+            Work::Wal(unit) => Some(object.map_or_else(|| unit.range.to_string(), ToString::to_string)),
+            Work::Other => None,
+        };
+        let is_known = suspect.is_some_and(|suspect| !self.suspects.insert(suspect));
+        Ok(!is_known && (is_gone || now != before))
     }
 
     /// One pass; whether the copy has caught up.
     async fn pass(&mut self) -> Result<bool, Stopped> {
         let (job, destination) = (self.job, self.destination);
-        let view = View::read(job.source).await.map_err(CopyError::Source)?;
-        self.seen = view.objects();
+        let mut view = View::read(job.source).await.map_err(CopyError::Source)?;
+        view.leave_out(&self.lost);
+        let view = Arc::new(view);
+        self.view = Some(view.clone());
         let selection = match Selection::of(&job.options.scope, &view) {
             // It was copied, and let go by the source since.
             Err(CopyError::Name(_) | CopyError::Pending { .. }) if !self.copied.backups.is_empty() => {
@@ -222,6 +272,10 @@ impl<'a> Copier<'a> {
             }
             other => other?,
         };
+        if !self.is_related {
+            same::refuse_strangers((job.source, &view), &destination.cluster).await?;
+            self.is_related = true;
+        }
         destination.preface(job.source, &view, &selection).await?;
         let (_, there) = destination.now().await?;
         if let Selection::Backup(backup, _) = &selection
@@ -230,14 +284,15 @@ impl<'a> Copier<'a> {
         {
             return Err(CopyError::LetGo { id: backup.id.clone() }.into());
         }
-        let plan = plan::plan(&view, &selection, &there, &self.left_out);
+        self.copied.missing = self.lost.missing(&view, &selection, &there);
+        let env = job.repo.env();
+        let gaps = lost::gaps(&self.copied.missing, &view, &selection, &there, env);
+        let plan = plan::plan(&view, &selection, &there, &self.left_out, &gaps);
         let is_small = plan.backups().next().is_none() && plan.wal_bytes() <= CAUGHT_UP_BYTES;
         self.look_at(&view);
         self.compare(&view, &plan).await?;
         self.carry_out(&view, &there, &plan).await?;
         destination.conclude(&view, &selection, &plan.gaps).await?;
-        // Now that everything before it was copied.
-        view.lost_end()?;
         let end = View::read(&destination.cluster).await?;
         let newest = end.eras.get(&end.root.generation).and_then(|era| era.wal.durable_end());
         self.copied.end = newest.map(|end| (end.timeline, end.lsn, end.server_time));
@@ -279,28 +334,20 @@ impl<'a> Copier<'a> {
                 unreachable!("one of each was made")
             };
             let mut there = WalReader::new(to.clone(), theirs);
-            match same::refuse_other_wal(to, reader.get_mut(), &mut there, (timeline, range)).await {
-                Ok(()) => {}
-                Err(CopyError::Source(error) | CopyError::Destination(error))
-                    if error.is_damage() && !object_is_gone(&error) =>
-                {
-                    tracing::warn!(%error, "WAL {range} on timeline {timeline}, which both sides hold, cannot be compared");
-                }
-                Err(error) => return Err(error),
-            }
+            let readers = (reader.get_mut(), &mut there);
+            same::is_same_wal((self.job.source, to), readers, (timeline, range)).await?;
             self.compared.insert(place);
         }
         Ok(())
     }
 
     async fn carry_out(&mut self, view: &View, there: &Index, plan: &Plan) -> Result<(), Stopped> {
-        let mut chunks: Option<Chunks<'a>> = None;
         let mut steps = plan.steps.iter().peekable();
         while let Some(step) = steps.next() {
             match step {
                 Step::Backup(backup) => {
-                    let copied = self.copy_backup(view, there, backup, &mut chunks).await;
-                    copied.map_err(|error| Stopped { error, backup: Some(backup.id.clone()) })?;
+                    let copied = self.copy_backup(view, there, backup).await;
+                    copied.map_err(|error| Stopped { error, work: Work::Backup(backup.id.clone()) })?;
                     self.copied.backups.push(backup.id.clone());
                 }
                 Step::Wal(first) => {
@@ -320,29 +367,43 @@ impl<'a> Copier<'a> {
         view: &View,
         there: &Index,
         backup: &BackupEntry,
-        at_hand: &mut Option<Chunks<'a>>,
     ) -> Result<(), CopyError> {
         let (job, destination) = (self.job, self.destination);
-        let chunks = match at_hand {
-            Some(chunks) => chunks,
-            nothing => {
-                let (ours, theirs) = ((job.source, &view.index), (destination, there));
-                let mut chunks = Chunks::load(ours, theirs, job.options, job.progress).await?;
-                learn(job.source, destination, (view, there), &mut chunks).await?;
-                nothing.insert(chunks)
-            }
-        };
+        let mut chunks = self.chunks_of(view, there).await?;
         let pin = view.index.pins.iter().find(|pin| pin.backup == backup.id);
         let before = chunks.tally;
-        backup::copy(job.source, destination, backup, pin, chunks, job.progress).await?;
+        let copied = backup::copy(job.source, destination, backup, pin, &mut chunks, job.progress).await;
+        let is_damaged = matches!(&copied, Err(CopyError::Source(error)) if error.is_damage());
+        if is_damaged {
+            chunks.save_all(&backup.id).await?;
+        }
         self.copied.bytes_read += chunks.tally.bytes_read - before.bytes_read;
         self.copied.bytes_written += chunks.tally.bytes_written - before.bytes_written;
         self.copied.chunks_found += chunks.tally.chunks_found - before.chunks_found;
-        Ok(())
+        if copied.is_ok() || is_damaged {
+            self.chunks = Some(chunks);
+        }
+        copied.map(drop)
+    }
+
+    /// Chunks as both sides have them now, with what is known of them.
+    async fn chunks_of(&mut self, view: &View, there: &Index) -> Result<Chunks<'a>, CopyError> {
+        let (job, destination) = (self.job, self.destination);
+        let known = match self.chunks.take() {
+            Some(chunks) if chunks.is_of(&view.index) => return Ok(chunks),
+            known => known,
+        };
+        let (ours, theirs) = ((job.source, &view.index), (destination, there));
+        let mut chunks = Chunks::load(ours, theirs, job.options, job.progress).await?;
+        match known {
+            Some(known) => chunks.adopt(&known),
+            None => learn(job.source, destination, (view, there), &mut chunks).await?,
+        }
+        Ok(chunks)
     }
 
     /// Copies WAL in order, several segments at a time. What is whole is committed, also when something fails behind it.
-    async fn copy_wal(&mut self, view: &View, groups: &[&Group]) -> Result<(), CopyError> {
+    async fn copy_wal(&mut self, view: &View, groups: &[&Group]) -> Result<(), Stopped> {
         let (job, destination) = (self.job, self.destination);
         let units: Vec<(usize, &Unit)> = groups
             .iter()
@@ -353,17 +414,16 @@ impl<'a> Copier<'a> {
         job.progress.stage("copying WAL", Some(total));
         let readers = &self.readers;
         let copying = units.into_iter().map(move |(number, unit)| async move {
-            let entry = Box::pin(copy_unit(job.source, destination, readers, view, unit)).await?;
-            Ok::<_, CopyError>((number, unit, entry))
+            (number, unit, Box::pin(copy_unit(job.source, destination, readers, view, unit)).await)
         });
         let mut copying = futures_util::stream::iter(copying).buffered(job.options.jobs.max(1));
         let mut batch = Batch::default();
         let mut failed = None;
-        while let Some(done) = copying.next().await {
-            let (number, unit, entry) = match done {
-                Ok(done) => done,
+        while let Some((number, unit, done)) = copying.next().await {
+            let entry = match done {
+                Ok(entry) => entry,
                 Err(error) => {
-                    failed = Some(error);
+                    failed = Some(Stopped { error, work: Work::Wal(Box::new(unit.clone())) });
                     break;
                 }
             };
@@ -371,7 +431,7 @@ impl<'a> Copier<'a> {
             self.copied.bytes_read += unit.bytes_stored;
             let Some(group) = groups.get(number) else { unreachable!("units are of these groups") };
             batch.add(group, entry);
-            if batch.segments() >= SEGMENTS_PER_COMMIT {
+            if batch.bytes() >= job.options.commit_bytes || batch.segments() >= SEGMENTS_PER_COMMIT_MAX {
                 batch.commit(destination, &mut self.copied).await?;
             }
         }
@@ -385,93 +445,5 @@ impl<'a> Copier<'a> {
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending().await
-    }
-}
-
-/// Segments that are stored and not named yet: groups that are whole, and the one that is not.
-#[derive(Default)]
-struct Batch {
-    whole: Vec<(Group, Vec<WalEntry>)>,
-    open: Vec<WalEntry>,
-}
-
-impl Batch {
-    fn add(&mut self, group: &Group, entry: WalEntry) {
-        self.open.push(entry);
-        if self.open.len() == group.adds.len() {
-            self.whole.push((group.clone(), std::mem::take(&mut self.open)));
-        }
-    }
-
-    fn segments(&self) -> usize {
-        self.whole.iter().map(|(_, entries)| entries.len()).sum()
-    }
-
-    async fn commit(&mut self, to: &Destination, copied: &mut Copied) -> Result<(), CopyError> {
-        if self.whole.is_empty() {
-            return Ok(());
-        }
-        to.add_wal(&self.whole).await?;
-        for entry in std::mem::take(&mut self.whole).iter().flat_map(|(_, entries)| entries) {
-            copied.wal_segments += 1;
-            copied.wal_bytes += entry.end.bytes_since(entry.start);
-            copied.bytes_written += entry.object_len;
-        }
-        Ok(())
-    }
-}
-
-/// Copies one unit; durable on return. What has delta frames is read in the order of the epoch, one unit at a time.
-async fn copy_unit(
-    source: &Cluster,
-    destination: &Destination,
-    readers: &BTreeMap<Generation, Mutex<WalReader>>,
-    view: &View,
-    unit: &Unit,
-) -> Result<WalEntry, CopyError> {
-    let to = &destination.cluster;
-    let (Some(era), Some(reader)) = (view.eras.get(&unit.place.0), readers.get(&unit.place.0)) else {
-        unreachable!("the plan is of these generations")
-    };
-    let sealed = if unit.is_decoded {
-        wal::seal(&mut *reader.lock().await, unit, era, source, to).await
-    } else {
-        let mut reader = WalReader::new(source.clone(), era.wal.clone());
-        wal::seal(&mut reader, unit, era, source, to).await
-    };
-    let (sealed, cluster) = (sealed.map_err(CopyError::Source)?, to.clone());
-    // A task of its own: what is decoded meanwhile does not hold it up.
-    match tokio::spawn(async move { sealed.store(&cluster).await }).await {
-        Ok(stored) => Ok(stored?),
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-/// Learns names of chunks from the newest backup that both sides hold. What cannot be learned is read.
-async fn learn(
-    source: &Cluster,
-    destination: &Destination,
-    (view, there): (&View, &Index),
-    chunks: &mut Chunks<'_>,
-) -> Result<(), CopyError> {
-    let same = |own: &BackupEntry, other: &BackupEntry| {
-        (own.generation, own.start, own.stop) == (other.generation, other.start, other.stop)
-    };
-    let both = view.index.backups.iter().filter_map(|own| {
-        let other = there.backup(&own.id).filter(|other| same(own, other))?;
-        Some((own, other))
-    });
-    let Some((own, other)) = both.max_by_key(|(own, _)| (own.generation, own.stop)) else { return Ok(()) };
-    let learned = async {
-        let ours = Manifest::open(source, &own.id, own.manifest_number).await.map_err(CopyError::Source)?;
-        let theirs = Manifest::open(&destination.cluster, &other.id, other.manifest_number).await?;
-        chunks.learn(&ours, &theirs).await
-    };
-    match learned.await {
-        Err(CopyError::Source(error) | CopyError::Destination(error)) if error.is_damage() => {
-            tracing::warn!(%error, backup = %own.id, "a backup that both sides hold cannot be read; chunks are read again");
-            Ok(())
-        }
-        other => other,
     }
 }

@@ -1,7 +1,7 @@
 //! What is copied, as it is at one moment: index, generations, and the WAL of each.
 
-use super::error::CopyError;
-use crate::base::{Generation, SegmentSize, TimelineId};
+use super::lost::Losses;
+use crate::base::{Generation, Lsn, SegmentSize, TimelineId, Timestamp};
 use crate::format::index::{BackupEntry, BackupState};
 use crate::format::root::{GenerationRecord, Root};
 use crate::repo::backups::{needed_wal, state_now};
@@ -9,7 +9,8 @@ use crate::repo::lineage::Lineage;
 use crate::repo::walmap;
 use crate::repo::{Cluster, Index, RepoError, WalMap, layout};
 use crate::wal::TimelineHistory;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// Generation and timeline.
 pub type Place = (Generation, TimelineId);
@@ -22,7 +23,7 @@ pub struct Era {
     /// The size of its WAL segments.
     pub size: SegmentSize,
     /// Its WAL.
-    pub wal: WalMap,
+    pub wal: Arc<WalMap>,
 }
 
 /// A cluster at one moment.
@@ -47,8 +48,7 @@ pub fn refuse_deleted(cluster: &Cluster, root: &Root) -> Result<(), RepoError> {
 impl View {
     /// Reads it. [`RepoError::Deleted`] when it was deleted meanwhile.
     pub async fn read(cluster: &Cluster) -> Result<View, RepoError> {
-        // Up to what is lost: a copy has no holes that its source cannot explain.
-        let snapshot = walmap::load_unbroken(cluster).await?;
+        let snapshot = walmap::load(cluster).await?;
         let (root, index) = (snapshot.root.clone(), snapshot.index.clone());
         refuse_deleted(cluster, &root)?;
         let mut numbers = BTreeSet::from([root.generation]);
@@ -63,11 +63,20 @@ impl View {
             let wal = if generation == root.generation {
                 snapshot.wal.clone()
             } else {
-                snapshot.clone().with_generation_unbroken(cluster, generation).await?.wal
+                snapshot.clone().with_generation(cluster, generation).await?.wal
             };
             eras.insert(generation, Era { record, size, wal });
         }
         Ok(View { root, index, eras })
+    }
+
+    /// Takes out WAL that was found to be lost.
+    pub fn leave_out(&mut self, lost: &Losses) {
+        for (generation, era) in &mut self.eras {
+            if lost.has_any_of(*generation) {
+                era.wal = Arc::new(era.wal.without(|piece| lost.has(piece)));
+            }
+        }
     }
 
     /// What `backup` is now.
@@ -103,13 +112,20 @@ impl View {
         segments.map(|id| id.to_string()).chain(manifests).collect()
     }
 
-    /// An object was lost from the end of a stream: what is there of it is not all that was acknowledged.
-    pub fn lost_end(&self) -> Result<(), CopyError> {
-        for chain in self.eras.values().flat_map(|era| era.wal.chains()) {
-            if let Some(lost) = chain.lost.first() {
-                return Err(CopyError::Source(RepoError::damage(&lost.key, &lost.reason)));
+    /// The server's clock at which everything up to an end of WAL had been sent, the newest that is known: by the object that ends there,
+    /// or by heartbeats, which move the time alone.
+    pub fn moments(&self) -> HashMap<(Place, Lsn), Timestamp> {
+        let mut moments: HashMap<(Place, Lsn), Timestamp> = HashMap::new();
+        for (generation, era) in &self.eras {
+            let pieces =
+                era.wal.pieces().iter().map(|piece| (piece.timeline, piece.range.end, piece.server_time));
+            let objects = era.wal.chains().iter().flat_map(|chain| &chain.objects).map(|object| &object.meta);
+            let sent = objects.map(|meta| (meta.timeline, meta.end, meta.server_time));
+            for (timeline, end, at) in pieces.chain(sent) {
+                let known = moments.entry(((*generation, timeline), end)).or_insert(at);
+                *known = at.max(*known);
             }
         }
-        Ok(())
+        moments
     }
 }

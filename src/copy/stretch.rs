@@ -55,7 +55,6 @@ pub fn of(wal: &WalMap, timeline: TimelineId) -> Vec<Stretch> {
             found.push(stretch(piece, end));
         }
     }
-    add_heartbeats(wal, timeline, &mut found);
     found
 }
 
@@ -91,19 +90,4 @@ fn stretch(piece: &WalPiece, from: Lsn) -> Stretch {
 fn flush(piece: &WalPiece, bytes_stored: u64) -> Flush {
     let (range, summary, server_time) = (piece.range, piece.summary.clone(), piece.server_time);
     Flush { range, summary, server_time, bytes_stored }
-}
-
-/// Heartbeats move the time alone.
-fn add_heartbeats(wal: &WalMap, timeline: TimelineId, stretches: &mut [Stretch]) {
-    let objects = wal.chains().iter().flat_map(|chain| &chain.objects);
-    for object in objects.filter(|object| object.meta.timeline == timeline) {
-        let at = object.meta.end;
-        let ending = stretches.iter_mut().rev().find(|stretch| stretch.range.end == at);
-        if let Some(Stretch { server_time, kind: Kind::Flushes(flushes), .. }) = ending {
-            *server_time = (*server_time).max(object.meta.server_time);
-            if let Some(last) = flushes.last_mut() {
-                last.server_time = last.server_time.max(object.meta.server_time);
-            }
-        }
-    }
 }

@@ -1,9 +1,10 @@
 //! What each chunk of the source is called in the destination: ids are keyed, so nobody can tell but by reading the chunk, or by a
 //! backup that both hold. One place for each stored chunk of the source, in scratch room: 32 bytes, zeros as long as it is not known.
 
-use crate::base::{ChunkId, Memory};
+use crate::base::{ChunkId, Memory, ObjectKey};
 use crate::repo::chunks::{ChunkIndex, Location};
 use crate::repo::{Cluster, RepoError};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 const ID_BYTES: usize = 32;
@@ -48,6 +49,22 @@ impl Table {
     pub fn at(&self, slot: Slot) -> Option<ChunkId> {
         let (ids, _) = self.ids.bytes().as_chunks::<ID_BYTES>();
         ids.get(slot.0).filter(|id| **id != [0; ID_BYTES]).map(|id| ChunkId(*id))
+    }
+
+    /// Takes over what `other` knows of segments that both have, where `is_there` says that the name counts.
+    pub fn adopt(&mut self, other: &Table, mut is_there: impl FnMut(&ChunkId) -> bool) {
+        let theirs: HashMap<&ObjectKey, usize> =
+            other.index.segment_keys().zip(other.starts.iter().copied()).collect();
+        let index = self.index.clone();
+        let own = index.segment_keys().zip(index.frame_counts()).zip(self.starts.clone());
+        for ((key, frames), start) in own {
+            let Some(other_start) = theirs.get(key) else { continue };
+            for frame in 0..frames {
+                if let Some(name) = other.at(Slot(other_start + frame)).filter(&mut is_there) {
+                    self.set(Slot(start + frame), name);
+                }
+            }
+        }
     }
 
     /// What `id` is called, if that is known.

@@ -13,7 +13,10 @@ pub const MAGIC: [u8; 8] = *b"WALDEN\x01\x1a";
 pub const HEADER_BYTES: usize = 160;
 /// The feature bits this version knows; any other is refused.
 pub const REQUIRED_KNOWN: u32 = 0;
+const REQUIRED_AT: usize = 12;
 const COMMITMENT_AT: usize = 120;
+/// Where the checksum of all before it stands.
+const CRC_AT: usize = COMMITMENT_AT + 32;
 /// The key epoch of objects that are never removed, and of journals: sealed under the lasting key.
 pub const LASTING_EPOCH: u32 = 0;
 
@@ -131,6 +134,23 @@ impl ObjectHeader {
         header
     }
 
+    /// Whether `bytes` begin with a whole header of a later version: its checksum is right, and its major version, or a feature that a reader
+    /// must know, is none that this version knows.
+    pub fn is_newer(bytes: &[u8]) -> bool {
+        let Some((plain, crc)) = bytes.get(..CRC_AT).zip(bytes.get(CRC_AT..CRC_AT + 4)) else { return false };
+        let (Some(magic), Some(required)) =
+            (plain.first_chunk::<8>(), plain.get(REQUIRED_AT..REQUIRED_AT + 4))
+        else {
+            return false;
+        };
+        let ([name @ .., major, end], [own_name @ .., own_major, own_end]) = (*magic, MAGIC);
+        let is_known =
+            required.iter().zip((!REQUIRED_KNOWN).to_le_bytes()).all(|(bits, unknown)| bits & unknown == 0);
+        crc == crc32fast::hash(plain).to_le_bytes()
+            && (name, end) == (own_name, own_end)
+            && (major > own_major || !is_known)
+    }
+
     /// Reads a header and its commitment. Refuses a wrong magic, checksum, unknown kind or unknown required bit.
     pub fn decode(bytes: &[u8]) -> Result<(ObjectHeader, [u8; 32]), FormatError> {
         let mut from = Reader::new("object header", bytes);
@@ -216,6 +236,25 @@ mod tests {
             let mut flipped = bytes;
             flipped[at / 8] ^= 1 << (at % 8);
             assert!(ObjectHeader::decode(&flipped).is_err(), "bit {at}");
+            assert!(!ObjectHeader::is_newer(&flipped), "bit {at}");
         }
+    }
+
+    #[test]
+    fn a_whole_header_of_a_later_version_is_told_from_damage() {
+        let changed = |at: usize, byte: u8| {
+            let mut bytes = [0; HEADER_BYTES];
+            bytes[..8].copy_from_slice(&MAGIC);
+            bytes[at] = byte;
+            let crc = crc32fast::hash(&bytes[..CRC_AT]);
+            bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+            bytes
+        };
+        assert!(ObjectHeader::is_newer(&changed(6, 2)));
+        assert!(ObjectHeader::is_newer(&changed(REQUIRED_AT, 1)));
+        assert!(ObjectHeader::is_newer(&changed(REQUIRED_AT + 3, 0x80)));
+        assert!(!ObjectHeader::is_newer(&changed(6, 1)), "ours");
+        assert!(!ObjectHeader::is_newer(&changed(0, b'V')), "another program's");
+        assert!(!ObjectHeader::is_newer(&changed(6, 2)[..100]), "cut");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::record::{Blob, Extension, code, record};
 use crate::base::{
-    BackupId, ClusterName, Generation, Lsn, ObjectId, StreamId, SystemId, TimelineId, Timestamp,
+    BackupId, ClusterName, Generation, Lsn, ObjectId, RepositoryId, StreamId, SystemId, TimelineId, Timestamp,
 };
 
 /// The most bytes a root's plaintext may take.
@@ -41,6 +41,8 @@ record! {
 
 /// The extension of a root that says when the index was made anew: the number of that root, a `u64`.
 pub const EXTENSION_REBUILT: u16 = 1;
+/// The extension of a copy's root that says what it is a copy of: a repository's id, and the cluster's name in it.
+pub const EXTENSION_COPIED_FROM: u16 = 2;
 
 impl Root {
     /// The first root of `cluster`, in which nothing is.
@@ -74,6 +76,23 @@ impl Root {
         self.extensions.retain(|extension| extension.tag != EXTENSION_REBUILT);
         let value = Blob(number.to_le_bytes().to_vec());
         self.extensions.push(Extension { tag: EXTENSION_REBUILT, value });
+    }
+
+    /// What the cluster was copied from, if it is a copy that says so.
+    pub fn copied_from(&self) -> Option<(RepositoryId, ClusterName)> {
+        let found = self.extensions.iter().find(|extension| extension.tag == EXTENSION_COPIED_FROM)?;
+        let (id, name) = found.value.0.split_first_chunk()?;
+        Some((RepositoryId(*id), std::str::from_utf8(name).ok()?.parse().ok()?))
+    }
+
+    /// Says what the cluster is a copy of.
+    pub fn set_copied_from(&mut self, repository: RepositoryId, cluster: &ClusterName) {
+        let value = Blob([&repository.0, cluster.as_str().as_bytes()].concat());
+        let known = self.extensions.iter_mut().find(|extension| extension.tag == EXTENSION_COPIED_FROM);
+        match known {
+            Some(known) => known.value = value,
+            None => self.extensions.push(Extension { tag: EXTENSION_COPIED_FROM, value }),
+        }
     }
 }
 

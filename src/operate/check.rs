@@ -157,17 +157,24 @@ pub fn backups(complete: usize, generation: Generation) -> Finding {
     }
 }
 
-/// Whether WAL that was stored can still be read: `lost` flush objects, by what is wrong with the first.
-pub fn stored_wal(lost: usize, first: Option<&str>) -> Finding {
+/// Whether WAL that was stored can still be read: `lost` flush objects, by what is wrong with the first; and a `gap` behind which nothing
+/// can be restored yet.
+pub fn stored_wal(lost: usize, first: Option<&str>, gap: Option<&str>) -> Finding {
     const NAME: &str = "stored WAL";
-    match first {
-        None => Finding::ok(NAME, "no flush object is lost"),
-        Some(first) => Finding::new(
+    match (first, gap) {
+        (None, None) => Finding::ok(NAME, "no flush object is lost, and no gap is open"),
+        (None, Some(gap)) => Finding::new(
+            NAME,
+            Level::Fail(Exit::Damage),
+            format!("a gap is recorded, and no backup was taken behind it: {gap}"),
+            "`walden backup` takes one: until then no moment behind the gap can be restored",
+        ),
+        (Some(first), _) => Finding::new(
             NAME,
             Level::Fail(Exit::Damage),
             format!("{lost} flush objects are lost, the first: {first}"),
-            "put whole copies in their places, or `walden repair wal` records the gap, and take a backup; until then what follows them \
-             in their streams is not compacted",
+            "put whole copies in their places; or `walden repair wal` records the gap, as `walden receive` does by itself an hour after it saw \
+             the loss: then take a backup. Until then what follows them in their streams is not compacted",
         ),
     }
 }

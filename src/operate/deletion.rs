@@ -55,6 +55,8 @@ pub struct Deleted {
     pub wal_bytes: u64,
     /// Objects removed.
     pub objects_removed: u64,
+    /// Objects that stay because they may be fences: their headers cannot be read.
+    pub may_be_fences: Vec<String>,
     /// Objects that the store would not remove.
     pub not_removed: u64,
     /// The first of them, and why.
@@ -73,6 +75,7 @@ impl Deleted {
             backups_to: doomed.backups.last().map(|backup| at(backup.stopped_at)),
             wal_bytes: doomed.wal.iter().map(|wal| wal.bytes).sum(),
             objects_removed: purged.objects,
+            may_be_fences: purged.may_be_fences.iter().map(ToString::to_string).collect(),
             not_removed: purged.undeleted.count,
             first_not_removed: first.map(|(key, reason)| (key.to_string(), reason.clone())),
         }
@@ -96,7 +99,13 @@ impl fmt::Display for Deleted {
             f,
             "cluster {cluster} is deleted: {backups} backups, {} of WAL, {objects_removed} objects",
             Bytes(*wal_bytes)
-        )
+        )?;
+        self.may_be_fences.iter().try_for_each(|key| {
+            writeln!(
+                f,
+                "stays: {key}: its header cannot be read, and it may be the fence that keeps its number taken"
+            )
+        })
     }
 }
 

@@ -5,9 +5,9 @@ use super::config::ConfigError;
 use super::exit::Exit;
 use super::when::WhenError;
 use crate::backup::BackupError;
-use crate::base::BackupId;
 use crate::base::ids::IdError;
 use crate::base::lsn::LsnParseError;
+use crate::base::{BackupId, ObjectKey};
 use crate::codec::OpenError;
 use crate::codec::keyslot::KeySlotError;
 use crate::copy::CopyError;
@@ -313,6 +313,8 @@ impl From<CopyError> for Failure {
             }
             CopyError::Differs { .. } => Failure::new(Exit::Conflict, error)
                 .hint("nothing was added to its WAL or backups: copy under another name with --as"),
+            CopyError::Unrelated { .. } => Failure::new(Exit::Conflict, error)
+                .hint("nothing was added to it: copy under another name with --as; `walden info` on both sides shows which server each is of"),
             CopyError::LetGo { .. } => Failure::new(Exit::Conflict, error)
                 .hint("its name is free for another copy with --as"),
             CopyError::Interrupted => Failure::new(Exit::Interrupted, error),
@@ -335,7 +337,7 @@ impl From<ReceiveError> for Failure {
             ReceiveError::LeftBehind { .. } => Failure::new(Exit::Conflict, error).hint(
                 "it is never put into another generation; keep the files if it may still matter, and move them out of that directory",
             ),
-            ReceiveError::Again(_) | ReceiveError::Internal(_) => Failure::new(Exit::Internal, error),
+            ReceiveError::Again(_) | ReceiveError::Unnamed { .. } | ReceiveError::Internal(_) => Failure::new(Exit::Internal, error),
         }
     }
 }
@@ -384,6 +386,7 @@ impl From<JournalError> for Failure {
                 let exit = match source {
                     OpenError::NoKey { .. } | OpenError::WrongKey { .. } => Exit::Key,
                     OpenError::Misplaced { .. } => Exit::Conflict,
+                    OpenError::Newer(_) => Exit::Usage,
                     _ => Exit::Damage,
                 };
                 Failure::new(exit, error)
@@ -415,17 +418,29 @@ fn key_slot_exit(error: &KeySlotError) -> Exit {
     }
 }
 
+fn damage_hint(key: &ObjectKey) -> String {
+    match layout::cluster_of(key) {
+        Some(cluster) if layout::is_root(key) => format!(
+            "`walden repair root --cluster {cluster} --dry-run` shows what a new one would be made of; no WAL and no backup is lost with it"
+        ),
+        Some(_) if layout::is_index(key) => {
+            "`walden repair index --dry-run` shows what a new index would be made of".into()
+        }
+        _ => "run `walden verify` to see everything that is damaged, and what each costs".into(),
+    }
+}
+
 impl From<RepoError> for Failure {
     fn from(error: RepoError) -> Failure {
         match error {
+            RepoError::Store(StoreError::Unreadable { key, reason }) if layout::is_root(&key) => {
+                RepoError::Damage { key, reason }.into()
+            }
             RepoError::Store(error) => error.into(),
             RepoError::Damage { key, reason } => Failure::new(Exit::Damage, "something stored is damaged")
                 .fact("where", format!("object {key}"))
                 .fact("found", reason)
-                .hint(match layout::is_index(&key) {
-                    true => "`walden repair index --dry-run` shows what a new index would be made of",
-                    false => "run `walden verify` to see everything that is damaged, and what each costs",
-                }),
+                .hint(damage_hint(&key)),
             RepoError::NoKey { .. } => Failure::new(Exit::Key, error),
             RepoError::Key { .. } => Failure::new(Exit::Key, error)
                 .hint("give the passphrase or key of one of the repository's key slots"),
@@ -454,6 +469,8 @@ impl From<RepoError> for Failure {
             }
             RepoError::NoRoom { .. } => Failure::new(Exit::NoSpace, error)
                 .hint("make room there, or name another folder with --cache-dir"),
+            RepoError::Newer { .. } => Failure::new(Exit::Usage, error)
+                .hint("a newer walden wrote it: use that version here too; nothing is damaged"),
             RepoError::Configuration { .. } => Failure::new(Exit::Usage, error),
         }
     }
@@ -462,7 +479,7 @@ impl From<RepoError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{ObjectKey, SystemId};
+    use crate::base::SystemId;
 
     #[test]
     fn is_told_to_people_and_to_scripts() {
@@ -484,6 +501,23 @@ mod tests {
     }
 
     #[test]
+    fn damage_is_told_with_the_command_that_mends_it() {
+        let hint = |key: &str, unreadable: bool| {
+            let (key, reason) = (ObjectKey::new(key).unwrap(), "because".to_owned());
+            let error = match unreadable {
+                true => RepoError::Store(StoreError::Unreadable { key, reason }),
+                false => RepoError::Damage { key, reason },
+            };
+            Failure::from(error).hint.unwrap()
+        };
+        let root = "clusters/shop/roots/00000000000000000007";
+        assert!(hint(root, false).contains("`walden repair root --cluster shop --dry-run`"));
+        assert!(hint(root, true).contains("`walden repair root --cluster shop --dry-run`"));
+        assert!(hint("clusters/shop/index/00000000000000000000000000000007", false).contains("repair index"));
+        assert!(hint("clusters/shop/backups/20261122T195501Z", false).contains("walden verify"));
+    }
+
+    #[test]
     fn every_error_has_its_exit_code() {
         let key = || ObjectKey::new("walden").unwrap();
         let reason = || "because".to_owned();
@@ -499,6 +533,7 @@ mod tests {
         let repo = |error: RepoError| Failure::from(error).exit;
         assert_eq!(repo(RepoError::Damage { key: key(), reason: reason() }), Exit::Damage);
         assert_eq!(repo(RepoError::NoKey { key: key(), reason: reason() }), Exit::Key);
+        assert_eq!(repo(RepoError::Newer { key: key(), reason: reason() }), Exit::Usage);
         assert_eq!(repo(RepoError::Key { reason: reason() }), Exit::Key);
         assert_eq!(repo(RepoError::NotFound { what: reason(), url: reason() }), Exit::NotFound);
         assert_eq!(repo(RepoError::Conflict { reason: reason() }), Exit::Conflict);

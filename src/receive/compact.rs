@@ -3,6 +3,7 @@
 //! and whoever loses the race throws its segments away (collection removes them).
 
 mod epoch;
+mod losses;
 mod plan;
 mod write;
 
@@ -19,6 +20,7 @@ use crate::repo::index::{Index, IndexEdit, empty_page};
 use crate::repo::walmap::{self, Snapshot};
 use crate::repo::{Cluster, PendingError, Registration, RepoError, WalReader};
 use epoch::Epochs;
+use losses::LossWatch;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -57,6 +59,15 @@ pub struct Compacted {
 pub struct Compactor {
     cluster: Cluster,
     epochs: Epochs,
+    losses: LossWatch,
+}
+
+/// What a look at the archive gave.
+struct Next {
+    /// What is to be compacted, if anything is.
+    work: Option<(Snapshot, Plan)>,
+    /// Whether it came to a loss.
+    lost: bool,
 }
 
 /// Compacts until nothing of `extent` is left, as [`Compactor::compact`] does.
@@ -71,10 +82,10 @@ pub async fn compact(
 impl Compactor {
     /// Compacts `cluster`, with deltas or without.
     pub fn new(cluster: Cluster, deltas: Option<DeltaOptions>) -> Compactor {
-        Compactor { cluster, epochs: Epochs::new(deltas) }
+        Compactor { cluster, epochs: Epochs::new(deltas), losses: LossWatch::default() }
     }
 
-    /// Compacts until nothing of `extent` is left. Safe beside a running receiver and other compactions. It computes on the
+    /// Compacts until nothing of `extent` is left; records losses that its passes have met for [`limits::LOSS_LASTS_MIN`]. Safe beside a running receiver and other compactions. It computes on the
     /// thread that polls it, for tens of milliseconds at a time. If dropped: what it had registered and written stays until
     /// collection takes it for abandoned.
     pub async fn compact(&mut self, extent: Extent) -> Result<Compacted, RepoError> {
@@ -97,7 +108,14 @@ impl Compactor {
                 }
                 next => next?,
             };
-            let Some((snapshot, plan)) = next else { return Ok(total) };
+            if !next.lost {
+                self.losses.forget();
+            }
+            let (snapshot, plan) = match next.work {
+                Some(work) => work,
+                None if next.lost && self.recorded_loss().await => continue,
+                None => return Ok(total),
+            };
             match self.run(snapshot, plan, stopped).await {
                 Ok(done) => {
                     total.flushes += done.flushes;
@@ -119,20 +137,28 @@ impl Compactor {
     }
 
     /// What to do next, if anything: what generations that are over have left goes first, to its last byte.
-    async fn next(&self, extent: Extent) -> Result<Option<(Snapshot, Plan)>, RepoError> {
+    async fn next(&self, extent: Extent) -> Result<Next, RepoError> {
         let snapshot = walmap::load_unbroken(&self.cluster).await?;
-        warn_of_losses(&snapshot);
+        let mut lost = is_broken(&snapshot);
         let current = snapshot.root.generation;
         for over in snapshot.streamed().into_iter().filter(|generation| *generation < current) {
             let older = snapshot.clone().with_generation_unbroken(&self.cluster, over).await?;
-            warn_of_losses(&older);
+            lost |= is_broken(&older);
             let plan = plan(&older, Extent::All);
             if plan != Plan::default() {
-                return Ok(Some((older, plan)));
+                return Ok(Next { work: Some((older, plan)), lost });
             }
         }
         let plan = plan(&snapshot, extent);
-        Ok((plan != Plan::default()).then_some((snapshot, plan)))
+        Ok(Next { work: (plan != Plan::default()).then_some((snapshot, plan)), lost })
+    }
+
+    /// Whether a loss was recorded, behind which there is more to compact. What hinders that is no failure of compaction.
+    async fn recorded_loss(&mut self) -> bool {
+        self.losses.tend(&self.cluster).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is lost could not be looked at");
+            false
+        })
     }
 
     /// Carries a plan out, registered as work in progress from before the first segment is written: a pass that stalled until
@@ -282,11 +308,9 @@ pub async fn follow(
     }
 }
 
-/// WAL behind what is lost waits in its flush objects: what took their place would hide the loss.
-fn warn_of_losses(snapshot: &Snapshot) {
-    for lost in snapshot.wal.chains().iter().flat_map(|chain| &chain.lost) {
-        tracing::warn!(key = %lost.key, "a flush object is lost, and nothing after it in its stream is compacted until `walden repair wal` records that: {}", lost.reason);
-    }
+/// Whether WAL behind what is lost waits in its flush objects: what took their place would hide the loss.
+fn is_broken(snapshot: &Snapshot) -> bool {
+    snapshot.wal.chains().iter().any(|chain| !chain.lost.is_empty())
 }
 
 fn conflict(reason: String) -> RepoError {

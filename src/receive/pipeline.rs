@@ -11,7 +11,7 @@ use crate::base::planted::{Bug, planted};
 use crate::base::{Generation, Lsn, StreamId, TimelineId, Timestamp};
 use crate::disk::journal::{JournalError, JournalPosition, JournalRecord};
 use crate::repo::chain::{self, Numbered};
-use crate::repo::fences::fenced;
+use crate::repo::fences::{self, fenced};
 use crate::repo::{Cluster, Created, RepoError};
 use crate::wal::Summarizer;
 use bytes::Bytes;
@@ -50,6 +50,14 @@ pub enum ReceiveError {
     /// Things moved while we looked: start again.
     #[error("starting again: {0}")]
     Again(String),
+    /// The newest root does not name our stream: the one that did was lost, and another made anew before the stream left a trace.
+    #[error("starting again: root {root} does not name stream {stream}")]
+    Unnamed {
+        /// That root.
+        root: u64,
+        /// Our stream.
+        stream: StreamId,
+    },
     /// The journal holds WAL of a generation that is over, and the repository does not.
     #[error(
         "the journal in {} holds WAL of generation {held} from {from} to {to} that is not in the repository; generation {current} began",
@@ -84,7 +92,7 @@ impl ReceiveError {
             }
             // A receiver outlives a store that is full: the slot holds what it cannot store.
             ReceiveError::Repo(error) => error.is_transient() || error.is_no_space(),
-            ReceiveError::Hole(_) | ReceiveError::Again(_) => true,
+            ReceiveError::Hole(_) | ReceiveError::Again(_) | ReceiveError::Unnamed { .. } => true,
             ReceiveError::Divergence(_) | ReceiveError::Timeline(_) => false,
             ReceiveError::LeftBehind { .. } | ReceiveError::Journal(_) | ReceiveError::Internal(_) => false,
         }
@@ -120,7 +128,7 @@ pub struct Pipeline {
     packing: FuturesOrdered<JoinHandle<Packed>>,
     sealer: Option<Sealer>,
     sealing: Option<JoinHandle<(Sealer, Sealed)>>,
-    uploads: FuturesUnordered<BoxFuture<'static, Result<Uploaded, RepoError>>>,
+    uploads: FuturesUnordered<BoxFuture<'static, Result<Uploaded, ReceiveError>>>,
     stored: watch::Sender<Stored>,
 }
 
@@ -380,26 +388,64 @@ impl Pipeline {
 }
 
 /// Stores one object, however long the store is away or full; finds out who won when its number is taken.
-async fn upload(cluster: Cluster, won: Won, sealed: Sealed) -> Result<Uploaded, RepoError> {
+async fn upload(cluster: Cluster, won: Won, sealed: Sealed) -> Result<Uploaded, ReceiveError> {
     let stored_bytes = sealed.bytes.len() as u64;
+    let lacking = "WAL cannot be stored, and is not acknowledged by it";
+    let created = patiently(lacking, || cluster.repo().create(&sealed.key, &sealed.bytes)).await?;
+    match created {
+        Created::Ours => {
+            if sealed.number == 0 {
+                still_named(&cluster, &won).await?;
+            }
+            Ok(Uploaded { number: sealed.number, stored_bytes })
+        }
+        Created::Taken(bytes) => {
+            match chain::open_numbered(&cluster, won.stream, sealed.number, bytes).await? {
+                Numbered::Fence(fence) => Err(fenced(won.stream, sealed.number, fence.writer_epoch).into()),
+                Numbered::Flush(_) => {
+                    Err(RepoError::damage(&sealed.key, "another writer uses our stream's id").into())
+                }
+            }
+        }
+    }
+}
+
+/// Whether the newest root names our stream, now that its first object is stored. The root that did may have been lost since, and another
+/// made anew before the stream left a trace (formats/root.md): nobody would ever look at what is stored in it.
+async fn still_named(cluster: &Cluster, won: &Won) -> Result<(), ReceiveError> {
+    let lacking = "nobody knows whether the newest root names the stream, and nothing in it is acknowledged";
+    let root = patiently(lacking, || cluster.newest_root()).await?;
+    match root.streams.iter().any(|stream| stream.id == won.stream) {
+        true => Ok(()),
+        false => Err(ReceiveError::Unnamed { root: root.number, stream: won.stream }),
+    }
+}
+
+/// Asks the store, however long it is away or full; says meanwhile what is `lacking`.
+async fn patiently<T, F>(lacking: &str, ask: impl Fn() -> F) -> Result<T, RepoError>
+where
+    F: Future<Output = Result<T, RepoError>>,
+{
     let mut wait = STORE_WAIT_MIN;
-    let created = loop {
-        match cluster.repo().create(&sealed.key, &sealed.bytes).await {
+    loop {
+        match ask().await {
             Err(error) if error.is_transient() || error.is_no_space() => {
-                tracing::error!(%error, "WAL cannot be stored, and is not acknowledged by it; trying again in {wait:?}");
+                tracing::error!(%error, "{lacking}; trying again in {wait:?}");
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(STORE_WAIT_MAX);
             }
-            other => break other?,
+            other => return other,
         }
-    };
-    match created {
-        Created::Ours => Ok(Uploaded { number: sealed.number, stored_bytes }),
-        Created::Taken(bytes) => match chain::open_numbered(&cluster, won.stream, sealed.number, bytes)
-            .await?
-        {
-            Numbered::Fence(fence) => Err(fenced(won.stream, sealed.number, fence.writer_epoch)),
-            Numbered::Flush(_) => Err(RepoError::damage(&sealed.key, "another writer uses our stream's id")),
-        },
+    }
+}
+
+/// Gives a pipeline up after `error`: what it holds in memory may not be what is stored, and the next takeover finds out. A stream that no
+/// root names is closed first: no takeover does, and whoever makes a root anew takes an open one for a stream that goes on.
+pub async fn give_up(pipeline: &mut Option<Pipeline>, error: &ReceiveError) {
+    let Some(Pipeline { cluster, won, .. }) = pipeline.take() else { return };
+    if matches!(error, ReceiveError::Unnamed { .. })
+        && let Err(error) = fences::close_unread(&cluster, won.stream, 0, won.writer_epoch).await
+    {
+        tracing::error!(%error, "stream {}, which no root names, stays open", won.stream);
     }
 }

@@ -3,7 +3,7 @@
 
 use super::journal::JournalHandle;
 use super::machine::{Acknowledged, Cut};
-use super::pipeline::{Pipeline, ReceiveError, Stored};
+use super::pipeline::{self, Pipeline, ReceiveError, Stored};
 use super::resume;
 use super::takeover;
 use super::upstream::{
@@ -91,14 +91,13 @@ pub async fn run(
                     return Err(error);
                 }
                 tracing::warn!(%error, "connecting again in {wait:?}");
-                match error {
+                match &error {
                     // The server may never come back: what only the journal has goes to the repository all the same.
                     ReceiveError::Upstream(_) if receiver.pipeline.is_none() => {
                         receiver.pipeline = receiver.resume_from_journal().await?;
                     }
                     ReceiveError::Upstream(_) => {}
-                    // What the pipeline holds in memory may not be what is stored: the next takeover finds out.
-                    _ => receiver.pipeline = None,
+                    _ => pipeline::give_up(&mut receiver.pipeline, &error).await,
                 }
             }
             Err(error) => return Err(receiver.ended_by(error).await),
@@ -170,7 +169,10 @@ impl Receiver<'_> {
             };
             tokio::select! {
                 biased;
-                done = progress => done?,
+                done = progress => match done {
+                    Err(error) if error.is_transient() => pipeline::give_up(&mut self.pipeline, &error).await,
+                    done => done?,
+                },
                 () = tokio::time::sleep_until(until) => return Ok(false),
                 _ = stop.changed() => {}
             }

@@ -6,8 +6,10 @@ use super::census::{self, Header, Kind, Kinds};
 use crate::base::planted::{Bug, planted};
 use crate::base::{ClusterName, Generation, ObjectKey, Progress, StreamId};
 use crate::format::header::{ObjectHeader, ObjectKind};
+use crate::format::keyslot::FIRST_EPOCH;
 use crate::format::root::{Root, StreamEntry};
 use crate::repo::cluster::RootChange;
+use crate::repo::fences::FENCE_BYTES_MAX;
 use crate::repo::keys::KeyObjects;
 use crate::repo::repository::exists;
 use crate::repo::roots::{self, NONE};
@@ -118,7 +120,12 @@ pub async fn destroy(
     for key in &void {
         store.delete(key).await?;
     }
+    let is_linked = (FIRST_EPOCH + 1..=newest).contains(&epoch);
+    let link = if is_linked { slots::link(repo, epoch).await? } else { None };
     let mut objects = remove(store, epoch).await?;
+    if let Some(link) = link {
+        slots::keep_link(repo, &link).await?;
+    }
     if epoch > newest && exists(store, &layout::epoch_link(epoch)).await? {
         store.delete(&layout::epoch_link(epoch)).await?;
         objects += 1;
@@ -242,7 +249,9 @@ async fn count(
     let (mut found, mut void, mut unreadable) = (BTreeMap::<ClusterName, Kinds>::new(), Vec::new(), None);
     census::each(&**repo.store(), named, progress, |counted| {
         let Some(header) = &counted.header else {
-            unreadable.get_or_insert(counted.key);
+            if !is_stray_fence(views, &counted.key, counted.len) {
+                unreadable.get_or_insert(counted.key);
+            }
             return;
         };
         let (Some(kind), true) = (Kind::of(header.kind), header.key_epoch == epoch) else { return };
@@ -283,6 +292,20 @@ fn is_void(view: &View, key: &ObjectKey, header: &ObjectHeader) -> bool {
         return false;
     }
     view.ends.get(&stream).is_none_or(|end| number >= *end)
+}
+
+/// Whether an object whose header cannot be read is as short as a fence, and of a stream that its cluster does not know any more: whatever
+/// it is, nobody reads it, and as a fence it keeps its number taken.
+fn is_stray_fence(views: &[View], key: &ObjectKey, len: u64) -> bool {
+    let Some((stream, _)) = layout::parse_flush(key) else { return false };
+    let Some(view) = views.iter().find(|view| Some(view.cluster.name()) == layout::cluster_of(key).as_ref())
+    else {
+        return false;
+    };
+    let root = &view.root;
+    let is_known = root.streams.iter().any(|named| named.id == stream)
+        || root.retired.iter().any(|run| run.stream == stream);
+    len <= FENCE_BYTES_MAX && !is_known
 }
 
 /// What the newest root and its index name, in case a list misses it.

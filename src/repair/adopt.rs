@@ -1,15 +1,16 @@
-//! Backups of which nothing but the manifest is known: each chunk that they need has to be there. A manifest may be of a backup that
-//! was removed and whose chunks were collected; to believe it would let retention expire a good backup for its sake.
+//! Backups that may lack chunks: those of which nothing but the manifest is known, and all when a segment of chunks is gone that an index
+//! named. One that lacks some is taken as damaged: it gives what it has, stands in for no other backup, and lets nothing expire. It may
+//! be one that was removed, and whose chunks were collected: nobody can tell.
 
 use super::rebuild::Rebuilt;
-use super::{Fate, Unreadable};
 use crate::base::{BackupId, ChunkId};
+use crate::format::index::{BackupEntry, BackupState};
 use crate::format::manifest::RunKind;
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
 use crate::repo::manifest::Manifest;
 use crate::repo::{Cluster, RepoError};
 use futures_util::{StreamExt, stream};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Pages and block maps read ahead.
@@ -17,49 +18,36 @@ const READ_AHEAD: usize = 8;
 /// Threads that open them.
 const THREADS: usize = 2;
 
-/// Takes those out of `rebuilt` that lack chunks. Where segments do not open that may hold them, they stay, as damaged: such a backup
-/// lets nothing expire, and gives what it has.
-pub(super) async fn check(
-    cluster: &Cluster,
-    rebuilt: &mut Rebuilt,
-    unreadable: &[Unreadable],
-) -> Result<(), RepoError> {
-    if rebuilt.backups_found.is_empty() {
+/// Says which backups of `rebuilt` lack chunks, and takes them as damaged.
+pub(super) async fn check(cluster: &Cluster, rebuilt: &mut Rebuilt) -> Result<(), RepoError> {
+    let found: HashSet<BackupId> = rebuilt.backups_found.iter().cloned().collect();
+    let suspects = |entry: &&mut BackupEntry| rebuilt.pages_gone || found.contains(&entry.id);
+    let mut suspects: Vec<&mut BackupEntry> = rebuilt.page.backups.iter_mut().filter(suspects).collect();
+    if suspects.is_empty() {
         return Ok(());
     }
     let index = Arc::new(ChunkIndex::load(cluster, &rebuilt.page.pages).await?);
-    let closed =
-        unreadable.iter().any(|unreadable| unreadable.fate != Fate::Unasked) || !index.lost().is_empty();
     let reader = ChunkReader::new(cluster.clone(), index.clone(), THREADS);
     let mut looking = Looking { index: &index, reader: &reader, sound: HashSet::new() };
-    let mut missing: BTreeMap<BackupId, u64> = BTreeMap::new();
-    for id in &rebuilt.backups_found {
-        let Some(entry) = rebuilt.page.backups.iter().find(|entry| entry.id == *id) else { continue };
-        let manifest = Manifest::open(cluster, id, entry.manifest_number).await;
+    for entry in &mut suspects {
+        let manifest = Manifest::open(cluster, &entry.id, entry.manifest_number).await;
         let lacks = match manifest {
             Ok(manifest) => looking.missing(&manifest).await?,
             Err(error) if error.is_damage() => 1,
             Err(error) => return Err(error),
         };
-        if lacks > 0 {
-            missing.insert(id.clone(), lacks);
+        if lacks == 0 {
+            continue;
         }
-    }
-    for (id, lacks) in &missing {
-        rebuilt.notes.push(match closed {
-            true => format!(
-                "backup {id} lacks {lacks} chunks or more, which may be in what does not open: it is taken as damaged"
-            ),
-            false => format!("{lacks} chunks or more of backup {id} are in no segment: it was removed, and is not taken"),
-        });
-    }
-    if closed {
-        for entry in rebuilt.page.backups.iter_mut().filter(|entry| missing.contains_key(&entry.id)) {
-            entry.damaged_blocks = entry.damaged_blocks.max(1);
+        entry.damaged_blocks = entry.damaged_blocks.max(1);
+        if entry.state == BackupState::Complete {
+            entry.state = BackupState::Damaged;
         }
-    } else {
-        rebuilt.page.backups.retain(|entry| !missing.contains_key(&entry.id));
-        rebuilt.backups_found.retain(|id| !missing.contains_key(id));
+        rebuilt.losses.push(format!(
+            "backup {} lacks {lacks} chunks or more: it is taken as damaged; if it had been removed on purpose, remove it again (`walden \
+             backup delete`)",
+            entry.id
+        ));
     }
     if !rebuilt.backups_found.is_empty() {
         let names: Vec<String> = rebuilt.backups_found.iter().map(ToString::to_string).collect();

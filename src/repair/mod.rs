@@ -11,7 +11,7 @@ pub mod cover;
 mod inventory;
 mod known;
 pub mod rebuild;
-pub mod wal;
+pub mod root;
 
 use crate::base::{BackupId, ObjectId, ObjectKey, Progress};
 use crate::format::root::{PendingKind, Root};
@@ -111,6 +111,17 @@ impl Plan {
         }
     }
 
+    /// What was lost, as far as that is known: what is gone or left out, backups that lack chunks, WAL that nothing holds.
+    pub fn losses(&self) -> Vec<String> {
+        let gone = self.rebuilt.gone.iter();
+        let gone = gone
+            .map(|name| format!("{name}: an index object names it, and it was collected since, or is lost"));
+        let left_out = self.unreadable.iter().filter(|unreadable| unreadable.fate == Fate::LeftOut);
+        let left_out =
+            left_out.map(|unreadable| format!("{}: left out, as was asked", unreadable.key.file_name()));
+        gone.chain(left_out).chain(self.rebuilt.losses.iter().cloned()).collect()
+    }
+
     fn undecided(&self) -> Option<String> {
         let undecided = self.unreadable.iter().filter(|unreadable| unreadable.fate == Fate::Undecided);
         let found: Vec<&Unreadable> = undecided.collect();
@@ -131,7 +142,7 @@ impl Plan {
 /// Reads everything that an index can be made of. Changes nothing.
 ///
 /// # Errors
-/// A newest root that is damaged: an index hangs on it. [`RepoError::NoKey`] for an object of a key epoch that is not held.
+/// A newest root that is damaged: an index hangs on it ([`root`] makes one anew). [`RepoError::NoKey`] for an object of a key epoch that is not held.
 /// [`RepoError::Conflict`] when something is to be left out that can be read, or is not there. A store that fails.
 pub async fn plan(cluster: &Cluster, options: &Options, progress: &dyn Progress) -> Result<Plan, RepoError> {
     let (root, index) = newest(cluster).await?;
@@ -152,7 +163,7 @@ pub async fn plan(cluster: &Cluster, options: &Options, progress: &dyn Progress)
     let env = cluster.repo().env();
     let mut rebuilt = rebuild::rebuild(&root, inventory, env.clock.now(), || ObjectId::random(&*env.entropy));
     rebuilt.gone.retain(|name| !options.without.contains(name));
-    adopt::check(cluster, &mut rebuilt, &unreadable).await?;
+    adopt::check(cluster, &mut rebuilt).await?;
     rebuilt.notes.extend(what_is_not_known(&root, whole_up_to, pins));
     Ok(Plan { health: Health::Broken { reason }, root, rebuilt, unreadable, index_objects })
 }

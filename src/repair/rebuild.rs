@@ -84,16 +84,28 @@ pub struct Rebuilt {
     pub left_out: Vec<ObjectId>,
     /// Backups that no readable index object names.
     pub backups_found: Vec<BackupId>,
-    /// What a readable index object names and is not there: the last part of its name. It was collected, or it is lost.
+    /// What a readable index object names and is not there: the last part of its name. It was collected, or it is lost; but for segments
+    /// of WAL that others hold or that expired.
     pub gone: Vec<String>,
+    /// Whether segments of chunks are among that.
+    pub pages_gone: bool,
+    /// What cannot be had any more, beside what is gone.
+    pub losses: Vec<String>,
     /// What somebody has to know.
     pub notes: Vec<String>,
 }
 
 impl Rebuilt {
     fn of(page: IndexPage) -> Rebuilt {
-        let (left_out, backups_found, gone, notes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Rebuilt { page, left_out, backups_found, gone, notes }
+        Rebuilt {
+            page,
+            left_out: Vec::new(),
+            backups_found: Vec::new(),
+            gone: Vec::new(),
+            pages_gone: false,
+            losses: Vec::new(),
+            notes: Vec::new(),
+        }
     }
 }
 
@@ -117,7 +129,8 @@ pub fn rebuild(
     let mut rebuilt = Rebuilt::of(empty_page());
     let known_wal = std::mem::take(&mut known.wal);
     let wal = wal.into_iter().filter(|found| !hidden.contains(&(RemovedKind::Wal, &*found.id.to_string())));
-    rebuilt.page.wal = wal_of(known_wal, wal.collect(), &closed_segments, &held, &mut rebuilt);
+    let (taken, wal_gone) = wal_of(known_wal, wal.collect(), &closed_segments, &held, &mut rebuilt);
+    rebuilt.page.wal = taken;
     let known_pages = std::mem::take(&mut known.pages);
     let pages =
         pages.into_iter().filter(|found| !hidden.contains(&(RemovedKind::Pages, &*found.id.to_string())));
@@ -132,15 +145,21 @@ pub fn rebuild(
     rebuilt.page.backups = backups_of(root, known_backups, manifests, &closed_manifests, &mut rebuilt);
     let mut there = held;
     for entry in &rebuilt.page.wal {
-        there.add((entry.generation, entry.timeline), LsnRange::new(entry.start, entry.end.max(entry.start)));
+        there.add((entry.generation, entry.timeline), range_of(entry));
     }
     let mut expired = Spans::expired(&known.expired);
+    let mut explained = there.clone();
+    expired.iter().for_each(|(place, range)| explained.add(place, range));
+    let lost = wal_gone
+        .iter()
+        .filter(|entry| !explained.covers((entry.generation, entry.timeline), range_of(entry)));
+    rebuilt.gone.splice(0..0, lost.map(|entry| entry.id.to_string()));
     there.iter().for_each(|(place, range)| expired.remove(place, range));
     rebuilt.page.gaps = std::mem::take(&mut known.gaps);
     for ((generation, timeline), hole) in holes(&there, &rebuilt.page.gaps, &expired) {
         let (start, end) = (hole.start, hole.end);
-        let note = format!("no object holds WAL {hole} of timeline {timeline}: recorded as a gap");
-        rebuilt.notes.push(note);
+        let loss = format!("no object holds WAL {hole} of timeline {timeline}: recorded as a gap");
+        rebuilt.losses.push(loss);
         let reason = "no object held it when the index was made anew".to_owned();
         let id = gap_id();
         let gap = GapEntry { id, generation, timeline, start, end, recorded_at: now, reason };
@@ -179,14 +198,19 @@ fn removed_of(known: &mut Index) -> Vec<RemovedEntry> {
     removed
 }
 
-/// The entries of WAL to take.
+fn range_of(entry: &WalEntry) -> LsnRange {
+    LsnRange::new(entry.start, entry.end.max(entry.start))
+}
+
+/// The entries of WAL to take, and those that are known and not there.
 fn wal_of(
     known: Vec<WalEntry>,
     found: Vec<Found<WalMeta>>,
     closed: &HashSet<ObjectId>,
     held: &Spans,
     rebuilt: &mut Rebuilt,
-) -> Vec<WalEntry> {
+) -> (Vec<WalEntry>, Vec<WalEntry>) {
+    let mut gone = Vec::new();
     let mut found: BTreeMap<ObjectId, Found<WalMeta>> =
         found.into_iter().map(|found| (found.id, found)).collect();
     let mut by_place: BTreeMap<Place, Vec<Candidate>> = BTreeMap::new();
@@ -199,7 +223,7 @@ fn wal_of(
         if readable || closed.contains(&entry.id) {
             add(Candidate { entry, known: true, readable });
         } else {
-            rebuilt.gone.push(entry.id.to_string());
+            gone.push(entry);
         }
     }
     for found in found.into_values() {
@@ -211,7 +235,7 @@ fn wal_of(
         taken.extend(chosen.into_iter().map(|candidate| candidate.entry));
         rebuilt.left_out.extend(rest.into_iter().map(|candidate| candidate.entry.id));
     }
-    taken
+    (taken, gone)
 }
 
 fn wal_entry(found: Found<WalMeta>) -> WalEntry {
@@ -254,6 +278,7 @@ fn pages_of(
             pages.insert(entry.id, entry);
         } else {
             rebuilt.gone.push(entry.id.to_string());
+            rebuilt.pages_gone = true;
         }
     }
     pages.into_values().collect()

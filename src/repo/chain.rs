@@ -3,6 +3,7 @@
 
 use super::cluster::Cluster;
 use super::error::RepoError;
+use super::fences::FENCE_BYTES_MAX;
 use super::layout;
 use crate::base::{Lsn, ObjectKey, StreamId, limits};
 use crate::codec::check::check_without_key;
@@ -70,6 +71,8 @@ pub struct Lost {
     pub key: ObjectKey,
     /// What is wrong.
     pub reason: String,
+    /// Whether it may be the fence: it is as short, and its header does not say what it is.
+    pub may_be_fence: bool,
     /// Where the WAL before it ends, if there is any.
     pub from: Option<Lsn>,
     /// Where WAL begins again after it, if there is any.
@@ -185,7 +188,7 @@ pub async fn read(cluster: &Cluster, stream: &StreamEntry, losses: Losses) -> Re
         }
         let bytes = match (read, reason) {
             (Err(error), Some(reason)) if super::cluster::object_is_gone(&error) => {
-                chain.lose(number, key, reason);
+                chain.lose(number, key, reason, false);
                 if losses == Losses::PassedBy {
                     continue;
                 }
@@ -199,12 +202,14 @@ pub async fn read(cluster: &Cluster, stream: &StreamEntry, losses: Losses) -> Re
             (read, _) => read?,
         };
         // Nobody knows what a fence ended that cannot be read: its number stays taken, and nothing behind it counts.
-        let is_fence = ObjectHeader::decode(&bytes).is_ok_and(|(header, _)| header.kind == ObjectKind::Fence);
+        let header = ObjectHeader::decode(&bytes).map(|(header, _)| header.kind);
+        let is_fence = header == Ok(ObjectKind::Fence);
+        let may_be_fence = header.is_err() && bytes.len() as u64 <= FENCE_BYTES_MAX;
         match chain.add(cluster, number, bytes).await {
             Ok(false) => {}
             Ok(true) => break,
             Err(RepoError::Damage { reason, .. }) if !is_fence => {
-                chain.lose(number, key, reason);
+                chain.lose(number, key, reason, may_be_fence);
                 if losses == Losses::End {
                     chain.end = ChainEnd::Open { next: number };
                     break;
@@ -240,9 +245,9 @@ impl Chain {
         }
     }
 
-    fn lose(&mut self, number: u64, key: ObjectKey, reason: String) {
+    fn lose(&mut self, number: u64, key: ObjectKey, reason: String, may_be_fence: bool) {
         let from = self.end_lsn();
-        self.lost.push(Lost { number, key, reason, from, to: None });
+        self.lost.push(Lost { number, key, reason, may_be_fence, from, to: None });
     }
 
     /// Whether the object before `number` was read, or compacted: the next one is linked to it.

@@ -3,9 +3,11 @@
 
 use super::error::RepoError;
 use super::index::{self, Index, IndexEdit};
+use super::index_cache::IndexCache;
 use super::layout;
 use super::repository::{Created, Repository};
 use super::roots::{self, NONE};
+use super::slots;
 use crate::base::planted::{Bug, planted};
 use crate::base::{ClusterName, limits};
 use crate::format::header::ObjectKind;
@@ -115,7 +117,7 @@ impl Cluster {
         &self,
         mut edit: impl FnMut(&Root) -> Result<Option<RootChange>, E>,
     ) -> Result<Root, E> {
-        self.commit_loop(false, |root, _| edit(root)).await
+        self.commit_loop(None, |root, _| edit(root)).await
     }
 
     /// [`Cluster::commit`] for an edit that depends on the index too.
@@ -123,23 +125,36 @@ impl Cluster {
         &self,
         edit: impl FnMut(&Root, &Index) -> Result<Option<RootChange>, E>,
     ) -> Result<Root, E> {
-        self.commit_loop(true, edit).await
+        self.commit_cached(&mut IndexCache::default(), edit).await
+    }
+
+    /// The same for who commits again and again: the index is read as `cache` says.
+    pub async fn commit_cached<E: From<RepoError>>(
+        &self,
+        cache: &mut IndexCache,
+        edit: impl FnMut(&Root, &Index) -> Result<Option<RootChange>, E>,
+    ) -> Result<Root, E> {
+        self.commit_loop(Some(cache), edit).await
     }
 
     async fn commit_loop<E: From<RepoError>>(
         &self,
-        with_index: bool,
+        mut cache: Option<&mut IndexCache>,
         mut edit: impl FnMut(&Root, &Index) -> Result<Option<RootChange>, E>,
     ) -> Result<Root, E> {
         let mut last_commit = self.shared.last_commit.lock().await;
+        let unread = Index::default();
         for _ in 0..COMMIT_TRIES_MAX {
             let Some((base, floor)) = self.find_root().await? else {
                 let what = format!("cluster {}", self.name);
                 return Err(RepoError::NotFound { what, url: self.repo.store().url() }.into());
             };
-            let index = if with_index { self.index(&base).await } else { Ok(Index::default()) };
+            let index = match &mut cache {
+                Some(cache) => cache.at(self, &base).await,
+                None => Ok(&unread),
+            };
             let Some(index) = self.unless_moved(&base, index).await? else { continue };
-            let Some(change) = edit(&base, &index)? else { return Ok(base) };
+            let Some(change) = edit(&base, index)? else { return Ok(base) };
             self.refuse_revival(&base, &change)?;
             // After the root that it builds on: what was made before that root is known then (formats/keys.md).
             self.follow_epochs().await?;
@@ -151,24 +166,76 @@ impl Cluster {
             root.number = base.number + 1;
             root.made_at = self.repo.env().clock.now();
             root.floor = floor;
+            let added = match &change.index {
+                IndexEdit::Add(page) if cache.is_some() => Some(page.clone()),
+                IndexEdit::Keep | IndexEdit::Add(_) | IndexEdit::Rewrite(_) => None,
+            };
             // Index before root: a root never names what is not there.
             let written = index::write(self, base.index, change.index, root.number).await;
             let Some(written) = self.unless_moved(&base, written).await? else { continue };
             root.index = written.filter(|_| root.deleted_at.is_none());
             match self.create_root(&root).await? {
-                NewRoot::Won => return Ok(root),
-                NewRoot::Taken => {}
-                NewRoot::Void { floor } => {
-                    let reason = format!(
-                        "root {} is below the floor {floor}: this process stalled while others went on; nothing was committed",
-                        root.number
-                    );
-                    return Err(RepoError::Conflict { reason }.into());
+                NewRoot::Won => {
+                    if let (Some(cache), Some(page)) = (cache, added) {
+                        cache.added(page, &base, &root);
+                    }
+                    return Ok(root);
                 }
+                NewRoot::Taken => {}
+                NewRoot::Void { floor } => return Err(void(root.number, floor).into()),
             }
         }
         let reason = format!("cluster {}: lost {COMMIT_TRIES_MAX} races for the next root", self.name);
         Err(RepoError::Conflict { reason }.into())
+    }
+
+    /// Creates the same root under each of `numbers` in turn, out of `base`, the newest root that can be read: what lies between is damaged
+    /// or gone, and [`Cluster::commit`] builds on the newest alone. `change.root.index` is the index object that `change.index` builds on.
+    /// Returns the last of them. Durable on `Ok`. If dropped: those before some number are there.
+    ///
+    /// # Errors
+    /// [`RepoError::Conflict`] when a number is taken, or the floor is above `base`, so that what it leads to may be gone: no root has that
+    /// number then, unless it says that one was made and the floor rose beside it.
+    pub async fn commit_over(
+        &self,
+        base: &Root,
+        numbers: &[u64],
+        change: RootChange,
+    ) -> Result<Root, RepoError> {
+        self.follow_epochs().await?;
+        let (mut floor, least) = self.floor_after(base.floor).await?;
+        if least > base.number {
+            return Err(void(base.number, least));
+        }
+        let mut root = change.root;
+        // Before the roots that lead to it, and for the last of them: as long as that is not there, collection leaves it.
+        let last = numbers.last().copied().unwrap_or(root.number);
+        root.index = index::write(self, root.index, change.index, last).await?;
+        for number in numbers {
+            root.number = *number;
+            root.made_at = self.repo.env().clock.now();
+            root.floor = floor;
+            match self.create_root(&root).await? {
+                NewRoot::Won => {}
+                NewRoot::Taken => {
+                    let reason = format!("somebody else committed root {number} meanwhile: look again");
+                    return Err(RepoError::Conflict { reason });
+                }
+                NewRoot::Void { floor } => return Err(void(*number, floor)),
+            }
+            let least;
+            (floor, least) = self.floor_after(floor).await?;
+            if least > base.number {
+                return Err(went_on(&root, base.number, least));
+            }
+        }
+        Ok(root)
+    }
+
+    /// The number of the newest floor, from `known` on, and the least root that it keeps.
+    async fn floor_after(&self, known: u64) -> Result<(u64, u64), RepoError> {
+        let floor = roots::newest_floor(&self.repo, &self.name, known).await?;
+        Ok(floor.map_or((NONE, NONE), |floor| (floor.number, floor.root)))
     }
 
     pub(super) fn refuse_deleted(&self, root: &Root) -> Result<(), RepoError> {
@@ -224,13 +291,13 @@ impl Cluster {
         Ok(NewRoot::Won)
     }
 
-    /// Seals under the newest key epoch from now on.
+    /// Seals under the newest key epoch from now on, which everybody finds.
     pub(super) async fn follow_epochs(&self) -> Result<(), RepoError> {
         if let Err(epoch) = self.repo.follow_epochs().await? {
             let slot = self.repo.slot().name();
             tracing::warn!("key epoch {epoch} was not given to key slot {slot}, which opened the repository");
         }
-        Ok(())
+        slots::settle(&self.repo).await
     }
 
     pub(super) async fn find_root(&self) -> Result<Option<(Root, u64)>, RepoError> {
@@ -262,6 +329,24 @@ enum NewRoot {
     Void {
         floor: u64,
     },
+}
+
+fn void(number: u64, floor: u64) -> RepoError {
+    let reason = format!(
+        "root {number} is below the floor {floor}: this process stalled while others went on; nothing was committed"
+    );
+    RepoError::Conflict { reason }
+}
+
+/// What is said when a root was made out of one that somebody else could let go.
+fn went_on(root: &Root, base: u64, floor: u64) -> RepoError {
+    let number = root.number;
+    let reason = format!(
+        "root {number} was made of root {base}, and collection let that go beside it (the floor is root {floor} by now): somebody could \
+         read a newer root. What was committed after root {base} may be missing from root {number}, and what root {base} led to may be \
+         gone: stop everything that writes, and see what `walden verify` says"
+    );
+    RepoError::Conflict { reason }
 }
 
 /// Whether an error says that an object that was referred to is not there: a reader plans again on the newest root.

@@ -13,6 +13,7 @@ use crate::delta::{
 };
 use crate::format::wal::{DeltaEpoch, WalDeltas};
 use futures_util::future::BoxFuture;
+use std::collections::BTreeSet;
 
 /// Pages of a backup that are at hand somewhere else than in the repository.
 pub trait NearPages: Send + std::fmt::Debug {
@@ -106,13 +107,19 @@ impl EpochDecoder {
                 self.fetch(deltas, key, &blocks).await?;
             }
         }
-        let mut decoded = self.try_decode(deltas, near.as_deref_mut(), frame, &mut wal);
-        if let Err(DeltaError::MissingPages(pages)) = &decoded {
-            let blocks: Vec<BlockId> = pages.iter().map(|page| page.block).collect();
+        let mut fetched: BTreeSet<BlockId> = BTreeSet::new();
+        let decoded = loop {
+            let decoded = self.try_decode(deltas, near.as_deref_mut(), frame, &mut wal);
+            let Err(DeltaError::MissingPages(pages)) = &decoded else { break decoded };
+            // A page that was near may not be any more: recovery changes it. One that was fetched and is missing is missing for good.
+            let known = fetched.len();
+            fetched.extend(pages.iter().map(|page| page.block));
+            if fetched.len() == known {
+                break decoded;
+            }
+            let blocks: Vec<BlockId> = fetched.iter().copied().collect();
             self.fetch(deltas, key, &blocks).await?;
-            // What is missing still is missing for good.
-            decoded = self.try_decode(deltas, near, frame, &mut wal);
-        }
+        };
         let range = decoded.map_err(|error| explained(key, deltas, error))?;
         self.next = range.end;
         Ok((range, wal))

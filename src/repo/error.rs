@@ -27,6 +27,14 @@ pub enum RepoError {
         /// What was missing.
         reason: String,
     },
+    /// An object is whole and cannot be read by this version: it is neither damaged nor lost.
+    #[error("object {key}: {reason}")]
+    Newer {
+        /// Which.
+        key: ObjectKey,
+        /// What is not known of it.
+        reason: String,
+    },
     /// No key slot opened.
     #[error("no key slot of this repository opens with the key given: {reason}")]
     Key {
@@ -112,11 +120,12 @@ pub enum RepoError {
 }
 
 impl RepoError {
-    /// Sorts what is wrong with an object into damage and missing keys.
+    /// Sorts what is wrong with an object into damage, missing keys and later versions.
     pub fn open(key: &ObjectKey, error: OpenError) -> Self {
         let (key, reason) = (key.clone(), error.to_string());
         match error {
             OpenError::NoKey { .. } => RepoError::NoKey { key, reason },
+            OpenError::Newer(_) => RepoError::Newer { key, reason },
             _ => RepoError::Damage { key, reason },
         }
     }
@@ -135,6 +144,24 @@ impl RepoError {
             )
         );
         store || matches!(self, RepoError::Damage { .. })
+    }
+
+    /// Whether an object is there, and not for us: its key epoch is not held, or a newer walden wrote it.
+    pub fn is_shut(&self) -> bool {
+        matches!(self, RepoError::NoKey { .. } | RepoError::Newer { .. })
+    }
+
+    /// The object that is at fault, where [`RepoError::is_damage`] says that one is.
+    pub fn damaged_object(&self) -> Option<&ObjectKey> {
+        match self {
+            RepoError::Damage { key, .. }
+            | RepoError::Store(
+                StoreError::NotFound { key }
+                | StoreError::Short { key, .. }
+                | StoreError::Unreadable { key, .. },
+            ) => Some(key),
+            _ => None,
+        }
     }
 
     /// Whether trying again later may succeed without anybody mending anything.

@@ -14,6 +14,8 @@ use crate::format::record::Record;
 use crate::format::root::{Root, StreamEntry};
 use crate::format::wal::FenceMeta;
 
+/// No fence takes as much.
+pub const FENCE_BYTES_MAX: u64 = 4096;
 /// The successor of a stream after which its generation ends.
 const NOBODY: StreamId = StreamId([0; 16]);
 
@@ -35,24 +37,30 @@ pub async fn close_all(cluster: &Cluster, root: &Root) -> Result<(), RepoError> 
     for stream in &root.streams {
         match close(cluster, stream, NOBODY, root.writer_epoch).await {
             // Nobody will read it: its writer is to stop, whatever is wrong with what it wrote.
-            Err(error) if error.is_damage() => close_unread(cluster, stream, root.writer_epoch).await?,
+            Err(error) if error.is_damage() => {
+                close_unread(cluster, stream.id, stream.low_water, root.writer_epoch).await?;
+            }
             closed => drop(closed?),
         }
     }
     Ok(())
 }
 
-/// Fences a stream whose objects are damaged, at its first absent number.
-async fn close_unread(cluster: &Cluster, stream: &StreamEntry, writer_epoch: u64) -> Result<(), RepoError> {
-    let mut number = stream.low_water;
+/// Fences a stream at its first absent number from `number` on, whatever is wrong with its objects, and whether or not a root names it.
+pub async fn close_unread(
+    cluster: &Cluster,
+    stream: StreamId,
+    mut number: u64,
+    writer_epoch: u64,
+) -> Result<(), RepoError> {
     loop {
-        let key = layout::flush(cluster.name(), stream.id, number);
-        let writer = cluster.repo().writer(ObjectKind::Fence, &key, stream.id.0, number, writer_epoch);
+        let key = layout::flush(cluster.name(), stream, number);
+        let writer = cluster.repo().writer(ObjectKind::Fence, &key, stream.0, number, writer_epoch);
         let fence =
             FenceMeta { successor: NOBODY, writer_epoch, previous_link: [0; 32], extensions: Vec::new() };
         match cluster.repo().create(&key, &writer.finish(fence.encode()).bytes).await? {
             Created::Ours => return Ok(()),
-            Created::Taken(bytes) => match chain::open_numbered(cluster, stream.id, number, bytes).await {
+            Created::Taken(bytes) => match chain::open_numbered(cluster, stream, number, bytes).await {
                 Ok(Numbered::Fence(_)) => return Ok(()),
                 Ok(Numbered::Flush(_)) => number += 1,
                 Err(error) if error.is_damage() => number += 1,

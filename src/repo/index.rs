@@ -341,11 +341,11 @@ impl Merge {
 
     fn finish(self) -> Index {
         let mut wal: Vec<WalEntry> = self.wal.into_values().collect();
-        wal.sort_by_key(|e| (e.generation, e.timeline, e.start, e.end));
+        wal.sort_by_key(|e| (e.generation, e.timeline, e.start, e.end, e.id));
         let mut pages: Vec<PagesEntry> = self.pages.into_values().collect();
         pages.sort_by_key(|e| e.id);
         let mut gaps: Vec<GapEntry> = self.gaps.into_values().collect();
-        gaps.sort_by_key(|e| (e.generation, e.timeline, e.start));
+        gaps.sort_by_key(|e| (e.generation, e.timeline, e.start, e.id));
         let mut histories: Vec<HistoryEntry> = self.histories.into_values().collect();
         histories.sort_by_key(|e| (e.generation, e.timeline));
         Index {

@@ -88,6 +88,11 @@ pub fn root(cluster: &ClusterName, number: u64) -> ObjectKey {
     key(format!("{CLUSTERS_PREFIX}/{cluster}/roots/{number:020}"))
 }
 
+/// Whether `key` is of a root.
+pub fn is_root(key: &ObjectKey) -> bool {
+    matches!(key.as_str().split('/').collect::<Vec<_>>().as_slice(), [CLUSTERS_PREFIX, _, "roots", _])
+}
+
 /// The prefix of roots.
 pub fn roots_prefix(cluster: &ClusterName) -> String {
     format!("{CLUSTERS_PREFIX}/{cluster}/roots")
@@ -106,6 +111,11 @@ pub fn flush(cluster: &ClusterName, stream: StreamId, number: u64) -> ObjectKey 
 /// The prefix of flush objects of all streams.
 pub fn flushes_prefix(cluster: &ClusterName) -> String {
     format!("{CLUSTERS_PREFIX}/{cluster}/wal")
+}
+
+/// The prefix of flush objects of one stream.
+pub fn stream_prefix(cluster: &ClusterName, stream: StreamId) -> String {
+    format!("{CLUSTERS_PREFIX}/{cluster}/wal/{stream}")
 }
 
 /// An index object.

@@ -10,11 +10,11 @@ use crate::codec::link::{Chain, decode_link, make_link};
 use crate::codec::{EpochObject, KeySlotError};
 use crate::format::envelope::PlainObject;
 use crate::format::keyslot::{EpochLink, FIRST_EPOCH};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use bytes::Bytes;
 
-const NOT_SIGNED: &str =
-    "the epoch before did not sign it: somebody planted it, or it is damaged; remove it, and do this again";
+const NOT_SIGNED: &str = "the epoch before did not sign it: somebody planted it, or it is damaged; open the repository with a key slot that was given the \
+     epoch before, or remove it, and do this again";
 
 /// Where the link of an epoch is looked for when it has no object of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,11 +77,13 @@ pub(super) async fn store(repo: &Repository, link: &EpochLink) -> Result<bool, R
     }
 }
 
-/// Stores every link that is known and not there, and that of `also`, by the object that made its epoch.
+/// Stores every link that is known and not there, or there and wrong, and that of `also`: made again, or by the object that made its
+/// epoch.
 ///
 /// # Errors
-/// [`RepoError::Damage`] names a link that is there and wrong, after all the others were looked at; [`RepoError::Conflict`] says that the
-/// link of `also` is nowhere: without it, nothing later could be proved once its epoch is gone.
+/// [`RepoError::Damage`] names a link that is there and wrong and cannot be made again, after all the others were looked at;
+/// [`RepoError::Conflict`] says that the link of `also` is nowhere: without it, nothing later could be proved once its epoch is gone; or
+/// that an epoch that we hold is void, since another has its number.
 pub(super) async fn complete(repo: &Repository, also: Option<u32>) -> Result<(), RepoError> {
     let keys = repo.keys();
     let chain = keys.chain();
@@ -90,27 +92,79 @@ pub(super) async fn complete(repo: &Repository, also: Option<u32>) -> Result<(),
     let beyond = also.filter(|epoch| !known.contains(epoch));
     let mut wrong = Ok(());
     for epoch in known.chain(beyond) {
-        match is_stored(repo, epoch).await {
+        let there = match is_stored(repo, epoch).await {
             Ok(true) => continue,
-            Ok(false) => {}
-            Err(error) if error.is_damage() => {
-                wrong = wrong.and(Err(error));
-                continue;
-            }
+            Ok(false) => None,
+            Err(error) if error.is_damage() => Some(error),
             Err(error) => return Err(error),
-        }
-        let held = epoch.checked_sub(1).and_then(|before| keys.epoch(before)).zip(chain.key(epoch));
-        let link = match held {
-            Some((before, public)) => Some(make_link(repo.id(), before, *public)),
-            None => of_epoch(&**repo.store(), repo.id(), epoch).await?,
         };
-        match link {
-            Some(link) => drop(store(repo, &link).await?),
-            None if also == Some(epoch) => return Err(lost(epoch)),
-            None => {}
+        match (there, known_elsewhere(repo, epoch).await?) {
+            (None, Some(link)) if store(repo, &link).await? => {}
+            (None, Some(_)) => return Err(void(epoch)),
+            // What stands in its place goes only for one that is proved.
+            (Some(error), Some(link)) if chain.key(epoch) == Some(&link.public) && follows(repo, &link) => {
+                match replace(repo, &link, error).await {
+                    Err(error) if error.is_damage() => wrong = wrong.and(Err(error)),
+                    replaced => replaced?,
+                }
+            }
+            (Some(error), _) => wrong = wrong.and(Err(error)),
+            (None, None) if also == Some(epoch) => return Err(lost(epoch)),
+            (None, None) => {}
         }
     }
     wrong
+}
+
+/// Puts `link`, which is proved, in the place of what is `wrong`. If dropped: it is missing, and stored when this is done again, out of
+/// the object that made its epoch; without that, nothing is deleted.
+///
+/// # Errors
+/// [`RepoError::Damage`] when it stays wrong: there is no such object, or the store does not delete.
+async fn replace(repo: &Repository, link: &EpochLink, wrong: RepoError) -> Result<(), RepoError> {
+    let key = layout::epoch_link(link.epoch);
+    let made = of_epoch(&**repo.store(), repo.id(), link.epoch).await?;
+    if made.is_none_or(|made| made.public != link.public) {
+        return Err(wrong);
+    }
+    // Somebody else may have put it in its place since it was looked at.
+    match is_stored(repo, link.epoch).await {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        Err(error) if error.is_damage() => match repo.store().delete(&key).await {
+            Ok(()) => {}
+            Err(error @ StoreError::Unknown { .. }) => return Err(error.into()),
+            Err(error) => {
+                return Err(RepoError::damage(&key, format!("{wrong}; it cannot be made again: {error}")));
+            }
+        },
+        Err(error) => return Err(error),
+    }
+    if !store(repo, link).await? {
+        return Err(void(link.epoch));
+    }
+    tracing::warn!(%key, "the link of key epoch {} was made again, in the place of what was wrong: {wrong}", link.epoch);
+    Ok(())
+}
+
+/// The link of `epoch`, wherever it is, if it is right as far as that can be told.
+pub(super) async fn find(repo: &Repository, epoch: u32) -> Result<Option<EpochLink>, RepoError> {
+    let stored = read(&**repo.store(), repo.id(), epoch).await?.and_then(Result::ok);
+    let link = match stored.filter(|link| follows(repo, link)) {
+        Some(link) => Some(link),
+        None => known_elsewhere(repo, epoch).await?,
+    };
+    Ok(link.filter(|link| follows(repo, link)))
+}
+
+/// The link of `epoch` without its own object: made again by who holds the epoch before, or by the object that made the epoch.
+async fn known_elsewhere(repo: &Repository, epoch: u32) -> Result<Option<EpochLink>, RepoError> {
+    let keys = repo.keys();
+    let held = epoch.checked_sub(1).and_then(|before| keys.epoch(before)).zip(keys.chain().key(epoch));
+    match held {
+        Some((before, public)) => Ok(Some(make_link(repo.id(), before, *public))),
+        None => of_epoch(&**repo.store(), repo.id(), epoch).await,
+    }
 }
 
 /// Whether the link of `epoch` is there by itself, and right as far as that can be told.
@@ -132,6 +186,14 @@ fn follows(repo: &Repository, link: &EpochLink) -> bool {
     let before = link.epoch.saturating_sub(1);
     let known = keys.chain().key(before).copied();
     known.is_none_or(|known| Chain::new(repo.id(), before, known).extend(link).is_ok())
+}
+
+fn void(epoch: u32) -> RepoError {
+    let reason = format!(
+        "the number of key epoch {epoch} was won by another epoch, so what this process holds of it is void: nothing is sealed under it; do \
+         this again"
+    );
+    RepoError::Conflict { reason }
 }
 
 fn lost(epoch: u32) -> RepoError {

@@ -14,12 +14,13 @@ use crate::codec::object::{Expect, OpenObject, check_header};
 use crate::codec::{EpochKeys, KeySource, ObjectWriter};
 use crate::format::envelope::PlainObject;
 use crate::format::header::{LASTING_EPOCH, ObjectHeader, ObjectKind};
-use crate::format::keyslot::EpochLink;
+use crate::format::keyslot::{EpochLink, FIRST_EPOCH};
 use crate::format::marker::{REPOSITORY_VERSION, RepositoryMarker};
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// The first wait after a store did not say what happened.
@@ -46,6 +47,8 @@ pub struct Repository {
     store: Arc<dyn Store>,
     id: RepositoryId,
     keys: HeldKeys,
+    /// The newest epoch of which it is known that everybody finds it.
+    settled_epoch: AtomicU32,
     env: Env,
 }
 
@@ -71,7 +74,7 @@ impl Repository {
     pub async fn open(store: Arc<dyn Store>, unlock: &Unlock, env: Env) -> Result<Repository, RepoError> {
         let id = read_marker(&*store).await?;
         let keys = unseal::open(&*store, id, unlock).await?;
-        Ok(Repository { store, id, keys, env })
+        Ok(Repository { store, id, keys, settled_epoch: AtomicU32::new(FIRST_EPOCH), env })
     }
 
     /// The store.
@@ -108,6 +111,15 @@ impl Repository {
     /// [`Repository::follow_epochs`], which also finds an epoch whose maker died before it stored the link.
     pub(super) async fn follow_interrupted(&self) -> Result<Result<u32, u32>, RepoError> {
         self.keys.follow(&*self.store, Missing::AskEpoch).await
+    }
+
+    /// Whether it is known that everybody finds `epoch`.
+    pub(super) fn is_settled(&self, epoch: u32) -> bool {
+        self.settled_epoch.load(Ordering::Relaxed) >= epoch
+    }
+
+    pub(super) fn set_settled(&self, epoch: u32) {
+        self.settled_epoch.fetch_max(epoch, Ordering::Relaxed);
     }
 
     /// Holds an epoch that was made here.

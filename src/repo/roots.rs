@@ -78,6 +78,20 @@ pub async fn read_root(
     Ok(Some(root))
 }
 
+/// The newest floor, and the number of the newest root as it is found from there on or from `known`, whatever lies at it: [`NONE`]
+/// without any.
+pub async fn newest_root_number(
+    repo: &Repository,
+    cluster: &ClusterName,
+    known: u64,
+    floor_known: u64,
+) -> Result<(Option<Floor>, u64), RepoError> {
+    let floor = newest_floor(repo, cluster, floor_known).await?;
+    let start = known.max(floor.as_ref().map_or(NONE, |floor| floor.root));
+    let number = newest_number(repo, start, |n| layout::root(cluster, n)).await?;
+    Ok((floor, number))
+}
+
 /// The newest root, from the newest floor on; `None` in a cluster without any. `known` is a root number seen before.
 pub async fn newest_root(
     repo: &Repository,
@@ -86,11 +100,8 @@ pub async fn newest_root(
 ) -> Result<Option<(Root, u64)>, RepoError> {
     let mut floor_known = NONE;
     loop {
-        let floor = newest_floor(repo, cluster, floor_known).await?;
-        let (floor_number, floor_root) = floor.map_or((NONE, NONE), |f| (f.number, f.root));
-        floor_known = floor_number;
-        let start = if known >= floor_root { known } else { floor_root };
-        let number = newest_number(repo, start, |n| layout::root(cluster, n)).await?;
+        let (floor, number) = newest_root_number(repo, cluster, known, floor_known).await?;
+        floor_known = floor.map_or(NONE, |floor| floor.number);
         if number == NONE {
             // The first root may have been removed since the floor was looked for: then there is a floor now.
             if newest_floor(repo, cluster, NONE).await?.is_some() {
@@ -99,7 +110,7 @@ pub async fn newest_root(
             return Ok(None);
         }
         if let Some(root) = read_root(repo, cluster, number).await? {
-            return Ok(Some((root, floor_number)));
+            return Ok(Some((root, floor_known)));
         }
         // Collection removed it between the search and the read: a newer floor says where roots begin now.
         let newer = newest_floor(repo, cluster, floor_known).await?;

@@ -13,7 +13,7 @@ use crate::base::planted::{Bug, planted};
 use crate::base::{ObjectKey, SlotName};
 use crate::codec::keyslot::{self, SlotCost, SlotPrivate, SlotPublic, Unlock};
 use crate::codec::{EpochKeys, EpochObject, KeySlotError, KeySource};
-use crate::format::keyslot::{FIRST_EPOCH, SLOTS_MAX};
+use crate::format::keyslot::{EpochLink, FIRST_EPOCH, SLOTS_MAX};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use subtle::ConstantTimeEq;
@@ -169,12 +169,7 @@ async fn rotate_without(repo: &Repository, without: &BTreeSet<SlotName>) -> Resu
         )));
     }
     // A rotation that was cut short left an epoch in one object alone.
-    match complete(repo).await {
-        Err(error) if error.is_damage() => {
-            tracing::warn!(%error, "the newest key epoch, or a link to it, is stored once instead of twice");
-        }
-        completed => completed?,
-    }
+    complete_or_say(repo).await?;
     let keys = repo.keys();
     let slots = with_standing(repo).await?;
     let (mut given, mut passed_over) = (Vec::new(), Vec::new());
@@ -422,6 +417,24 @@ async fn leave_out(repo: &Repository, names: &BTreeSet<SlotName>) -> Result<Opti
     Err(conflict(format!("lost {ROTATE_TRIES_MAX} rotations to others")))
 }
 
+/// Sees to it that the newest epoch is there for everybody before anything is sealed under it: whoever made it may have died right after,
+/// and then nobody who runs finds it, and one damaged object would lose it. Looks once; an epoch that was followed to by its link is known.
+///
+/// # Errors
+/// [`RepoError::Conflict`] when it is void.
+pub(super) async fn settle(repo: &Repository) -> Result<(), RepoError> {
+    let newest = repo.keys().newest().epoch;
+    if repo.is_settled(newest) {
+        return Ok(());
+    }
+    if !exists(&**repo.store(), &layout::epoch_link(newest)).await? {
+        tracing::warn!("the rotation that made key epoch {newest} was cut short; it is completed");
+        complete_or_say(repo).await?;
+    }
+    repo.set_settled(newest);
+    Ok(())
+}
+
 /// Stores again what of the newest epoch is gone or was never stored: a copy for each slot that it was made for, and the links that
 /// lead to it.
 pub async fn complete(repo: &Repository) -> Result<(), RepoError> {
@@ -434,10 +447,32 @@ pub async fn complete(repo: &Repository) -> Result<(), RepoError> {
     keys::copies(&**repo.store(), &made, &publics).await
 }
 
+/// [`complete`], as far as that goes: damage is said, and keeps nobody from working.
+async fn complete_or_say(repo: &Repository) -> Result<(), RepoError> {
+    match complete(repo).await {
+        Err(error) if error.is_damage() => {
+            tracing::warn!(%error, "the newest key epoch, or a link to it, is stored once instead of twice");
+            Ok(())
+        }
+        completed => completed,
+    }
+}
+
 /// Sees to it that the links are there by which whatever comes after `epoch` is proved without it.
 ///
 /// # Errors
 /// [`RepoError::Conflict`] when its own is nowhere.
 pub async fn complete_links(repo: &Repository, epoch: u32) -> Result<(), RepoError> {
     links::complete(repo, Some(epoch)).await
+}
+
+/// The link of `epoch`, to be given to [`keep_link`]; none when it is nowhere.
+pub async fn link(repo: &Repository, epoch: u32) -> Result<Option<EpochLink>, RepoError> {
+    links::find(repo, epoch).await
+}
+
+/// Stores `link` if it is gone: whoever made it again may have stalled between deleting what was wrong and storing it, while the object
+/// that made its epoch was destroyed.
+pub async fn keep_link(repo: &Repository, link: &EpochLink) -> Result<(), RepoError> {
+    links::store(repo, link).await.map(drop)
 }

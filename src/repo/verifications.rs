@@ -35,9 +35,7 @@ pub async fn newest(cluster: &Cluster) -> Result<Newest, RepoError> {
     }
     match read(cluster, number).await {
         Ok(result) => Ok(Newest { number, result: Some(result) }),
-        Err(error) if error.is_damage() || matches!(error, RepoError::NoKey { .. }) => {
-            Ok(Newest { number, result: None })
-        }
+        Err(error) if error.is_damage() || error.is_shut() => Ok(Newest { number, result: None }),
         Err(error) => Err(error),
     }
 }
@@ -52,7 +50,7 @@ pub async fn store(
     mut make: impl FnMut(Option<&Verification>) -> Verification,
 ) -> Result<Verification, RepoError> {
     for _ in 0..STORE_TRIES_MAX {
-        cluster.repo().follow_epochs().await?.ok();
+        cluster.follow_epochs().await?;
         let before = newest(cluster).await?;
         let mut next = make(before.result.as_ref());
         next.cluster = cluster.name().clone();

@@ -9,6 +9,7 @@ use crate::base::{Generation, Lsn, LsnRange, StreamId, TimelineId, Timestamp};
 use crate::format::index::{GapEntry, WalEntry};
 use crate::format::root::Root;
 use crate::format::wal::WalSummary;
+use std::sync::Arc;
 
 /// Times a reader starts again because compaction moved what it was reading.
 const RELOADS_MAX: u32 = 20;
@@ -55,11 +56,15 @@ pub struct WalEnd {
     pub server_time: Timestamp,
 }
 
-/// All durable WAL of one generation: LSNs and timelines of another mean other bytes.
-#[derive(Debug, Clone)]
+/// All durable WAL of one generation: LSNs and timelines of another mean other bytes. It grows with the archive, and is shared, never
+/// copied.
+#[derive(Debug)]
 pub struct WalMap {
     generation: Generation,
+    /// By timeline and start.
     pieces: Vec<WalPiece>,
+    /// How far each piece, or one before it on its timeline, reaches: what a lookup bisects, since pieces may overlap.
+    reach: Vec<Lsn>,
     gaps: Vec<GapEntry>,
     chains: Vec<Chain>,
     end: Option<WalEnd>,
@@ -82,14 +87,9 @@ impl WalMap {
             .collect();
         let chains: Vec<Chain> =
             chains.into_iter().filter(|chain| chain.stream.generation == generation).collect();
-        let mut end = None;
-        for piece in &pieces {
-            advance(&mut end, piece.timeline, piece.range.end, piece.server_time);
-        }
         for chain in &chains {
             for object in &chain.objects {
                 let meta = &object.meta;
-                advance(&mut end, meta.timeline, meta.end, meta.server_time);
                 if meta.start == meta.end {
                     continue;
                 }
@@ -108,7 +108,31 @@ impl WalMap {
         }
         pieces.sort_by_key(|piece| (piece.timeline, piece.range.start, piece.range.end));
         let gaps = index.gaps.iter().filter(|gap| gap.generation == generation).cloned().collect();
-        WalMap { generation, pieces, gaps, chains, end }
+        WalMap::of(generation, pieces, gaps, chains)
+    }
+
+    /// Of pieces in order.
+    fn of(generation: Generation, pieces: Vec<WalPiece>, gaps: Vec<GapEntry>, chains: Vec<Chain>) -> WalMap {
+        let (mut end, mut reach) = (None, Vec::with_capacity(pieces.len()));
+        let mut last: Option<(TimelineId, Lsn)> = None;
+        for piece in &pieces {
+            advance(&mut end, piece.timeline, piece.range.end, piece.server_time);
+            let before = last.filter(|(timeline, _)| *timeline == piece.timeline);
+            let reached = before.map_or(piece.range.end, |(_, before)| before.max(piece.range.end));
+            last = Some((piece.timeline, reached));
+            reach.push(reached);
+        }
+        let objects = chains.iter().flat_map(|chain| &chain.objects);
+        for heartbeat in objects.map(|object| &object.meta).filter(|meta| meta.start == meta.end) {
+            advance(&mut end, heartbeat.timeline, heartbeat.end, heartbeat.server_time);
+        }
+        WalMap { generation, pieces, reach, gaps, chains, end }
+    }
+
+    /// The same without the pieces that `is_lost` says cannot be read.
+    pub fn without(&self, is_lost: impl Fn(&WalPiece) -> bool) -> WalMap {
+        let pieces = self.pieces.iter().filter(|piece| !is_lost(piece)).cloned().collect();
+        WalMap::of(self.generation, pieces, self.gaps.clone(), self.chains.clone())
     }
 
     /// The generation it is about.
@@ -139,7 +163,7 @@ impl WalMap {
     /// How far WAL of `timeline` is durable without a hole from `from` on; `from` itself when that byte is not.
     pub fn contiguous_end(&self, timeline: TimelineId, from: Lsn) -> Lsn {
         let mut end = from;
-        for piece in self.of_timeline(timeline) {
+        for piece in self.around(timeline, LsnRange::new(from, Lsn::MAX)) {
             if piece.range.start > end {
                 break;
             }
@@ -150,7 +174,18 @@ impl WalMap {
 
     /// The pieces of `timeline` that hold bytes of `range`, by start.
     pub fn overlapping(&self, timeline: TimelineId, range: LsnRange) -> impl Iterator<Item = &WalPiece> {
-        self.of_timeline(timeline).filter(move |piece| piece.range.intersect(range).is_some())
+        self.around(timeline, range).iter().filter(move |piece| piece.range.intersect(range).is_some())
+    }
+
+    /// The pieces of `timeline` from the first that may hold bytes of `range` to the last. Nothing here is proportional to the archive.
+    fn around(&self, timeline: TimelineId, range: LsnRange) -> &[WalPiece] {
+        let begins = self.pieces.partition_point(|piece| piece.timeline < timeline);
+        let ends = self.pieces.partition_point(|piece| {
+            piece.timeline < timeline || piece.timeline == timeline && piece.range.start < range.end
+        });
+        let reach = self.reach.get(begins..ends).unwrap_or_default();
+        let first = begins + reach.partition_point(|end| *end <= range.start);
+        self.pieces.get(first..ends).unwrap_or_default()
     }
 
     /// Maximal ranges of `timeline` that are durable without a hole.
@@ -198,7 +233,7 @@ pub struct Snapshot {
     /// Its index.
     pub index: Index,
     /// Its WAL, of the root's generation unless another was asked for.
-    pub wal: WalMap,
+    pub wal: Arc<WalMap>,
 }
 
 impl Snapshot {
@@ -230,7 +265,7 @@ impl Snapshot {
             return Ok(self);
         }
         let chains = read_chains(cluster, &self.root, generation, losses).await?;
-        let wal = WalMap::new(generation, &self.index, chains);
+        let wal = Arc::new(WalMap::new(generation, &self.index, chains));
         Ok(Snapshot { wal, ..self })
     }
 
@@ -287,10 +322,10 @@ async fn try_load(
     root: &Root,
     generation: Generation,
     losses: Losses,
-) -> Result<(Index, WalMap), RepoError> {
+) -> Result<(Index, Arc<WalMap>), RepoError> {
     let index = cluster.index(root).await?;
     let chains = read_chains(cluster, root, generation, losses).await?;
-    let wal = WalMap::new(generation, &index, chains);
+    let wal = Arc::new(WalMap::new(generation, &index, chains));
     Ok((index, wal))
 }
 
@@ -306,3 +341,6 @@ async fn read_chains(
     }
     Ok(chains)
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ use crate::delta::{FrameDecoder, ImageCache};
 use crate::format::wal::{DeltaEpoch, WalMeta};
 use bytes::Bytes;
 use piece::{OpenPiece, cut, frame_at, open};
+use std::sync::Arc;
 
 /// Times a read starts again because compaction and collection moved what it wanted.
 const RELOADS_MAX: u32 = 5;
@@ -37,7 +38,7 @@ pub enum Reading {
 #[derive(Debug)]
 pub struct WalReader {
     cluster: Cluster,
-    map: WalMap,
+    map: Arc<WalMap>,
     reading: Reading,
     open: Option<OpenPiece>,
     epoch: Option<EpochDecoder>,
@@ -50,14 +51,23 @@ pub struct WalReader {
 
 impl WalReader {
     /// Reads what `map` covers, byte for byte.
-    pub fn new(cluster: Cluster, map: WalMap) -> WalReader {
+    pub fn new(cluster: Cluster, map: impl Into<Arc<WalMap>>) -> WalReader {
         WalReader::reading(cluster, map, Reading::Exact)
     }
 
     /// Reads what `map` covers.
-    pub fn reading(cluster: Cluster, map: WalMap, reading: Reading) -> WalReader {
+    pub fn reading(cluster: Cluster, map: impl Into<Arc<WalMap>>, reading: Reading) -> WalReader {
         let decoder = FrameDecoder::new();
-        WalReader { cluster, map, reading, open: None, epoch: None, near: None, decoder, decoded: None }
+        WalReader {
+            cluster,
+            map: map.into(),
+            reading,
+            open: None,
+            epoch: None,
+            near: None,
+            decoder,
+            decoded: None,
+        }
     }
 
     /// Takes pages of a backup from `near` where it can.
@@ -72,7 +82,7 @@ impl WalReader {
     }
 
     /// Reads what `map` covers from now on. What was decoded of an epoch stays.
-    pub fn look_at(&mut self, map: WalMap) {
+    pub fn look_at(&mut self, map: Arc<WalMap>) {
         self.map = map;
     }
 

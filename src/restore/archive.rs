@@ -16,6 +16,7 @@ use crate::repo::{Cluster, RepoError, WalMap, WalReader, WalSource};
 use crate::wal::history::TimelineHistory;
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// A generation as it was at one moment.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub struct Loaded {
     /// What can be restored of it.
     pub archive: Archive,
     /// Where its WAL is.
-    pub wal: WalMap,
+    pub wal: Arc<WalMap>,
 }
 
 /// Reads what `snapshot` holds of `generation`.

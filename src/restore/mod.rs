@@ -11,6 +11,7 @@ pub mod error;
 pub mod files;
 pub mod generations;
 pub mod host;
+mod lost_end;
 pub mod place;
 pub mod plan;
 pub mod recovery_file;

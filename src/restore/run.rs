@@ -10,6 +10,7 @@ use super::error::RestoreError;
 use super::files::{self, Durability, WriteOptions, Written};
 use super::generations;
 use super::host;
+use super::lost_end;
 use super::place::{Existing, INCOMPLETE, Places, TablespaceMapping};
 use super::plan::{self, Plan};
 use super::recovery_file::{HOME, NAME, RecoveryFile, RepositoryPlace};
@@ -18,13 +19,11 @@ use super::scan::{Meaning, Seen, SourceLimits, WalScan};
 use super::settings::{self, Harmful, SettingsInput};
 use super::target::{Request, Target, TargetAction};
 use crate::base::progress::Progress;
-use crate::base::{Lsn, LsnRange, crc32c};
+use crate::base::{LsnRange, crc32c};
 use crate::disk::SecretSource;
 use crate::format::manifest::ManifestMeta;
-use crate::format::root::StreamEntry;
 use crate::format::wal::EventKind;
 use crate::repo::Cluster;
-use crate::repo::chain::Chain;
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
 use crate::repo::hold::{self, Hold};
 use crate::repo::lineage::Coverage;
@@ -97,42 +96,13 @@ pub async fn plan(cluster: &Cluster, options: &RestoreOptions) -> Result<Planned
     let snapshot = walmap::load(cluster).await?;
     let resolved = resolve(cluster, &snapshot, &options.request).await;
     if options.request.target == Target::Latest {
-        refuse_lost_end(&snapshot, resolved.as_ref().ok().map(|(_, resolution)| resolution))?;
+        lost_end::refuse(&snapshot, resolved.as_ref().ok().map(|(_, resolution)| resolution))?;
     }
     let (loaded, resolution) = resolved?;
     let manifest = Manifest::open(cluster, &resolution.backup.id, resolution.backup.manifest_number).await?;
     let plan = draw_up(cluster, options, &loaded, resolution, &manifest.meta).await?;
     let threads = options.threads;
     Ok(Planned { plan, cluster: cluster.clone(), snapshot, manifest, threads })
-}
-
-/// The latest moment is not known when WAL was lost that had been stored: what is left without a hole ends too early.
-fn refuse_lost_end(snapshot: &Snapshot, resolution: Option<&Resolution>) -> Result<(), RestoreError> {
-    let on_path = |chain: &&Chain| {
-        let StreamEntry { generation, timeline, .. } = chain.stream;
-        resolution.is_none_or(|found| {
-            generation == found.backup.generation
-                && found.path.legs().iter().any(|leg| leg.timeline == timeline)
-        })
-    };
-    let chains = snapshot.wal.chains().iter().filter(on_path);
-    for lost in chains.flat_map(|chain| &chain.lost) {
-        let begins = resolution.map_or(Lsn::ZERO, |found| found.wal.start);
-        if lost.to.is_some_and(|to| to <= begins) {
-            continue;
-        }
-        let (before, all) = match lost.from {
-            Some(from) => {
-                (format!("WAL from {from} on is lost"), format!("; --to-lsn {from} restores all before it"))
-            }
-            None => ("its WAL is lost".to_owned(), String::new()),
-        };
-        return Err(RestoreError::Damage {
-            what: lost.key.to_string(),
-            reason: format!("{}: {before}{all}", lost.reason),
-        });
-    }
-    Ok(())
 }
 
 /// Understands a request against the generation that it is about.

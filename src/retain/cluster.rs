@@ -5,15 +5,15 @@
 //! the last root. What a writer stalled on comes later, belongs to nothing, and collection removes it.
 
 use super::gc::{Collection, Undeleted, raise_floor, store_now};
+use super::leftovers::{self, WalObject};
 use crate::base::{Generation, ObjectId, ObjectKey, Timestamp};
-use crate::codec::object::{Expect, check_header};
-use crate::format::header::{HEADER_BYTES, ObjectKind};
+use crate::format::header::ObjectKind;
 use crate::format::index::{BackupEntry, PinEntry};
 use crate::format::root::{Pending, Root};
 use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::walmap;
 use crate::repo::{Cluster, Index, RepoError, Repository, fences, layout};
-use crate::store::StoreError;
+use crate::store::{ObjectMeta, StoreError};
 use futures_util::StreamExt;
 use std::time::Duration;
 
@@ -97,6 +97,8 @@ fn because(reason: &str) -> String {
 pub struct Purged {
     /// Objects.
     pub objects: u64,
+    /// Objects that may be fences: their headers cannot be read, and they stay.
+    pub may_be_fences: Vec<ObjectKey>,
     /// What the store would not remove.
     pub undeleted: Undeleted,
 }
@@ -284,37 +286,44 @@ pub async fn purge(cluster: &Cluster) -> Result<Purged, RepoError> {
     if now.deleted_at.is_none() || now.number != last.number {
         return Ok(Purged::default());
     }
-    let keys = listed.into_iter().map(|meta| meta.key);
-    let judged = futures_util::stream::iter(keys).map(|key| async move {
-        Ok::<_, RepoError>((may_go(cluster.repo(), &key, floor_root).await?).then_some(key))
+    let judged = futures_util::stream::iter(listed).map(|meta| async move {
+        let fate = fate(cluster.repo(), &meta, floor_root).await?;
+        Ok::<_, RepoError>((fate, meta.key))
     });
     let mut judged = judged.buffer_unordered(READS_IN_FLIGHT);
-    let mut gone = Vec::new();
-    while let Some(key) = judged.next().await {
-        gone.extend(key?);
+    let (mut gone, mut may_be_fences) = (Vec::new(), Vec::new());
+    while let Some(fated) = judged.next().await {
+        match fated? {
+            (Fate::Goes, key) => gone.push(key),
+            (Fate::Stays, _) => {}
+            (Fate::MayBeFence, key) => may_be_fences.push(key),
+        }
     }
     drop(judged);
+    may_be_fences.sort();
     let objects = collection.remove(gone).await?;
-    Ok(Purged { objects, undeleted: collection.undeleted })
+    Ok(Purged { objects, may_be_fences, undeleted: collection.undeleted })
 }
 
-/// Whether an object of a deleted cluster is not one of those that keep numbers taken.
-async fn may_go(repo: &Repository, key: &ObjectKey, floor_root: u64) -> Result<bool, RepoError> {
-    match key.as_str().split('/').nth(2) {
-        Some("generations" | "floors") => Ok(false),
-        Some("roots") => Ok(key.file_name().parse::<u64>().is_ok_and(|number| number < floor_root)),
-        Some("wal") => is_no_fence(repo, key).await,
-        _ => Ok(true),
-    }
+/// What becomes of an object of a deleted cluster.
+enum Fate {
+    Goes,
+    /// It keeps a number taken.
+    Stays,
+    /// It may be a fence, and stays as one.
+    MayBeFence,
 }
 
-async fn is_no_fence(repo: &Repository, key: &ObjectKey) -> Result<bool, RepoError> {
-    let bytes = match repo.read_range(key, 0..HEADER_BYTES as u64).await {
-        Ok(bytes) => bytes,
-        // Too short for one, or gone.
-        Err(error) if error.is_damage() => return Ok(true),
-        Err(error) => return Err(error),
-    };
-    let expect = Expect { repository: Some(repo.id()), key: Some(key), kind: None };
-    Ok(check_header(&bytes, &expect).map_or(true, |(header, _)| header.kind != ObjectKind::Fence))
+async fn fate(repo: &Repository, meta: &ObjectMeta, floor_root: u64) -> Result<Fate, RepoError> {
+    let below_floor = || meta.key.file_name().parse::<u64>().is_ok_and(|number| number < floor_root);
+    Ok(match meta.key.as_str().split('/').nth(2) {
+        Some("generations" | "floors") => Fate::Stays,
+        Some("roots") if !below_floor() => Fate::Stays,
+        Some("wal") => match leftovers::look_at(repo, meta).await? {
+            WalObject::NoFence => Fate::Goes,
+            WalObject::Fence => Fate::Stays,
+            WalObject::MayBeFence => Fate::MayBeFence,
+        },
+        _ => Fate::Goes,
+    })
 }

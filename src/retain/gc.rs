@@ -2,6 +2,7 @@
 //! Order: out of the root, grace, the floor, then the objects. Ages are the store's Last-Modified, never a host's clock.
 //! Fences and floors are never removed. Spec: formats/layout.md.
 
+use super::leftovers;
 use super::rebuilt;
 use super::sweep::{self, Swept};
 use crate::base::planted::{Bug, planted};
@@ -36,7 +37,7 @@ pub struct Collected {
     pub indexes: u64,
     /// Roots below the floor.
     pub roots: u64,
-    /// Leftovers of work that never committed.
+    /// Leftovers of work that never committed, and of streams and generations that no root leads to.
     pub orphans: u64,
     /// Pending work that expired.
     pub expired: u64,
@@ -96,6 +97,7 @@ pub async fn collect_with(
     // Whatever the first root of work in progress refers to, it may read.
     let first_needed = root.pending.iter().map(|entry| entry.root).min().unwrap_or(u64::MAX);
     let keep_from = oldest_root_kept(cluster, &root, cutoff).await?.min(first_needed);
+    let keep_from = with_another(cluster, &root, keep_from).await?;
     let floor_root = raise_floor(cluster, &root, keep_from).await?;
     // Boxed: it is large, and seldom has anything to do.
     done.swept = Box::pin(sweep::sweep(cluster, limits::PAGES_LIVE_PERCENT_MIN)).await?;
@@ -106,6 +108,7 @@ pub async fn collect_with(
     done.removed = collection.removed(floor_root).await?;
     done.indexes = collection.indexes(floor_root).await?;
     done.orphans = collection.orphans(work_cutoff, now.saturating_sub(work_cutoff)).await?;
+    done.orphans += collection.remove(leftovers::find(cluster, work_cutoff).await?).await?;
     done.undeleted = collection.undeleted;
     Ok(done)
 }
@@ -171,6 +174,38 @@ async fn oldest_root_kept(cluster: &Cluster, newest: &Root, cutoff: i64) -> Resu
     Ok(low)
 }
 
+/// The newest root is never the only one that can be read: should it be damaged, another is made out of the one before (formats/root.md).
+/// What waits for the newest one itself is let go under the next.
+async fn with_another(cluster: &Cluster, newest: &Root, keep_from: u64) -> Result<u64, RepoError> {
+    if has_another(cluster, newest).await? {
+        if keep_from < newest.number {
+            return Ok(keep_from);
+        }
+        let index = cluster.index(newest).await?;
+        let mut waits =
+            newest.retired.iter().map(|run| run.root).chain(index.removed.iter().map(|gone| gone.root));
+        if !waits.any(|root| root == newest.number) {
+            return Ok(newest.number - 1);
+        }
+    }
+    cluster.commit::<RepoError>(|root| Ok(Some(RootChange::of(root.clone())))).await?;
+    Ok(keep_from)
+}
+
+/// Whether the root before `newest` can be read, and the floor does not let it go.
+async fn has_another(cluster: &Cluster, newest: &Root) -> Result<bool, RepoError> {
+    let (repo, name, before) = (cluster.repo(), cluster.name(), newest.number - 1);
+    let floor = roots::newest_floor(repo, name, newest.floor).await?;
+    if before < floor.map_or(NONE + 1, |floor| floor.root) {
+        return Ok(false);
+    }
+    match roots::read_root(repo, name, before).await {
+        Ok(root) => Ok(root.is_some()),
+        Err(error) if error.is_transient() => Err(error),
+        Err(_) => Ok(false),
+    }
+}
+
 /// Creates the next floor when `keep_from` is above the newest; returns the newest floor's root.
 pub(super) async fn raise_floor(cluster: &Cluster, root: &Root, keep_from: u64) -> Result<u64, RepoError> {
     loop {
@@ -220,8 +255,7 @@ impl<'a> Collection<'a> {
         let mut deleted = 0;
         let mut held = Vec::new();
         for run in &due {
-            let keys =
-                (run.from..run.to).map(|number| layout::flush(cluster.name(), run.stream, number)).collect();
+            let keys = leftovers::without_fences(cluster, run).await?;
             let outcome = self.delete(keys).await?;
             deleted += outcome.done;
             if !outcome.failed.is_empty() {
@@ -281,15 +315,19 @@ impl<'a> Collection<'a> {
         let cluster = self.cluster;
         let newest = cluster.newest_root().await?;
         let mut named: HashSet<ObjectId> = cluster.index(&newest).await?.objects.into_iter().collect();
-        match roots::read_root(cluster.repo(), cluster.name(), floor_root).await? {
-            Some(root) => match cluster.index(&root).await {
-                Ok(index) => named.extend(index.objects),
-                // It was repaired since: once the floor is above that, its objects are let go.
-                Err(error) if error.is_damage() => return Ok(0),
-                Err(error) => return Err(error),
-            },
-            // Another collection raised the floor further: it sees to the rest.
-            None => return Ok(0),
+        let kept = async {
+            match roots::read_root(cluster.repo(), cluster.name(), floor_root).await? {
+                Some(root) => cluster.index(&root).await.map(Some),
+                // Another collection raised the floor further: it sees to the rest.
+                None => Ok(None),
+            }
+        };
+        match kept.await {
+            Ok(Some(index)) => named.extend(index.objects),
+            Ok(None) => return Ok(0),
+            // It was repaired since: once the floor is above that, its objects are let go.
+            Err(error) if error.is_damage() => return Ok(0),
+            Err(error) => return Err(error),
         }
         let floor_modified =
             match cluster.repo().store().head(&layout::root(cluster.name(), floor_root)).await {

@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod delete;
 pub mod expire;
 pub mod gc;
+mod leftovers;
 mod lines;
 pub mod mark;
 pub mod pin;

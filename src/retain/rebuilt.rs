@@ -49,7 +49,7 @@ async fn opens(cluster: &Cluster, meta: &ObjectMeta) -> Result<bool, RepoError> 
     };
     match opened {
         Ok(()) => Ok(true),
-        Err(error) if error.is_damage() || matches!(error, RepoError::NoKey { .. }) => {
+        Err(error) if error.is_damage() || error.is_shut() => {
             tracing::warn!(%error, "no index names it, and it does not open: it is left for people to remove");
             Ok(false)
         }

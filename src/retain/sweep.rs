@@ -7,17 +7,21 @@
 
 use super::mark::{self, Marks};
 use crate::base::planted::{Bug, planted};
-use crate::base::{BackupId, ObjectId, limits};
-use crate::codec::object::ObjectWriter;
+use crate::base::{BackupId, ObjectId, ObjectKey, limits};
+use crate::codec::object::{ObjectWriter, OpenObject};
 use crate::format::header::ObjectKind;
 use crate::format::index::{PagesEntry, RemovedEntry, RemovedKind};
 use crate::format::root::{PendingKind, Root};
 use crate::repo::index::{IndexEdit, empty_page};
-use crate::repo::{Cluster, Index, Registration, RepoError, RootChange, layout};
+use crate::repo::{Cluster, Index, IndexCache, Registration, RepoError, RootChange, layout};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeSet, HashSet};
 
-/// Segments that one root replaces: what an interruption wastes.
-const REWRITES_AT_ONCE: usize = 64;
+/// Segments that one root replaces, and bytes of them: what an interruption wastes. Roots are a second apart, so few are too slow.
+const REWRITES_AT_ONCE: usize = 1024;
+const REWRITE_BYTES: u64 = 4 << 30;
+/// Segments read while one is written anew.
+const READ_AHEAD: usize = 2;
 /// A segment is full when another chunk and the directory might not fit any more.
 const FULL_BYTES: usize = limits::PAGES_SEGMENT_BYTES - (2 << 20);
 /// Chunks in one segment: bounds its directory.
@@ -93,10 +97,11 @@ async fn carry_out(
     };
     swept.dropped = step.removed.len() as u64;
     swept.bytes_freed = step.removed.iter().map(|entry| entry.object_len).sum();
+    let mut cache = IndexCache::default();
     if step.is_last || !step.removed.is_empty() {
-        cluster.commit_indexed(|root, index| step.edit(root, index).map(Some)).await?;
+        cluster.commit_cached(&mut cache, |root, index| step.edit(root, index).map(Some)).await?;
     }
-    let mut batches = sparse.chunks(REWRITES_AT_ONCE).peekable();
+    let mut batches = batches(&sparse).into_iter().peekable();
     while let Some(batch) = batches.next() {
         let registration = Registration::create(cluster, PendingKind::Collection, None, "collection").await?;
         let rewriting = async {
@@ -104,7 +109,7 @@ async fn carry_out(
             step.removed = batch.to_vec();
             step.is_last = batches.peek().is_none();
             cluster
-                .commit_indexed(|root, index| {
+                .commit_cached(&mut cache, |root, index| {
                     let gone =
                         || RepoError::Conflict { reason: "the collection's registration has expired".into() };
                     let root = registration.leave(root).ok_or_else(gone)?;
@@ -131,6 +136,23 @@ async fn carry_out(
         swept.bytes_freed += before.saturating_sub(after);
     }
     Ok(())
+}
+
+/// Segments as they are replaced together.
+fn batches(sparse: &[PagesEntry]) -> Vec<&[PagesEntry]> {
+    let (mut batches, mut rest) = (Vec::new(), sparse);
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |entry: &&PagesEntry| {
+            bytes += entry.object_len;
+            bytes <= REWRITE_BYTES
+        };
+        let count = rest.iter().take(REWRITES_AT_ONCE).take_while(fits).count().max(1);
+        let (batch, others) = rest.split_at(count);
+        batches.push(batch);
+        rest = others;
+    }
+    batches
 }
 
 /// One root of a sweep.
@@ -187,9 +209,9 @@ async fn rewrite(
     let ids: HashSet<ObjectId> = segments.iter().map(|entry| entry.id).collect();
     let live = marks.live_frames(&ids);
     let (mut made, mut open) = (Vec::new(), None);
-    for (id, frames) in live {
-        let key = layout::segment(cluster.name(), id);
-        let object = cluster.repo().read_object(&key, ObjectKind::PagesSegment).await?;
+    let read = |(id, frames)| read(cluster.clone(), id, frames);
+    let mut objects = stream::iter(live).map(read).buffered(READ_AHEAD);
+    while let Some((key, object, frames)) = objects.try_next().await? {
         for number in frames {
             let number = usize::from(number);
             // Unpacked too: what is damaged stays where its damage is known.
@@ -204,6 +226,16 @@ async fn rewrite(
     }
     made.extend(finish(cluster, open).await?);
     Ok(made)
+}
+
+async fn read(
+    cluster: Cluster,
+    id: ObjectId,
+    frames: Vec<u16>,
+) -> Result<(ObjectKey, OpenObject, Vec<u16>), RepoError> {
+    let key = layout::segment(cluster.name(), id);
+    let object = cluster.repo().read_object(&key, ObjectKind::PagesSegment).await?;
+    Ok((key, object, frames))
 }
 
 /// A segment being filled.
@@ -234,4 +266,28 @@ async fn finish(cluster: &Cluster, open: Option<New>) -> Result<Option<PagesEntr
         chunk_count: frames.len() as u32,
         plain_bytes: frames.iter().map(|frame| u64::from(frame.plain_len)).sum(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_root_replaces_as_many_segments_as_are_not_too_much_to_do_again() {
+        let entry = |object_len| PagesEntry {
+            id: ObjectId([0; 16]),
+            object_len,
+            directory_offset: 0,
+            chunk_count: 1,
+            plain_bytes: 1,
+        };
+        let counts = |lens: &[u64]| -> Vec<usize> {
+            let entries: Vec<PagesEntry> = lens.iter().map(|len| entry(*len)).collect();
+            batches(&entries).iter().map(|batch| batch.len()).collect()
+        };
+        assert!(counts(&[]).is_empty());
+        assert_eq!(counts(&[100; 2500]), [1024, 1024, 452]);
+        assert_eq!(counts(&[REWRITE_BYTES / 2; 5]), [2, 2, 1]);
+        assert_eq!(counts(&[REWRITE_BYTES + 1, 1, 1]), [1, 2]);
+    }
 }

@@ -62,14 +62,8 @@ pub async fn check(task: &Task<'_>, progress: &dyn Progress) -> Result<Outcome, 
     let handle = Cluster::unchecked(task.repo.clone(), task.name.clone());
     let before = verifications::newest(&handle).await?.result;
     let again = Again::new(before.as_ref(), own);
-    let looked = match look(&handle, &mut findings).await? {
-        Some(looked) => {
-            let needs = looked.needs().await?;
-            Some((looked.expected(needs), looked))
-        }
-        None => None,
-    };
-    let (expected, looked) = looked.unzip();
+    let looked = look(&handle, &mut findings).await?;
+    let (expected, looked) = looked.map(|(looked, needs)| (looked.expected(needs), looked)).unzip();
     let expected = expected.map(|expected| (task.name.clone(), expected));
     let epochs = numbers::epochs(task.listed);
     let latest = Timestamp::from_micros(started_at.micros().saturating_sub(1));

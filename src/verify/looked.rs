@@ -7,27 +7,26 @@ use super::references::{self, Known};
 use super::turn::{EpochItem, Turn};
 use super::wal::{self, Decoded, Unit, Unreadable, epoch_of, key_of};
 use super::{Depth, Finding, cost, pages};
-use crate::base::{Generation, ObjectId, ObjectKey, Progress, SegmentSize};
+use crate::base::{BackupId, Generation, ObjectId, ObjectKey, Progress, SegmentSize};
 use crate::format::index::BackupEntry;
 use crate::repo::backups::state_now;
-use crate::repo::chain::Losses;
 use crate::repo::chunks::{ChunkIndex, ChunkReader};
 use crate::repo::cluster::object_is_gone;
 use crate::repo::walmap::{self, Snapshot, WalMap, WalPiece, WalSource};
-use crate::repo::{Cluster, Index, RepoError, chain, layout};
+use crate::repo::{Cluster, Index, RepoError, layout};
 use crate::store::StoreError;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// Threads that decode manifests' pages.
 const THREADS: usize = 2;
-/// Times a look begins anew because collection moved what it was looking at.
+/// Times a look begins anew because retention let go of what it was looking at, or compaction and collection moved it.
 const RELOADS_MAX: u32 = 5;
 
 /// One generation of a cluster.
 #[derive(Debug)]
 pub(super) struct GenerationWal {
-    pub map: WalMap,
+    pub map: Arc<WalMap>,
     pub size: Option<SegmentSize>,
 }
 
@@ -47,11 +46,33 @@ pub(super) struct WalLooked {
     pub decoded: Decoded,
 }
 
+/// [`look_once`], with what backups need; again while something of that is wrong and a newer root may have moved it.
+///
+/// # Errors
+/// As [`look_once`].
+pub(super) async fn look(
+    handle: &Cluster,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<(Looked, Needs)>, RepoError> {
+    let mut wrong_before = Vec::new();
+    for tries in 1.. {
+        let Some(looked) = look_once(handle, findings).await? else { return Ok(None) };
+        let needs = looked.needs().await?;
+        let wrong: Vec<BackupId> = needs.wrong().map(|own| own.id.clone()).collect();
+        let moved = handle.newest_root().await?.number != looked.snapshot.root.number;
+        if wrong.is_empty() || wrong == wrong_before || !moved || tries >= RELOADS_MAX {
+            return Ok(Some((looked, needs)));
+        }
+        wrong_before = wrong;
+    }
+    unreachable!("it ends some time")
+}
+
 /// Reads root, index, chains and directories; `None` when that fails, which is told.
 ///
 /// # Errors
 /// What is no damage: a store that fails or refuses, a key epoch that our slot was not given. Nothing is known then.
-pub(super) async fn look(handle: &Cluster, findings: &mut Vec<Finding>) -> Result<Option<Looked>, RepoError> {
+async fn look_once(handle: &Cluster, findings: &mut Vec<Finding>) -> Result<Option<Looked>, RepoError> {
     let mut tries = 0;
     loop {
         tries += 1;
@@ -66,20 +87,13 @@ pub(super) async fn look(handle: &Cluster, findings: &mut Vec<Finding>) -> Resul
 }
 
 async fn try_look(handle: &Cluster, findings: &mut Vec<Finding>) -> Result<Option<Looked>, RepoError> {
-    let name = handle.name();
     let snapshot = match walmap::load(handle).await {
         Ok(snapshot) => snapshot,
         Err(error) if !error.is_damage() && !matches!(error, RepoError::NotFound { .. }) => {
             return Err(error);
         }
         Err(error) => {
-            let (key, reason) = match error {
-                RepoError::Store(StoreError::NotFound { key }) => (key.to_string(), "it is gone".to_owned()),
-                RepoError::Damage { key, reason } => (key.to_string(), reason),
-                other => (layout::cluster_prefix(name), other.to_string()),
-            };
-            let cost = format!("everything of cluster {name}");
-            findings.push(Finding { key, reason, cost, backups: Vec::new() });
+            findings.push(unreadable(handle, error));
             return Ok(None);
         }
     };
@@ -89,13 +103,20 @@ async fn try_look(handle: &Cluster, findings: &mut Vec<Finding>) -> Result<Optio
         let size = match handle.read_generation(generation).await {
             Ok(record) => SegmentSize::new(record.segment_size.into()).ok(),
             // Named where generations are looked for.
-            Err(error) if error.is_damage() || matches!(error, RepoError::NoKey { .. }) => None,
+            Err(error) if error.is_damage() || error.is_shut() => None,
             Err(error) => return Err(error),
         };
         let map = if generation == root.generation {
             snapshot.wal.clone()
         } else {
-            older_wal(handle, generation, &snapshot).await?
+            match walmap::load_generation(handle, generation).await {
+                Ok(of) => of.wal,
+                Err(error) if error.is_damage() => {
+                    findings.push(unreadable(handle, error));
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
         };
         generations.push(GenerationWal { map, size });
     }
@@ -104,17 +125,18 @@ async fn try_look(handle: &Cluster, findings: &mut Vec<Finding>) -> Result<Optio
     Ok(Some(Looked { cluster: handle.clone(), snapshot, generations, chunks }))
 }
 
-/// WAL of a generation before the current one, with what of it was never compacted.
-async fn older_wal(
-    cluster: &Cluster,
-    generation: Generation,
-    snapshot: &Snapshot,
-) -> Result<WalMap, RepoError> {
-    let mut chains = Vec::new();
-    for stream in snapshot.root.streams.iter().filter(|stream| stream.generation == generation) {
-        chains.push(chain::read(cluster, stream, Losses::PassedBy).await?);
-    }
-    Ok(WalMap::new(generation, &snapshot.index, chains))
+/// A root or an index that cannot be read: all else hangs on it.
+fn unreadable(handle: &Cluster, error: RepoError) -> Finding {
+    let name = handle.name();
+    let (key, reason) = match error {
+        RepoError::Store(StoreError::NotFound { key }) => (key.to_string(), "it is gone".to_owned()),
+        RepoError::Damage { key, reason } => (key.to_string(), reason),
+        other => (layout::cluster_prefix(name), other.to_string()),
+    };
+    let of_root = ObjectKey::new(key.as_str()).is_some_and(|key| layout::is_root(&key));
+    let until = if of_root { "until `walden repair root`, " } else { "" };
+    let cost = format!("{until}everything of cluster {name}");
+    Finding { key, reason, cost, backups: Vec::new() }
 }
 
 /// Every generation of which there is anything.
@@ -138,7 +160,7 @@ impl Looked {
         lost.filter(|lost| object_is_gone(&lost.error)).map(|lost| &lost.key)
     }
 
-    pub async fn needs(&self) -> Result<Needs, RepoError> {
+    async fn needs(&self) -> Result<Needs, RepoError> {
         let backups = &self.snapshot.index.backups;
         Needs::read(&self.cluster, self.chunks.index(), &self.chunks, backups).await
     }
@@ -157,7 +179,7 @@ impl Looked {
     }
 
     pub fn pieces(&self) -> impl Iterator<Item = (&WalMap, &WalPiece)> {
-        self.generations.iter().flat_map(|own| own.map.pieces().iter().map(move |piece| (&own.map, piece)))
+        self.generations.iter().flat_map(|own| own.map.pieces().iter().map(move |piece| (&*own.map, piece)))
     }
 
     pub fn epochs(&self) -> Vec<EpochItem> {
@@ -191,7 +213,7 @@ impl Looked {
                 let units = units(cluster, map, turn, &|key| bad.contains(key) || suspect(key));
                 progress.stage("decoding WAL", Some(units.iter().map(|unit| unit.range.len()).sum()));
                 let mut decoded = wal::check(cluster, map, *size, &units, progress).await?;
-                lost = std::mem::take(&mut decoded.lost);
+                lost = self.lost_still((map.generation(), *size), &mut decoded, findings, progress).await?;
                 looked.decoded.add(decoded);
             }
             // Decoding says from where on an object is of no use, reading what is wrong with it.
@@ -234,6 +256,56 @@ impl Looked {
             }
         }
         Ok(looked)
+    }
+
+    /// What is lost of what was decoded, by the newest root too: while this looks, retention lets go of WAL, and compaction and collection
+    /// move it. It is read again where it lies now, and is lost when nothing moved it, or when it is the same again; and when it was found
+    /// to be before that. All of it stays lost when nothing newer can be read, which is told.
+    async fn lost_still(
+        &self,
+        (generation, size): (Generation, Option<SegmentSize>),
+        decoded: &mut Decoded,
+        findings: &mut Vec<Finding>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Unreadable>, RepoError> {
+        let (mut lost, mut root) = (std::mem::take(&mut decoded.lost), self.snapshot.root.number);
+        for _ in 0..RELOADS_MAX {
+            if lost.is_empty() {
+                break;
+            }
+            let now = match self.moved_since(root, generation).await {
+                Ok(Some(now)) => now,
+                Ok(None) => break,
+                Err(error) if error.is_damage() => {
+                    findings.push(unreadable(&self.cluster, error));
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            root = now.root.number;
+            let mut again =
+                wal::check(&self.cluster, &now.wal, size, &units_of(&now.wal, &lost), progress).await?;
+            // What a chain lost is in no piece, and is not decoded.
+            let mut found: Vec<Unreadable> =
+                lost.iter().filter(|lost| is_lost_of_chain(&now.wal, lost)).cloned().collect();
+            found.append(&mut again.lost);
+            again.unread.retain(|unread| !decoded.unread.contains(unread));
+            decoded.add(again);
+            let is_same = found == lost;
+            lost = found;
+            if is_same {
+                break;
+            }
+        }
+        Ok(lost)
+    }
+
+    /// What there is of `generation` now, when a newer root than `root` is there.
+    async fn moved_since(&self, root: u64, generation: Generation) -> Result<Option<Snapshot>, RepoError> {
+        if self.cluster.newest_root().await?.number == root {
+            return Ok(None);
+        }
+        walmap::load_generation(&self.cluster, generation).await.map(Some)
     }
 
     /// Generations that cannot be read: none of their backups can be restored.
@@ -332,15 +404,40 @@ fn units(
         let leads_to_suspect = pieces
             .get(at + 1)
             .is_some_and(|next| (is_suspect(at + 1) || in_doubt(next)) && next.timeline == piece.timeline);
-        if !wanted && !is_suspect(at) && !in_doubt(piece) && !leads_to_suspect {
-            continue;
-        }
-        match units.last_mut() {
-            Some(last) if last.timeline == piece.timeline && piece.range.start <= last.range.end => {
-                last.range.end = last.range.end.max(piece.range.end);
-            }
-            _ => units.push(Unit { timeline: piece.timeline, range: piece.range }),
+        if wanted || is_suspect(at) || in_doubt(piece) || leads_to_suspect {
+            add(&mut units, piece);
         }
     }
     units
+}
+
+/// Whether `lost` is a flush object that its chain in `map` lost.
+fn is_lost_of_chain(map: &WalMap, lost: &Unreadable) -> bool {
+    map.chains().iter().flat_map(|chain| &chain.lost).any(|of_chain| of_chain.key == lost.key)
+}
+
+/// The pieces that hold what is `lost`, each with the one before, whose last record leads to it.
+fn units_of(map: &WalMap, lost: &[Unreadable]) -> Vec<Unit> {
+    let holds = |piece: &WalPiece| {
+        lost.iter().any(|lost| lost.timeline == piece.timeline && lost.range.intersect(piece.range).is_some())
+    };
+    let (pieces, mut units) = (map.pieces(), Vec::new());
+    for (at, piece) in pieces.iter().enumerate() {
+        let leads_to_it =
+            pieces.get(at + 1).is_some_and(|next| next.timeline == piece.timeline && holds(next));
+        if holds(piece) || leads_to_it {
+            add(&mut units, piece);
+        }
+    }
+    units
+}
+
+/// Adds a piece to the last of `units` where it continues that.
+fn add(units: &mut Vec<Unit>, piece: &WalPiece) {
+    match units.last_mut() {
+        Some(last) if last.timeline == piece.timeline && piece.range.start <= last.range.end => {
+            last.range.end = last.range.end.max(piece.range.end);
+        }
+        _ => units.push(Unit { timeline: piece.timeline, range: piece.range }),
+    }
 }

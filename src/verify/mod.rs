@@ -5,6 +5,8 @@
 //! checksum is wrong, [`results`] makes of it what is stored. [`turn`] and [`rotation`] choose what a sample reads. Damage is a
 //! finding, not an error: the rest is still looked at.
 //!
+//! Retention, compaction and collection go on beside it. What is gone, and what the newest root does not lead to any more, is no damage.
+//!
 //! What nobody can see: an object that is gone without anything else saying that it was there. The newest root, the newest flush
 //! objects of a stream, the fence of a stream that is wholly compacted: without them the repository is in an earlier, whole state.
 

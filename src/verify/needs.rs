@@ -93,6 +93,11 @@ impl Needs {
         Ok(needs)
     }
 
+    /// Those that lack something.
+    pub fn wrong(&self) -> impl Iterator<Item = &BackupNeeds> {
+        self.backups.iter().filter(|own| own.missing > 0 || own.broken.is_some())
+    }
+
     /// One backup that starts at `start` and has a segment of one chunk, which begins with `block` of a relation.
     #[cfg(test)]
     pub(super) fn of_one_chunk(block: u32, start: Lsn) -> Needs {

@@ -141,7 +141,7 @@ pub async fn roots(
     let above = |number: u64| roots_there.range(number..).count();
     for number in missing {
         let reason = format!("it is gone, and {} newer roots are there", above(number));
-        gone(layout::root(name, number), reason, "the way to the newest root");
+        gone(layout::root(name, number), reason, "until `walden repair root`, the way to the newest root");
     }
     Ok(findings)
 }
@@ -155,7 +155,7 @@ async fn newest_readable(
     for number in numbers.iter().rev() {
         match roots::read_root(repo, name, *number).await {
             Ok(Some(root)) => return Ok(Some(root)),
-            Ok(None) | Err(RepoError::Damage { .. } | RepoError::NoKey { .. }) => {}
+            Ok(None) | Err(RepoError::Damage { .. } | RepoError::NoKey { .. } | RepoError::Newer { .. }) => {}
             Err(error) => return Err(error),
         }
     }

@@ -21,6 +21,7 @@ use crate::wal::scan::DecodeFrom;
 use crate::wal::{Decoder, Fact, Record};
 use futures_util::StreamExt;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The tablespaces that have no path of their own.
 const DEFAULT_TABLESPACE: u32 = 1663;
@@ -53,7 +54,7 @@ pub struct Judged {
 /// What is damaged of `suspects`.
 pub async fn judge(
     cluster: &Cluster,
-    map: &WalMap,
+    map: &Arc<WalMap>,
     size: Option<SegmentSize>,
     backups: &[BackupEntry],
     needs: &Needs,
@@ -160,7 +161,7 @@ fn relation_of(path: &str) -> Option<(RelationRef, u8)> {
 /// Takes out what WAL of the backup replaces or takes away. Whether that WAL could be read: if not, nothing can be said.
 async fn excuse(
     cluster: &Cluster,
-    map: &WalMap,
+    map: &Arc<WalMap>,
     size: Option<SegmentSize>,
     backup: &BackupEntry,
     found: &mut Vec<(&Suspect, Place)>,

@@ -64,13 +64,21 @@ impl Known<'_> {
         Ok((found != len).then(|| format!("{found} bytes, the index says {len}").into()))
     }
 
-    /// Whether the newest root still leads to a segment or manifest: it may have been replaced and collected meanwhile.
+    /// Whether the newest root still leads to a segment, a manifest or a flush object: it may have been replaced and collected meanwhile.
     async fn is_named_still(&self, key: &ObjectKey) -> Result<bool, RepoError> {
         let root = self.cluster.newest_root().await?;
         if root.number == self.snapshot.root.number {
             return Ok(true);
         }
-        let (index, name) = (self.cluster.index(&root).await?, self.cluster.name());
+        if let Some((id, number)) = layout::parse_flush(key) {
+            return Ok(root.streams.iter().any(|stream| stream.id == id && stream.low_water <= number));
+        }
+        let index = match self.cluster.index(&root).await {
+            // Nothing newer says that it was replaced.
+            Err(error) if error.is_damage() => return Ok(true),
+            index => index?,
+        };
+        let name = self.cluster.name();
         let segments = index.wal.iter().map(|entry| entry.id).chain(index.pages.iter().map(|entry| entry.id));
         let mut manifests =
             index.backups.iter().map(|backup| layout::manifest(name, &backup.id, backup.manifest_number));
@@ -228,12 +236,7 @@ pub async fn backups(
         });
     }
     // What was in a segment whose directory cannot be read, nobody knows: backups that miss something may miss it from there.
-    let missing: Vec<BackupId> = needs
-        .backups
-        .iter()
-        .filter(|own| own.missing > 0 || own.broken.is_some())
-        .map(|own| own.id.clone())
-        .collect();
+    let missing: Vec<BackupId> = needs.wrong().map(|own| own.id.clone()).collect();
     for (key, wrong) in lost {
         let (cost, backups) = (cost_of_backups(&missing), missing.clone());
         findings.push(Finding { key: key.to_string(), reason: wrong.reason, cost, backups });

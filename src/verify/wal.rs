@@ -12,6 +12,7 @@ use crate::repo::walmap::{WalMap, WalPiece, WalSource};
 use crate::repo::{Cluster, RepoError, WalReader, layout};
 use crate::wal::WalError;
 use crate::wal::scan::{DecodeFrom, RawRecord, Scanner, Sink};
+use std::sync::Arc;
 
 /// Errors in the records of one run that are told.
 const ERRORS_TOLD_MAX: usize = 16;
@@ -97,7 +98,7 @@ pub fn runs(map: &WalMap) -> Vec<Unit> {
 /// A store that fails, no room for an epoch's pages. What is damaged is given.
 pub async fn check(
     cluster: &Cluster,
-    map: &WalMap,
+    map: &Arc<WalMap>,
     segment_size: Option<SegmentSize>,
     units: &[Unit],
     progress: &dyn Progress,
@@ -123,7 +124,7 @@ pub async fn check(
             let unreadable = of_object(cluster, map, unit.timeline, failed, &error);
             at = unreadable.range.end;
             match error {
-                RepoError::NoKey { key, reason } => {
+                RepoError::NoKey { key, reason } | RepoError::Newer { key, reason } => {
                     done.unread.push(Unread { key, reason, fault: Fault::Key });
                 }
                 _ => done.lost.push(unreadable),
@@ -175,7 +176,7 @@ async fn read_run(
 
 /// Whether what holds the WAL is at fault: also where it was collected meanwhile and nothing holds it now.
 fn is_at_fault(error: &RepoError) -> bool {
-    error.is_damage() || matches!(error, RepoError::NoKey { .. } | RepoError::NotFound { .. })
+    error.is_damage() || error.is_shut() || matches!(error, RepoError::NotFound { .. })
 }
 
 /// What is lost when the byte at `at` cannot be had.

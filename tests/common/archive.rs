@@ -13,6 +13,7 @@ use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, SystemClock};
 use walden::net::{ConnectOptions, Connection, ConnectionKind};
 use walden::receive::compact::{Compacted, Compactor, DeltaOptions, Extent};
+use walden::repo::epochs::NearPages;
 use walden::repo::walmap::Snapshot;
 use walden::repo::{Cluster, RepoError, Repository, WalReader, walmap};
 use walden::store::{self, StoreOptions};
@@ -99,6 +100,17 @@ impl Archive {
     pub fn durable_end(&self, cluster: &str) -> Lsn {
         let snapshot = self.snapshot(cluster);
         snapshot.and_then(|found| found.wal.durable_end()).map_or(Lsn::ZERO, |end| end.lsn)
+    }
+
+    /// All WAL of `timeline`, decoded with pages from `near` where it has them.
+    pub fn read_near(&self, cluster: &str, timeline: TimelineId, near: Box<dyn NearPages>) -> Vec<u8> {
+        self.runtime.block_on(async {
+            let cluster = Cluster::open(self.repo.clone(), cluster.parse().unwrap()).await.unwrap();
+            let snapshot = walmap::load(&cluster).await.unwrap();
+            let range = snapshot.wal.ranges(timeline)[0];
+            let mut reader = WalReader::new(cluster, snapshot.wal).with_near_pages(near);
+            reader.read(timeline, range).await.unwrap()
+        })
     }
 
     /// As [`compare`]; every byte must have a file. The server keeps them all.

@@ -248,6 +248,11 @@ impl SimStore {
         self.world().readers.insert(client);
     }
 
+    /// Lets `client` change things again.
+    pub fn allow_writes_of(&self, client: u32) {
+        self.world().readers.remove(&client);
+    }
+
     /// Whether this client is held up.
     pub fn is_held(&self) -> bool {
         self.world().held.contains(&self.client)

@@ -45,7 +45,7 @@ pub fn options(scope: Scope) -> CopyOptions {
         holder: "a test".into(),
         renew_interval: Duration::from_secs(20),
         // Named as soon as there is anything.
-        chunks_commit_bytes: 1,
+        commit_bytes: 1,
     }
 }
 

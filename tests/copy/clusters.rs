@@ -15,7 +15,7 @@ use walden::repo::walmap::{self, Snapshot};
 use walden::repo::{Cluster, RepoError, layout};
 use walden::retain::{gc, pin};
 
-const DELTAS: DeltaOptions = DeltaOptions { cache_bytes: 10 << 20 };
+pub const DELTAS: DeltaOptions = DeltaOptions { cache_bytes: 10 << 20 };
 
 async fn look(cluster: &Cluster) -> Snapshot {
     walmap::load(cluster).await.unwrap()
@@ -28,9 +28,9 @@ fn stored(store: &SimStore) -> usize {
 }
 
 /// Range, epoch and base of compacted WAL, and how many images its delta frames have.
-type Deltas = (String, Option<String>, u64);
+pub type Deltas = (String, Option<String>, u64);
 
-fn shape(entry: &WalEntry) -> (u64, u64, Option<Deltas>) {
+pub fn shape(entry: &WalEntry) -> (u64, u64, Option<Deltas>) {
     let deltas = entry.deltas.as_ref();
     let deltas = deltas.map(|deltas| {
         let base = deltas.base.as_ref().map(ToString::to_string);

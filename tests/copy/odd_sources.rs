@@ -1,22 +1,18 @@
 //! Sources that older servers, retention, loss, deletion or cloning have left their marks on.
 
-use crate::bed::{check, cluster, copy_all, copy_as, empty, open, verified};
-use crate::clusters::received;
+use crate::bed::{cluster, copy_all, copy_as, empty, open, verified};
+use crate::clusters::DELTAS;
 use crate::common::crash::{Mode, World, simulate};
 use crate::common::keeping::{with_backups, with_backups_and_wal};
-use std::time::Duration;
-use walden::base::{Lsn, SystemId, TimelineId};
+use walden::base::SystemId;
 use walden::copy::{BackupWal, CopyError, Scope};
-use walden::format::index::{BackupState, HistoryEntry, IndexPage, WalEntry};
-use walden::format::record::Blob;
+use walden::format::index::{BackupState, WalEntry};
 use walden::format::root::{GenerationRecord, Root};
-use walden::receive::compact::{self, DeltaOptions, Extent};
-use walden::repo::index::{IndexEdit, empty_page};
+use walden::receive::compact::{self, Extent};
+use walden::repo::index::IndexEdit;
 use walden::repo::walmap::{self, Snapshot};
 use walden::repo::{Cluster, Index, RepoError, RootChange};
 use walden::retain::cluster::{Running, delete, survey};
-
-const DELTAS: DeltaOptions = DeltaOptions { cache_bytes: 10 << 20 };
 
 async fn look(cluster: &Cluster) -> Snapshot {
     walmap::load(cluster).await.unwrap()
@@ -106,33 +102,6 @@ fn a_backup_kept_for_its_pages_is_copied_for_them_and_is_no_backup_to_ask_for() 
 }
 
 #[test]
-fn what_lies_before_a_lost_object_is_copied_before_the_loss_is_told() {
-    simulate(async {
-        let mut world = with_backups(23, 1).await;
-        // Nothing is compacted meanwhile.
-        world.pace = Some(Duration::from_secs(360_000));
-        world.server.write_more(2 << 20);
-        received(&mut world, 2).await;
-        let source = world.cluster_of(20).await.unwrap();
-        let before = look(&source).await;
-        let chain = before.wal.chains().last().unwrap();
-        let shape: Vec<_> = chain.objects.iter().map(|object| (object.number, object.meta.end)).collect();
-        assert!(shape.len() > 2, "{shape:?}");
-        let lost = &chain.objects[shape.len() / 2];
-        world.store.lose(&lost.key);
-        let to = empty(&mut world, 53).await;
-        let told = copy_all(&source, &open(&to, world.env()).await).await.unwrap_err();
-        assert!(
-            matches!(&told, CopyError::Source(error) if error.to_string().contains(lost.key.as_str())),
-            "{told}"
-        );
-        let (_, end) = check(&mut world, &to).await;
-        assert_eq!(Lsn::new(end), lost.meta.start);
-        verified(&to, world.env()).await;
-    });
-}
-
-#[test]
 fn a_source_that_was_deleted_since_it_was_opened_is_no_empty_one() {
     simulate(async {
         let mut world = with_backups(24, 1).await;
@@ -147,63 +116,5 @@ fn a_source_that_was_deleted_since_it_was_opened_is_no_empty_one() {
         let gone = copy_all(&source, &repo).await.unwrap_err();
         assert!(matches!(gone, CopyError::Source(RepoError::Deleted { .. })), "{gone}");
         assert_eq!(look(&cluster(&to, &mut world).await).await.index.into_page(), before);
-    });
-}
-
-#[test]
-fn a_clone_of_the_server_is_not_copied_into_its_copy() {
-    simulate(async {
-        let mut world = with_backups(25, 1).await;
-        let source = world.cluster_of(20).await.unwrap();
-        let to = empty(&mut world, 55).await;
-        copy_all(&source, &open(&to, world.env()).await).await.unwrap();
-        let theirs = cluster(&to, &mut world).await;
-        let before = look(&theirs).await.index.into_page();
-
-        // The same system identifier and timeline, and other WAL: from the beginning on, plain on one side, deltas on the other.
-        let mut twin = with_backups_and_wal(26, 1, 2 << 20).await;
-        let clone = twin.cluster_of(20).await.unwrap();
-        for compacted in [false, true] {
-            if compacted {
-                compact::compact(&clone, Some(DELTAS), Extent::All).await.unwrap();
-            }
-            let refused = copy_all(&clone, &open(&to, world.env()).await).await.unwrap_err();
-            assert!(matches!(refused, CopyError::Differs { .. }), "{refused}");
-            assert!(refused.to_string().contains("timeline 1 at "), "{refused}");
-            assert_eq!(look(&theirs).await.index.into_page(), before);
-        }
-        copy_all(&source, &open(&to, world.env()).await).await.unwrap();
-        verified(&to, world.env()).await;
-    });
-}
-
-/// Adds a history to the index of `cluster`.
-async fn add_history(cluster: &Cluster, reason: &str) {
-    let generation = cluster.newest_root().await.unwrap().generation;
-    let content = format!("1\t0/1200000\t{reason}\n").into_bytes();
-    let history = HistoryEntry { generation, timeline: TimelineId(2), content: Blob(content) };
-    let page = IndexPage { histories: vec![history], ..empty_page() };
-    let change =
-        |root: &Root| Ok(Some(RootChange { root: root.clone(), index: IndexEdit::Add(page.clone()) }));
-    cluster.commit::<RepoError>(change).await.unwrap();
-}
-
-#[test]
-fn a_timeline_that_began_otherwise_in_the_destination_is_refused() {
-    simulate(async {
-        let mut world = with_backups(27, 1).await;
-        let source = world.cluster_of(20).await.unwrap();
-        let to = empty(&mut world, 56).await;
-        copy_all(&source, &open(&to, world.env()).await).await.unwrap();
-        let theirs = cluster(&to, &mut world).await;
-        add_history(&theirs, "no recovery target specified").await;
-        let before = look(&theirs).await.index.into_page();
-        add_history(&source, "before 2026-11-22 19:55:01+00").await;
-        let refused = copy_all(&source, &open(&to, world.env()).await).await.unwrap_err();
-        assert!(
-            matches!(&refused, CopyError::Differs { what, .. } if what == "the history of timeline 2"),
-            "{refused}"
-        );
-        assert_eq!(look(&theirs).await.index.into_page(), before);
     });
 }

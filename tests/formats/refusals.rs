@@ -76,13 +76,13 @@ fn headers() -> Vec<Made> {
     };
     vec![
         no("magic", with(0, b'V'), "format", "object header", "the magic is another program's"),
-        no("major-version", with(6, 2), "format", "object header", "major version 2 is not known"),
+        no("major-version", with(6, 2), "newer", "object header", "major version 2 is not known"),
         no("kind-unknown", with(8, 200), "format", "a code of ObjectKind", "no kind has code 200"),
         no("reserved", with(9, 1), "format", "reserved bytes", "reserved bytes are zero in version 1"),
         no(
             "required-bit",
             sealed_as(|header| header.required = 1 << 31),
-            "format",
+            "newer",
             "unknown required feature bits 0x80000000",
             "a required bit that the reader does not know, in an object that is good otherwise",
         ),

@@ -201,6 +201,7 @@ fn open_object(vector: &Vector, bytes: Vec<u8>) -> Result<(), Refusal> {
 pub(super) fn refused_object(error: OpenError) -> Refusal {
     let class = match &error {
         OpenError::Format(_) => "format",
+        OpenError::Newer(_) => "newer",
         OpenError::Misplaced { .. } => "misplaced",
         OpenError::NoKey { .. } => "no-key",
         OpenError::WrongKey { .. } => "wrong-key",

@@ -7,10 +7,14 @@ use crate::common::keeping::with_backups;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::watch;
-use walden::base::ObjectKey;
-use walden::repo::{Cluster, RepoError};
+use walden::base::{ObjectKey, Unwatched};
+use walden::format::header::{ObjectHeader, ObjectKind};
+use walden::rekey::destroy::destroy;
+use walden::repair::root;
+use walden::repo::{Cluster, RepoError, slots};
 use walden::retain::cluster::{self, DeleteClusterError, Doomed, Purged, Running};
 use walden::retain::{gc, pin};
+use walden::verify;
 
 /// What stays of a deleted cluster.
 fn left(world: &World) -> BTreeSet<String> {
@@ -202,6 +206,41 @@ fn a_deleted_name_is_refused_and_begins_anew_above_everything_that_was() {
 }
 
 #[test]
+fn a_name_that_began_anew_has_its_backups_again_when_all_its_new_roots_are_lost() {
+    simulate(async {
+        let mut world = quiet(19).await;
+        delete(&mut world, 8, Running::Respect).await.unwrap();
+        let known = Cluster::unchecked(world.open(9).await.unwrap(), world.cluster.clone());
+        let deleted = known.newest_root().await.unwrap().number;
+        let same = world.server.fork();
+        upgrade_to(&mut world, 2, &same, ANY).await.unwrap();
+        same.write_more(100 << 10);
+        world.server = same;
+        world.pace = Some(Duration::from_secs(1_000_000));
+        let (_stop, stopped) = watch::channel(false);
+        let receiving = world.receiver(1, stopped).await;
+        let backing_up = world.backup(10).await;
+        let made = tokio::select! {
+            ended = receiving => panic!("{ended:?}"),
+            made = backing_up => made.unwrap(),
+        };
+        for key in of_folder(&world, "roots") {
+            if key.file_name().parse::<u64>().unwrap() > deleted {
+                world.store.alter(&key, |bytes| bytes[200] ^= 1);
+            }
+        }
+        let plan = root::plan(&known).await.unwrap();
+        assert_eq!(plan.base.number, deleted);
+        let root = root::commit(&known, &plan).await.unwrap();
+        assert_eq!((root.generation, root.deleted_at), (SECOND, None));
+        let index = known.index(&root).await.unwrap();
+        let backups: Vec<_> = index.backups.iter().map(|backup| &backup.id).collect();
+        assert_eq!(backups, [&made.entry.id]);
+        assert_eq!(world.lost().await, None);
+    });
+}
+
+#[test]
 fn what_an_object_lock_holds_goes_later() {
     simulate(async {
         let mut world = quiet(11).await;
@@ -240,5 +279,92 @@ fn a_damaged_cluster_can_be_deleted_when_somebody_insists() {
         assert!(refused.to_string().contains("cannot be read"), "{refused}");
         delete(&mut world, 8, Running::Override).await.unwrap();
         is_gone(&mut world).await;
+    });
+}
+
+fn of_folder(world: &World, folder: &str) -> Vec<ObjectKey> {
+    let part = format!("/{folder}/");
+    world.store.objects().into_keys().filter(|key| key.as_str().contains(&part)).collect()
+}
+
+fn is_fence(world: &World, key: &ObjectKey) -> bool {
+    let objects = world.store.objects();
+    ObjectHeader::decode(&objects[key]).is_ok_and(|(header, _)| header.kind == ObjectKind::Fence)
+}
+
+#[test]
+fn what_the_old_life_left_is_collected_in_the_new_one_which_keeps_its_own() {
+    simulate(async {
+        let mut world = quiet(15).await;
+        world.server.write_more(200 << 10);
+        receive_until_finished(&mut world, 4).await;
+        let owner = world.cluster_of(3).await.unwrap();
+        let verify = async |of: &Cluster| {
+            verify::with_key(of.repo(), verify::Options::WHOLE, &Unwatched).await.unwrap();
+        };
+        verify(&owner).await;
+        // A deletion that was cut short left these.
+        let mut left: Vec<ObjectKey> = of_folder(&world, "wal");
+        left.retain(|key| !is_fence(&world, key));
+        left.extend(of_folder(&world, "verifications"));
+        assert!(left.len() > 2, "{left:?}");
+        world.store.lock(left.iter().cloned().collect());
+        delete(&mut world, 8, Running::Override).await.unwrap();
+        world.store.lock(BTreeSet::new());
+        let fences = of_folder(&world, "wal").into_iter().filter(|key| is_fence(&world, key));
+        let fences: Vec<ObjectKey> = fences.collect();
+        let same = world.server.fork();
+        upgrade_to(&mut world, 2, &same, ANY).await.unwrap();
+        same.write_more(200 << 10);
+        world.server = same.clone();
+        receive_until_finished(&mut world, 1).await;
+        let own: Vec<ObjectKey> =
+            of_folder(&world, "wal").into_iter().filter(|key| !left.contains(key)).collect();
+        assert!(own.len() > 2, "{own:?}");
+
+        let anew = world.cluster_of(3).await.unwrap();
+        let there = |world: &World, keys: &[ObjectKey]| {
+            let objects = world.store.objects();
+            keys.iter().filter(|key| objects.contains_key(*key)).count()
+        };
+        gc::collect_with(&anew, GRACE * 100, GRACE * 100).await.unwrap();
+        assert_eq!(there(&world, &left), left.len(), "the grace period is not over");
+        tokio::time::sleep(GRACE * 2).await;
+        gc::collect_with(&anew, GRACE, GRACE).await.unwrap();
+        // The newest result of verification is only replaced by another.
+        let result = of_folder(&world, "verifications");
+        assert_eq!((there(&world, &left), there(&world, &result)), (1, 1));
+        assert_eq!((there(&world, &own), there(&world, &fences)), (own.len(), fences.len()));
+        let snapshot = walden::repo::walmap::load(&anew).await.unwrap();
+        assert_eq!(snapshot.wal.durable_end().map(|end| end.lsn), Some(same.end()));
+        // The new life's own results stay.
+        verify(&anew).await;
+        tokio::time::sleep(GRACE * 2).await;
+        gc::collect_with(&anew, GRACE, GRACE).await.unwrap();
+        assert_eq!(of_folder(&world, "verifications").len(), 1);
+    });
+}
+
+#[test]
+fn what_may_be_a_fence_is_not_deleted_with_the_cluster() {
+    simulate(async {
+        let mut world = quiet(17).await;
+        world.server.write_more(50 << 10);
+        receive_until_finished(&mut world, 4).await;
+        let fence = of_folder(&world, "wal").into_iter().find(|key| is_fence(&world, key)).unwrap();
+        let flush = of_folder(&world, "wal").into_iter();
+        let flush = flush.max_by_key(|key| world.store.objects()[key].len()).unwrap();
+        for key in [&fence, &flush] {
+            world.store.alter(key, |bytes| bytes[100] ^= 1);
+        }
+        let purged = delete(&mut world, 8, Running::Override).await.unwrap();
+        assert_eq!((purged.may_be_fences, purged.undeleted.count), (vec![fence.clone()], 0));
+        is_gone(&mut world).await;
+        let objects = world.store.objects();
+        assert!(objects.contains_key(&fence) && !objects.contains_key(&flush));
+        // Whatever it is, nobody reads it, and it keeps no key epoch.
+        let repo = world.open(9).await.unwrap();
+        slots::rotate(&repo).await.unwrap();
+        destroy(&repo, 1, &Unwatched).await.unwrap();
     });
 }

@@ -337,6 +337,49 @@ fn whoever_meets_an_epoch_that_it_does_not_hold_looks_for_it() {
 }
 
 #[test]
+fn an_epoch_whose_maker_died_is_completed_before_anything_is_sealed_under_it() {
+    simulate(async {
+        let world = archived(12).await;
+        let (epoch, link) = (layout::epoch(2), layout::epoch_link(2));
+        for requests in 1.. {
+            let store = world.store.fork();
+            let mut copy = with_store(&world, store.clone());
+            copy.seed += 1000 + requests;
+            let running = cluster(&mut copy, 5).await;
+            let rotator = copy.open(7).await.unwrap();
+            let dying = store.client(7);
+            dying.hold_after(requests);
+            let held = async {
+                while !dying.is_held() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::select! {
+                rotated = slots::rotate(&rotator) => panic!("{rotated:?}: nobody died between the two objects"),
+                () = held => {}
+            }
+            store.settle().await;
+            let there = store.objects();
+            if !there.contains_key(&epoch) || there.contains_key(&link) {
+                continue;
+            }
+            // Whoever starts takes it, and shows it to those who run before it seals anything under it.
+            let starting = cluster(&mut copy, 8).await;
+            assert_eq!(starting.repo().keys().newest().epoch, 2);
+            let root =
+                starting.commit::<RepoError>(|root| Ok(Some(RootChange::of(root.clone())))).await.unwrap();
+            running.repo().follow_epochs().await.unwrap().unwrap();
+            assert_eq!(running.repo().keys().newest().epoch, 2);
+            // No damage to one object loses what is sealed under it.
+            store.lose(&epoch);
+            let again = cluster(&mut copy, 9).await;
+            assert_eq!(again.newest_root().await.unwrap().number, root.number);
+            return;
+        }
+    });
+}
+
+#[test]
 fn a_first_start_that_was_interrupted_blocks_no_destruction() {
     simulate(async {
         let mut world = World::new(9, Mode::Object, 64 << 10).await;

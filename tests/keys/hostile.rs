@@ -1,10 +1,11 @@
 //! What somebody who can write to the store, and once held a slot, does about key epochs: each attack and what comes of it.
 
 use crate::common::crash::{Mode, World, simulate, unlock};
-use crate::common::keys::{key, name, open, planted_epoch};
-use crate::common::sim_store::SimStore;
+use crate::common::keys::{key, name, open, planted_epoch, stopped_at_every_request};
+use crate::common::sim_store::{Request, SimStore, StoreOp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use walden::base::progress::Unwatched;
 use walden::base::{Entropy, Env, RepositoryId, SlotName};
 use walden::codec::keyslot::{SlotCost, SlotPublic, slot_public};
@@ -301,23 +302,175 @@ fn an_epoch_that_was_destroyed_is_not_brought_back_by_another() {
     });
 }
 
-/// The copy of a link in the object that made its epoch is not thrown away while the other is wrong.
-#[test]
-fn an_epoch_is_not_destroyed_while_its_link_is_damaged() {
-    simulate(async {
-        let mut bed = bed().await;
+/// What stands in the place of the link of epoch 3.
+const WRONG_LINKS: &[fn(&mut Bed)] = &[
+    |bed| {
         let planted = bed.made_by_eve(3);
         let signer = bed.made_by_eve(2);
         bed.put_link(&bed.link(&signer, &planted));
+    },
+    |bed| bed.world.store.alter(&layout::epoch_link(3), |bytes| bytes[20] ^= 1),
+    |bed| bed.world.store.alter(&layout::epoch_link(3), |bytes| bytes.truncate(30)),
+];
+
+#[test]
+fn a_link_that_is_wrong_is_made_again_by_who_rotates_or_destroys() {
+    for harm in WRONG_LINKS {
+        for (rotates, epoch_before_is_gone) in [(true, false), (false, false), (true, true), (false, true)] {
+            simulate(async {
+                let mut bed = bed().await;
+                if epoch_before_is_gone {
+                    // Nobody signs for it any more: the object that made epoch 3 has a copy.
+                    bed.destroyed(2).await;
+                }
+                let whole = bed.world.store.objects()[&layout::epoch_link(3)].clone();
+                harm(&mut bed);
+                let env = bed.env();
+                let repo = open(&bed.world.store, &unlock(), env.clone()).await.unwrap();
+                assert_eq!(repo.keys().newest().epoch, NEWEST);
+                if rotates {
+                    slots::rotate(&repo).await.unwrap();
+                    assert_eq!(bed.world.store.objects()[&layout::epoch_link(3)], whole);
+                }
+                destroy(&repo, 3, &Unwatched).await.unwrap();
+                // It is all that leads from the first epoch on, now that the third is gone.
+                assert_eq!(bed.world.store.objects()[&layout::epoch_link(3)], whole);
+                let repo = open(&bed.world.store, &unlock(), env).await.unwrap();
+                assert_eq!(repo.keys().newest().epoch, if rotates { 5 } else { NEWEST });
+            });
+        }
+    }
+}
+
+#[test]
+fn mending_a_link_can_be_stopped_anywhere_and_no_epoch_is_lost() {
+    simulate(async {
+        let mut bed = bed().await;
+        WRONG_LINKS[1](&mut bed);
         let env = bed.env();
-        let repo = open(&bed.world.store, &unlock(), env.clone()).await.unwrap();
-        assert_eq!(repo.keys().newest().epoch, NEWEST);
+        let rotating = async |store: SimStore| {
+            let repo = open(&store, &unlock(), env.clone()).await?;
+            slots::rotate(&repo).await.map(drop)
+        };
+        let check = async |store: SimStore, _done: bool| {
+            let repo = open(&store, &unlock(), env.clone()).await.unwrap();
+            assert!(repo.keys().newest().epoch >= NEWEST);
+        };
+        let requests = stopped_at_every_request(&bed.world.store, rotating, check).await;
+        assert!(requests > 20, "{requests}");
+    });
+}
+
+#[test]
+fn a_store_that_does_not_delete_stops_nobody_for_an_old_link() {
+    simulate(async {
+        let mut bed = bed().await;
+        WRONG_LINKS[1](&mut bed);
+        bed.world.store.lock(BTreeSet::from([layout::epoch_link(3)]));
+        let env = bed.env();
+        let repo = open(&bed.world.store, &unlock(), env).await.unwrap();
+        assert_eq!(slots::rotate(&repo).await.unwrap().epoch, 5);
         let refused = destroy(&repo, 3, &Unwatched).await.unwrap_err();
         assert!(refused.is_damage() && refused.to_string().contains("keys/epochs/3/_link"), "{refused}");
-        bed.world.store.lose(&layout::epoch_link(3));
-        destroy(&repo, 3, &Unwatched).await.unwrap();
-        let repo = open(&bed.world.store, &unlock(), env.clone()).await;
-        assert_eq!(bed.seals_under(&repo), "epoch 4");
+    });
+}
+
+#[test]
+fn a_link_is_not_deleted_without_the_object_that_made_its_epoch() {
+    simulate(async {
+        let mut bed = bed().await;
+        bed.world.store.lose(&layout::epoch(3));
+        WRONG_LINKS[1](&mut bed);
+        let before = bed.world.store.objects()[&layout::epoch_link(3)].clone();
+        assert_eq!(slots::rotate(&bed.running).await.unwrap().epoch, 5);
+        assert_eq!(bed.world.store.objects()[&layout::epoch_link(3)], before);
+    });
+}
+
+/// Somebody who mends a link stalls right before it deletes what was wrong, wakes up for that alone at any moment of a destruction, and
+/// dies.
+#[test]
+fn a_link_outlives_a_mend_that_stalls_beside_the_destruction_of_its_epoch() {
+    let deletes = |store: &SimStore| {
+        let is_link =
+            |op: &StoreOp| matches!(&op.request, Request::Delete(key) if *key == layout::epoch_link(3));
+        store.log().iter().any(is_link)
+    };
+    let mending = async |bed: &mut Bed, stop: u64| {
+        WRONG_LINKS[1](bed);
+        let (env, stalled) = (bed.env(), bed.world.store.client(7));
+        let repo = open(&stalled, &unlock(), env).await.unwrap();
+        stalled.hold_after(stop);
+        let task = tokio::spawn(async move { slots::rotate(&repo).await.map(drop) });
+        while !stalled.is_held() && !task.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        (stalled, task)
+    };
+    let before_it = (1..).find(|stop| {
+        simulate(async {
+            let mut bed = bed().await;
+            let (_, task) = mending(&mut bed, *stop).await;
+            task.abort();
+            deletes(&bed.world.store)
+        })
+    });
+    let before_it = before_it.unwrap() - 1;
+    for requests in 1.. {
+        let is_done = simulate(async {
+            let mut bed = bed().await;
+            let (stalled, task) = mending(&mut bed, before_it).await;
+            let (env, destroyer) = (bed.env(), bed.world.store.client(8));
+            let repo = open(&destroyer, &unlock(), env.clone()).await.unwrap();
+            destroyer.hold_after(requests);
+            let destroying = tokio::spawn(async move { destroy(&repo, 3, &Unwatched).await });
+            while !destroyer.is_held() && !destroying.is_finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            // What is deleted after its last look is beyond it.
+            let log = bed.world.store.log().into_iter();
+            let removed_it =
+                |op: &StoreOp| matches!(&op.request, Request::Delete(key) if *key == layout::epoch(3));
+            let is_look =
+                |op: StoreOp| matches!(&op.request, Request::Create(key, _) if *key == layout::epoch_link(3));
+            if destroying.is_finished() || log.skip_while(|op| !removed_it(op)).any(is_look) {
+                return true;
+            }
+            stalled.hold_after(1);
+            stalled.hold(false);
+            while !deletes(&bed.world.store) && !task.is_finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            task.abort();
+            destroyer.hold(false);
+            destroying.await.unwrap().ok();
+            let repo = open(&bed.world.store, &unlock(), env).await;
+            assert_eq!(repo.map(|repo| repo.keys().newest().epoch).unwrap(), NEWEST, "stopped at {requests}");
+            assert!(bed.world.store.objects().contains_key(&layout::epoch_link(3)), "stopped at {requests}");
+            false
+        });
+        if is_done {
+            break;
+        }
+    }
+}
+
+/// The copy of a link in the object that made its epoch is not thrown away while the other is wrong.
+#[test]
+fn an_epoch_is_not_destroyed_while_its_link_is_damaged_and_cannot_be_made_again() {
+    simulate(async {
+        let mut bed = bed().await;
+        bed.destroyed(2).await;
+        bed.world.store.lose(&layout::epoch(3));
+        WRONG_LINKS[1](&mut bed);
+        let env = bed.env();
+        let repo = open(&bed.world.store, &key(5), env.clone()).await.unwrap();
+        assert_eq!(repo.keys().newest().epoch, NEWEST);
+        let before = bed.world.store.objects();
+        let refused = destroy(&repo, 3, &Unwatched).await.unwrap_err();
+        assert!(refused.is_damage() && refused.to_string().contains("keys/epochs/3/_link"), "{refused}");
+        assert_eq!(bed.world.store.objects(), before);
     });
 }
 

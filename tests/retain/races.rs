@@ -1,21 +1,25 @@
 //! Retention beside everything else, and stopped at any request: 200 seeds in CI, 10,000 with `--long`.
 
-use crate::common::crash::{GRACE, WORK_GRACE, World, simulate};
+use crate::common::crash::{GRACE, Mode, WORK_GRACE, World, simulate};
 use crate::common::keeping::{
     Seen, Stopped, grace_by_the_store, keep, keeping, keeping_beside_backups, stopped_keeper, window,
     with_backups, with_backups_and_wal, woken_below_the_floor,
 };
 use crate::common::sim_store::Request as Asked;
+use std::cell::Cell;
+use std::convert::Infallible as Never;
 use std::time::Duration;
 use tokio::sync::watch;
-use walden::base::{ObjectId, ObjectKey};
+use walden::base::{ObjectId, ObjectKey, Unwatched};
 use walden::format::index::{BackupState, RemovedKind};
 use walden::format::root::PendingKind;
 use walden::operate::{Exit, Failure};
+use walden::receive::compact::{self, Extent};
 use walden::repo::{Cluster, Registration, layout};
 use walden::restore::{Request, RestoreError, Target};
 use walden::retain::delete::{self, DeleteError, Pins};
 use walden::retain::{gc, pin};
+use walden::verify::{self, Report};
 
 #[test]
 fn of_backups_keepers_and_stalled_processes_none_loses_anything() {
@@ -219,6 +223,63 @@ fn wal_between_a_pinned_backup_and_the_window_goes_and_is_no_damage() {
         }
         assert_eq!(world.broken_promise(&window(0), &mut Seen::default()).await, None);
     });
+}
+
+/// What `verify` finds when WAL is compacted, and everything goes that the policy lets go, before the answer to its request of this number;
+/// none when it makes fewer.
+async fn verified_beside_keeping(before: &World, requests: u64) -> Option<Report> {
+    let (server, store) = (before.server.fork(), before.store.fork());
+    let mut world = World::of(5000 + requests, Mode::Object, server, store, before.disk.fork(1));
+    let (theirs, ours) = (world.open(7).await.unwrap(), cluster(&mut world, 8).await);
+    let verifying = world.store.client(7);
+    verifying.hold_after(requests);
+    let was_held = Cell::new(false);
+    let keeping = async {
+        while !verifying.is_held() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        was_held.set(true);
+        compact::compact(&ours, None, Extent::All).await.unwrap();
+        for _ in 0..2 {
+            keep(&ours, &window(0), Duration::ZERO).await.unwrap();
+        }
+        verifying.hold(false);
+        std::future::pending::<Never>().await
+    };
+    let report = tokio::select! {
+        report = verify::with_key(&theirs, verify::Options::WHOLE, &Unwatched) => report.unwrap(),
+        never = keeping => match never {},
+    };
+    was_held.get().then_some(report)
+}
+
+#[test]
+fn what_goes_while_it_is_verified_is_no_damage() {
+    let mut rounds = 0;
+    simulate(async {
+        let mut before = with_backups_and_wal(11, 3, 2 << 20).await;
+        // Not compacted.
+        before.server.write_more(300 << 10);
+        before.pace = Some(Duration::from_secs(360_000));
+        let (stop, stopped) = watch::channel(false);
+        let (receiving, server) = (before.receiver(2, stopped).await, before.server.clone());
+        let stopping = async {
+            while !server.is_finished() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            stop.send_replace(true);
+        };
+        tokio::join!(receiving, stopping).0.unwrap();
+        for requests in 1.. {
+            let Some(report) = verified_beside_keeping(&before, requests).await else { break };
+            let told = format!("everything went before the answer to request {requests}");
+            assert_eq!(report.findings, [], "{told}");
+            assert!(report.failed.is_empty() && report.unread.is_empty(), "{told}: {report:?}");
+            rounds += 1;
+        }
+    });
+    println!("{rounds} rounds");
+    assert!(rounds > 50, "{rounds} rounds");
 }
 
 #[test]

@@ -335,6 +335,12 @@ pub async fn cluster(store: &Damaged) -> Result<Cluster, RepoError> {
     Cluster::open(Arc::new(repo), CLUSTER.parse().unwrap()).await
 }
 
+/// The same, whatever its newest root is like.
+pub async fn cluster_unread(store: &Damaged) -> Cluster {
+    let repo = Repository::open(Arc::new(store.clone()), &unlock(), env()).await.unwrap();
+    Cluster::unchecked(Arc::new(repo), CLUSTER.parse().unwrap())
+}
+
 /// The files that a restore of one backup gives, as soon as it is consistent.
 pub async fn restored_backup(store: &Damaged, number: usize) -> Result<Sent, Failure> {
     let cluster = cluster(store).await?;

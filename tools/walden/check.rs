@@ -7,15 +7,14 @@ use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use walden::base::{Generation, SystemId};
+use walden::base::{Generation, ObjectKey, SystemId};
 use walden::disk::{Disk, OsDisk};
 use walden::net::{Connection, ConnectionKind};
 use walden::operate::check::{self, Finding, Level};
 use walden::operate::config::Ack;
-use walden::operate::info;
+use walden::operate::info::{self, ClusterInfo, WindowInfo};
 use walden::operate::{Exit, Failure};
-use walden::repair::wal;
-use walden::repo::{Cluster, RepoError, Repository};
+use walden::repo::{Cluster, RepoError, Repository, losses};
 use walden::store::probe_start;
 
 const HELP: &str = "\
@@ -109,8 +108,9 @@ impl Check {
         let receiving = facts.slots.iter().any(|known| known.name == slot && known.active);
         match cluster {
             Some(cluster) if stored == Some(facts.settings.system_id) => {
-                findings.push(backups(&cluster).await?);
-                findings.push(stored_wal(&cluster).await?);
+                let info = info::cluster(&cluster, None).await?;
+                findings.push(backups(&info));
+                findings.push(stored_wal(&cluster, &info.window).await?);
                 findings.push(check::archived(&mut server, &cluster, receiving, self.timeout).await?);
             }
             _ => findings.push(Finding::new(
@@ -126,18 +126,19 @@ impl Check {
 }
 
 /// Whether anything of the current generation can be restored.
-async fn backups(cluster: &Cluster) -> Result<Finding, Failure> {
-    let info = info::cluster(cluster, None).await?;
+fn backups(info: &ClusterInfo) -> Finding {
     let complete = info.backups.iter().filter(|backup| backup.state == "complete").count();
-    Ok(check::backups(complete, Generation(info.generation)))
+    check::backups(complete, Generation(info.generation))
 }
 
-/// Whether flush objects are lost.
-async fn stored_wal(cluster: &Cluster) -> Result<Finding, Failure> {
-    let losses = wal::losses(cluster).await?;
-    let reasons: Vec<&(String, String)> = losses.iter().flat_map(|loss| &loss.reasons).collect();
+/// Whether flush objects are lost, or were, and no backup was taken since.
+async fn stored_wal(cluster: &Cluster, window: &WindowInfo) -> Result<Finding, Failure> {
+    let losses = losses::losses(cluster).await?;
+    let reasons: Vec<&(ObjectKey, String)> = losses.iter().flat_map(|loss| &loss.reasons).collect();
     let first = reasons.first().map(|(key, reason)| format!("{key}: {reason}"));
-    Ok(check::stored_wal(reasons.len(), first.as_deref()))
+    // Without a backup before it, a gap takes nothing away.
+    let open = window.gaps.iter().find(|gap| window.end.is_some() && gap.end.is_none());
+    Ok(check::stored_wal(reasons.len(), first.as_deref(), open.map(ToString::to_string).as_deref()))
 }
 
 /// Whether pg_hba.conf lets us in for replication too, which it lists apart.

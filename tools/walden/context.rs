@@ -173,6 +173,15 @@ impl Context {
         Ok(clusters)
     }
 
+    /// [`Context::cluster`] for one whose newest root may be damaged: it is not looked at.
+    pub async fn cluster_unread(&self, repository: &Arc<Repository>) -> Result<Cluster, Failure> {
+        let name = match self.settings.cluster_name() {
+            Some(name) => name.clone(),
+            None => only_cluster(repository.clusters().await?, &repository.store().url())?,
+        };
+        Ok(Cluster::unchecked(repository.clone(), name))
+    }
+
     /// How a receiver of the cluster `name` reaches the server.
     pub fn connector(&self, name: &ClusterName) -> Result<PostgresConnector, Failure> {
         Ok(PostgresConnector {

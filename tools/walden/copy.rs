@@ -77,6 +77,7 @@ struct Document {
     to: String,
     backups: Vec<String>,
     left_out: Vec<LeftOut>,
+    missing_wal: Vec<MissingWal>,
     wal_segments: u64,
     wal_bytes: u64,
     bytes_read: u64,
@@ -90,6 +91,18 @@ struct Document {
 struct LeftOut {
     backup: String,
     reason: String,
+}
+
+/// WAL that the source cannot read.
+#[derive(Serialize)]
+struct MissingWal {
+    generation: u32,
+    timeline: u32,
+    start_lsn: Option<String>,
+    end_lsn: Option<String>,
+    object: String,
+    reason: String,
+    cost: String,
 }
 
 #[derive(Serialize)]
@@ -134,7 +147,7 @@ impl Copy {
             threads: threads(),
             holder: format!("copy of {} from {}, {}", source.name(), source.repo().store().url(), holder()),
             renew_interval: limits::WORK_RENEW_INTERVAL,
-            chunks_commit_bytes: copy::CHUNKS_COMMIT_BYTES,
+            commit_bytes: copy::COMMIT_BYTES,
         };
         let progress = watcher(context.output);
         let (stop, stopping) = watch::channel(false);
@@ -155,18 +168,26 @@ impl Copy {
             }
             (ended, _) => ended?,
         };
-        let damaged = copied.left_out.first().map(|(id, reason)| {
-            Failure::new(
-                Exit::Damage,
-                format!("backup {id} of the source cannot be read whole, and was left out"),
-            )
-            .fact("found", reason)
-            .hint("run `walden verify` on the source; everything else was copied")
-        });
+        let damaged = damage(&copied);
         let document = document(source.name().as_str(), repo.store().url(), copied, began);
         context.output.result(&document, text)?;
         damaged.map_or(Ok(()), Err)
     }
+}
+
+/// What could not be copied since the source is damaged.
+fn damage(copied: &Copied) -> Option<Failure> {
+    let backup = copied.left_out.first().map(|(id, reason)| {
+        let what = format!("backup {id} of the source cannot be read whole, and was left out");
+        Failure::new(Exit::Damage, what).fact("found", reason)
+    });
+    let wal = copied.missing.first().map(|missing| {
+        let what =
+            format!("WAL of the source cannot be read, and is missing in the copy: {}", missing.object);
+        Failure::new(Exit::Damage, what).fact("found", &missing.reason).fact("cost", &missing.cost)
+    });
+    let hint = "run `walden verify` on the source; everything else was copied, and another copy fills in what was mended";
+    backup.or(wal).map(|failure| failure.hint(hint))
 }
 
 fn document(cluster: &str, to: String, copied: Copied, began: Instant) -> Document {
@@ -176,11 +197,21 @@ fn document(cluster: &str, to: String, copied: Copied, began: Instant) -> Docume
         server_time: server_time.to_string(),
     });
     let left_out = copied.left_out.into_iter().map(|(id, reason)| LeftOut { backup: id.to_string(), reason });
+    let missing = copied.missing.into_iter().map(|missing| MissingWal {
+        generation: missing.place.0.0,
+        timeline: missing.place.1.0,
+        start_lsn: missing.start.map(|start| start.to_string()),
+        end_lsn: missing.end.map(|end| end.to_string()),
+        object: missing.object,
+        reason: missing.reason,
+        cost: missing.cost,
+    });
     Document {
         cluster: cluster.to_owned(),
         to,
         backups: copied.backups.iter().map(ToString::to_string).collect(),
         left_out: left_out.collect(),
+        missing_wal: missing.collect(),
         wal_segments: copied.wal_segments,
         wal_bytes: copied.wal_bytes,
         bytes_read: copied.bytes_read,
@@ -205,6 +236,12 @@ fn text(document: &Document) -> String {
         Bytes(*bytes_written),
         document.chunks_found,
     );
+    for LeftOut { backup, reason } in &document.left_out {
+        text += &format!("left out: backup {backup}: {reason}\n");
+    }
+    for MissingWal { object, reason, cost, .. } in &document.missing_wal {
+        text += &format!("left out: {object}: {reason}\n  costs {cost}\n");
+    }
     match &document.end {
         Some(End { timeline, lsn, server_time }) => {
             text += &format!("the copy ends at {lsn} on timeline {timeline}, {server_time}\n");

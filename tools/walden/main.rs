@@ -23,6 +23,7 @@ mod pin;
 mod progress;
 mod receive;
 mod repair;
+mod repair_root;
 mod repair_wal;
 mod restore;
 mod run;

@@ -1,6 +1,7 @@
 //! `walden repair`, and `walden repair index`.
 
 use crate::context::Context;
+use crate::repair_root::RepairRoot;
 use crate::repair_wal::RepairWal;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -15,7 +16,8 @@ what cannot is named: removals that were not collected yet, and pins, gaps and t
 
 It refuses while a backup, a compaction or a collection is registered (stop them, and receivers); when an object is sealed under a key \
 epoch that the key slot was not given (use another slot); and when an object does not open that no readable index names, unless --without \
-says that it may be left out. Run `walden verify` afterwards.
+says that it may be left out. Where something could not be had, it ends with exit code 4 after it did the rest, and names it. Run `walden \
+verify` afterwards.
 
 Examples:
   walden repair index --cluster shop --dry-run
@@ -25,6 +27,7 @@ Examples:
 /// Mend what a repository can mend by itself
 #[derive(Debug, Subcommand)]
 pub enum Repair {
+    Root(RepairRoot),
     Index(RepairIndex),
     Wal(RepairWal),
 }
@@ -59,6 +62,7 @@ struct Repaired {
     histories: usize,
     pins: usize,
     gone: Vec<String>,
+    lost: Vec<String>,
     unreadable: Vec<Unreadable>,
     notes: Vec<String>,
     refused: Option<String>,
@@ -75,6 +79,7 @@ impl Repair {
     /// Runs it.
     pub async fn run(&self, context: &Context) -> Result<(), Failure> {
         match self {
+            Repair::Root(root) => root.run(context).await,
             Repair::Index(index) => index.run(context).await,
             Repair::Wal(wal) => wal.run(context).await,
         }
@@ -96,7 +101,9 @@ impl RepairIndex {
             .hint("`walden verify` says what is damaged; --anyway rebuilds it all the same"));
         }
         let root = if self.dry_run { None } else { Some(repair::commit(&cluster, &plan).await?.number) };
-        context.output.result(&Repaired::new(cluster.name().to_string(), &plan, root), Repaired::text)
+        let repaired = Repaired::new(cluster.name().to_string(), &plan, root);
+        context.output.result(&repaired, Repaired::text)?;
+        repaired.failure()
     }
 }
 
@@ -132,10 +139,23 @@ impl Repaired {
             histories: page.histories.len(),
             pins: page.pins.len(),
             gone: plan.rebuilt.gone.clone(),
+            lost: plan.losses(),
             refused: plan.refusal(),
             unreadable: unreadable.collect(),
             notes: plan.rebuilt.notes.clone(),
         }
+    }
+
+    /// An error when something is not in the new index that was, or may have been, in the old one: it does not look like a repair that
+    /// lost nothing.
+    fn failure(&self) -> Result<(), Failure> {
+        let Some(first) = self.lost.first() else { return Ok(()) };
+        let done =
+            if self.root.is_some() { "the index was made anew" } else { "the index would be made anew" };
+        let what = format!("{done}, and {} things could not be had", self.lost.len());
+        Err(Failure::new(Exit::Damage, what).fact("first", first).hint(
+            "put whole copies in their places if there are any; `walden verify` says what can be restored",
+        ))
     }
 
     fn text(&self) -> String {
@@ -159,9 +179,8 @@ impl Repaired {
             let Unreadable { object, found, fate } = unreadable;
             text += &format!("cannot be read: {object}: {found} ({fate})\n");
         }
-        for gone in &self.gone {
-            text +=
-                &format!("gone: {gone}: an index object names it, and it was collected since, or is lost\n");
+        for lost in &self.lost {
+            text += &format!("lost: {lost}\n");
         }
         for note in &self.notes {
             text += &format!("note: {note}\n");

@@ -4,15 +4,15 @@ use crate::cli::Deltas;
 use crate::context::Context;
 use clap::Args;
 use serde::Serialize;
-use walden::base::{Lsn, LsnRange};
+use walden::base::{Lsn, LsnRange, ObjectKey};
 use walden::operate::Failure;
 use walden::receive::compact::{self, Extent};
-use walden::repair::wal::{self, Loss};
+use walden::repo::losses::{self, Loss};
 
 const HELP: &str = "\
 A flush object that is damaged or missing costs the WAL that it held: restores go around it, and `walden verify` names it. Nothing behind \
-it in its stream is compacted until this command records the loss as a gap, since that could hide it. First put a whole copy of the object in its place, \
-if there is one anywhere: then nothing is lost. Receivers may run. Take a backup afterwards: moments behind the gap are restored from it.
+it in its stream is compacted until the loss is recorded as a gap, since that could hide it: by this command, or by `walden receive` once \
+it has seen the loss for an hour, unless that may be the fence which ends the stream. First put a whole copy of the object in its place, if there is one anywhere: then nothing is lost. Receivers may run. Take a backup afterwards: moments behind the gap are restored from it.
 
 Examples:
   walden repair wal --cluster shop --dry-run
@@ -54,7 +54,8 @@ struct Object {
 #[derive(Serialize)]
 struct Gap {
     start_lsn: String,
-    end_lsn: String,
+    /// None where nothing follows.
+    end_lsn: Option<String>,
 }
 
 impl RepairWal {
@@ -62,19 +63,19 @@ impl RepairWal {
     pub async fn run(&self, context: &Context) -> Result<(), Failure> {
         let repository = context.repository_to_write().await?;
         let cluster = context.cluster(&repository).await?;
-        let losses = if self.dry_run {
-            wal::losses(&cluster).await?
+        let found = if self.dry_run {
+            losses::losses(&cluster).await?
         } else {
             let mut recorded = Vec::new();
             loop {
                 compact::compact(&cluster, self.deltas.options(context), Extent::All).await?;
-                match wal::record_first(&cluster).await? {
+                match losses::record_first(&cluster).await? {
                     Some(loss) => recorded.push(loss),
                     None => break recorded,
                 }
             }
         };
-        let losses = losses.iter().map(Lost::from).collect();
+        let losses = found.iter().map(Lost::from).collect();
         let done = Repaired { cluster: cluster.name().to_string(), dry_run: self.dry_run, losses };
         context.output.result(&done, Repaired::text)
     }
@@ -82,8 +83,10 @@ impl RepairWal {
 
 impl From<&Loss> for Lost {
     fn from(loss: &Loss) -> Lost {
-        let gap = |gap: &LsnRange| Gap { start_lsn: gap.start.to_string(), end_lsn: gap.end.to_string() };
-        let object = |(key, found): &(String, String)| Object { key: key.clone(), found: found.clone() };
+        let end = |gap: &LsnRange| (gap.end < Lsn::MAX).then(|| gap.end.to_string());
+        let gap = |gap: &LsnRange| Gap { start_lsn: gap.start.to_string(), end_lsn: end(gap) };
+        let object =
+            |(key, found): &(ObjectKey, String)| Object { key: key.to_string(), found: found.clone() };
         let lsn = |at: Option<Lsn>| at.map(|at| at.to_string());
         Lost {
             objects: loss.reasons.iter().map(object).collect(),
@@ -106,7 +109,8 @@ impl Repaired {
                 text += &format!("{key}: {found}\n");
             }
             for Gap { start_lsn, end_lsn } in &lost.gaps {
-                text += &format!("  gap {start_lsn}..{end_lsn} of timeline {}\n", lost.timeline);
+                let end = end_lsn.as_deref().unwrap_or("its end");
+                text += &format!("  gap {start_lsn}..{end} of timeline {}\n", lost.timeline);
             }
             if lost.gaps.is_empty() {
                 text += "  no WAL is missing for it\n";

@@ -7,12 +7,12 @@ use crate::format::index::ExpiredEntry;
 use crate::format::root::{GenerationRecord, Root};
 use crate::repo::WalMap;
 
-const G: Generation = Generation(1);
-const T: TimelineId = TimelineId(1);
-const MIB: u64 = 1 << 20;
+pub const G: Generation = Generation(1);
+pub const T: TimelineId = TimelineId(1);
+pub const MIB: u64 = 1 << 20;
 
 /// A segment of `start..end` MiB, with deltas of an epoch that began at `epoch.1` MiB, if any.
-fn segment(id: u8, start: u64, end: u64, epoch: Option<(u8, u64)>) -> WalEntry {
+pub fn segment(id: u8, start: u64, end: u64, epoch: Option<(u8, u64)>) -> WalEntry {
     let images = |(id, at): (u8, u64)| WalDeltas {
         epoch: DeltaEpoch { id: ObjectId([id; 16]), start: Lsn::new(at * MIB), root: 7, cache_pages: 100 },
         base: None,
@@ -32,7 +32,7 @@ fn segment(id: u8, start: u64, end: u64, epoch: Option<(u8, u64)>) -> WalEntry {
     }
 }
 
-fn view(wal: Vec<WalEntry>) -> View {
+pub fn view(wal: Vec<WalEntry>) -> View {
     let cluster: ClusterName = "shop".parse().unwrap();
     let root = Root::first(cluster.clone(), G, Timestamp::from_micros(0));
     let root = Root { number: 9, writer_epoch: 1, ..root };
@@ -48,7 +48,7 @@ fn view(wal: Vec<WalEntry>) -> View {
     let era = Era {
         record,
         size: crate::base::SegmentSize::new(MIB).unwrap(),
-        wal: WalMap::new(G, &index, Vec::new()),
+        wal: WalMap::new(G, &index, Vec::new()).into(),
     };
     View { root, index, eras: BTreeMap::from([(G, era)]) }
 }
@@ -58,7 +58,7 @@ type Segment = (u64, u64, bool);
 
 /// Each group: what is stored, and how many segments go.
 fn groups(source: Vec<WalEntry>, there: &Index) -> Vec<(Vec<Segment>, usize)> {
-    let plan = plan(&view(source), &Selection::Everything, there, &BTreeSet::new());
+    let plan = plan(&view(source), &Selection::Everything, there, &BTreeSet::new(), &[]);
     let shape =
         |unit: &Unit| (unit.range.start.get() / MIB, unit.range.end.get() / MIB, unit.deltas.is_some());
     let group = |step: &Step| match step {
@@ -157,7 +157,7 @@ fn a_gap_comes_with_the_wal_behind_it() {
         reason: "lost".into(),
     };
     view.index.gaps = vec![gap(1, 10, 15), gap(2, 20, 25)];
-    let planned = plan(&view, &Selection::Everything, &Index::default(), &BTreeSet::new());
+    let planned = plan(&view, &Selection::Everything, &Index::default(), &BTreeSet::new(), &[]);
     let ids = |gaps: &[GapEntry]| gaps.iter().map(|gap| gap.id.0[0]).collect::<Vec<_>>();
     let steps: Vec<Vec<u8>> = planned
         .steps

@@ -144,3 +144,13 @@ fn a_generation_without_a_backup_is_worth_a_warning() {
     assert!(second.level == Level::Warn && second.found.contains("generation 2"), "{}", second.found);
     assert_eq!(backups(3, Generation(2)).level, Level::Ok);
 }
+
+#[test]
+fn what_is_lost_and_a_gap_that_no_backup_closed_fail_the_check() {
+    let level = |lost, first, gap| stored_wal(lost, first, gap).level;
+    assert_eq!(level(0, None, None), Level::Ok);
+    assert_eq!(level(0, None, Some("0/1000000 to 0/1200000")), Level::Fail(Exit::Damage));
+    assert_eq!(level(2, Some("clusters/shop/wal/1: cut"), None), Level::Fail(Exit::Damage));
+    let lost = stored_wal(2, Some("clusters/shop/wal/1: cut"), Some("0/1000000 to 0/1200000"));
+    assert!(lost.found.contains("2 flush objects are lost"), "{}", lost.found);
+}

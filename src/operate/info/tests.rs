@@ -8,6 +8,7 @@ use crate::format::wal::WalSummary;
 use crate::repo::lineage::{Lineage, Piece};
 use crate::repo::{Index, WalMap};
 use crate::restore::resolve::Archive;
+use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
 
@@ -69,7 +70,7 @@ fn info(backups: Vec<BackupEntry>, server: Option<WalPosition>) -> ClusterInfo {
     };
     let name: ClusterName = "shop".parse().unwrap();
     let root = Root { number: 7, writer_epoch: 1, ..Root::first(name, Generation(1), at(200)) };
-    let wal = WalMap::new(Generation(1), &index, Vec::new());
+    let wal = Arc::new(WalMap::new(Generation(1), &index, Vec::new()));
     let piece = |entry: &WalEntry| Piece {
         timeline: entry.timeline,
         range: LsnRange::new(entry.start, entry.end),

@@ -102,9 +102,10 @@ fn finished_streams(chains: &[Chain]) -> Vec<StreamId> {
     chains.iter().take(newest_with_end).filter(finished).map(|chain| chain.stream.id).collect()
 }
 
-/// Cuts a chain into runs. Whole runs always go; the rest goes with [`Extent::All`], or when the stream is closed.
+/// Cuts a chain into runs. Whole runs always go; the rest goes with [`Extent::All`], or when nothing can be added to it: the stream is
+/// closed, or what came next is lost.
 fn plan_chain(chain: &Chain, extent: Extent, jobs: &mut Vec<Job>) {
-    let closed = matches!(chain.end, ChainEnd::Fenced { .. });
+    let closed = matches!(chain.end, ChainEnd::Fenced { .. }) || !chain.lost.is_empty();
     let mut run: Vec<&ChainObject> = Vec::new();
     let mut bytes = 0;
     for object in &chain.objects {

@@ -109,11 +109,25 @@ fn a_hole_that_gaps_and_expired_wal_explain_together_is_no_new_gap() {
         })
     };
     let rebuilt = holed(vec![gap(1, 10, 25)], vec![expired(25, 40)]);
-    assert_eq!((rebuilt.page.gaps, rebuilt.notes), (vec![gap(1, 10, 25)], vec![]));
+    assert_eq!((rebuilt.page.gaps, rebuilt.losses), (vec![gap(1, 10, 25)], vec![]));
     let rebuilt = holed(vec![gap(1, 10, 25)], vec![expired(30, 40)]);
     let found: Vec<_> = rebuilt.page.gaps.iter().map(|gap| (gap.start.get(), gap.end.get())).collect();
     assert_eq!(found, [(10, 25), (25, 30)], "what is left of the hole");
-    assert_eq!(rebuilt.notes.len(), 1);
+    assert_eq!(rebuilt.losses.len(), 1);
+}
+
+#[test]
+fn a_segment_that_is_gone_is_no_loss_where_others_hold_its_wal_or_it_expired() {
+    let gone = |found: Vec<Found<WalMeta>>, expired| {
+        let wal = vec![known(1, 0, 10), known(2, 10, 20)];
+        let known = Index { wal, expired, ..Index::default() };
+        made(Inventory { known, wal: found, ..Inventory::default() }).gone
+    };
+    // The two were merged, and collected, since the index object was made that names them.
+    assert_eq!(gone(vec![segment(3, 0, 20)], vec![]), Vec::<String>::new());
+    assert_eq!(gone(vec![segment(2, 10, 20)], vec![expired(0, 10)]), Vec::<String>::new());
+    assert_eq!(gone(vec![segment(2, 10, 20)], vec![]), [ObjectId([1; 16]).to_string()]);
+    assert_eq!(gone(vec![segment(3, 0, 15)], vec![]), [ObjectId([2; 16]).to_string()], "half of it");
 }
 
 #[test]

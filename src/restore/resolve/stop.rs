@@ -349,7 +349,9 @@ impl<'a, S: WalScan> Resolver<'a, S> {
     /// Why nothing can be restored past `at`, the end of `run`.
     fn beyond(&self, run: &Run<'_>, at: &str) -> String {
         let end = run.range.end;
-        let gap = self.archive.gaps.iter().find(|gap| gap.start <= end && end < gap.end);
+        // One that ends nowhere, on a timeline that was left before, is none of this path.
+        let mut own = self.archive.gaps.iter().filter(|gap| gap.timeline == self.path.timeline_at(gap.start));
+        let gap = own.find(|gap| gap.start <= end && end < gap.end);
         match gap {
             Some(gap) if gap.end == Lsn::MAX => format!("WAL from {} on is lost ({})", gap.start, gap.reason),
             Some(gap) => format!("it lies in the gap {}..{} ({})", gap.start, gap.end, gap.reason),

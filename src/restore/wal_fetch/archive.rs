@@ -124,7 +124,8 @@ impl RepoArchive {
         wal.retain(|entry| read(entry) || epoch(entry).is_some_and(|id| epochs.contains(&id.0)));
         let index = Index { wal, pages: Vec::new(), ..snapshot.index };
         let chains = snapshot.wal.chains().to_vec();
-        Snapshot { wal: WalMap::new(snapshot.wal.generation(), &index, chains), root: snapshot.root, index }
+        let wal = Arc::new(WalMap::new(snapshot.wal.generation(), &index, chains));
+        Snapshot { wal, root: snapshot.root, index }
     }
 }
 

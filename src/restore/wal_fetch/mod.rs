@@ -10,7 +10,7 @@
 pub mod archive;
 pub mod client;
 pub mod compose;
-mod pages;
+pub mod pages;
 pub mod server;
 pub mod stage;
 

@@ -138,10 +138,6 @@ impl<A: Archive> Stager<A> {
 
     /// Has `name` staged. What is under way already is waited for. If dropped: it goes on.
     pub async fn want(self: &Arc<Self>, name: WalFileName) -> Outcome {
-        if let Some(number) = name.segment_no(self.options.segment_size) {
-            // Recovery that goes back wants what follows once more.
-            self.staged_end.fetch_min(number.0, Ordering::Relaxed);
-        }
         if self.path_of(name).exists() {
             return Outcome::Staged;
         }
@@ -225,6 +221,10 @@ impl<A: Archive> Stager<A> {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fetch) = under_way.get(&name) {
             return (fetch.clone(), false);
+        }
+        if let (None, Some(number)) = (&permit, name.segment_no(self.options.segment_size)) {
+            // Asked for, and neither there nor under way: recovery that goes back wants what follows once more.
+            self.staged_end.fetch_min(number.0, Ordering::Relaxed);
         }
         let (tell, fetch) = watch::channel(Fetch::Begun);
         under_way.insert(name, fetch.clone());

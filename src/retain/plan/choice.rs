@@ -102,11 +102,14 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// Whether WAL that `backup` waits for will not come any more: retention let go of it, or it is lost.
+    /// Whether WAL that `backup` waits for will not come any more: retention let go of it, or it is lost. To a copy that nobody else
+    /// writes to, it comes once its source was mended.
     fn never_restorable(&self, era: &Era, backup: &BackupEntry) -> bool {
         let index = self.facts.index;
+        let root = self.facts.root;
+        let is_copy = root.copied_from().is_some() && root.writer_epoch == 0;
         let mut gone = Spans::expired(&index.expired);
-        for gap in index.gaps.iter().filter(|gap| gap.start < gap.end) {
+        for gap in index.gaps.iter().filter(|gap| !is_copy && gap.start < gap.end) {
             gone.add((gap.generation, gap.timeline), LsnRange::new(gap.start, gap.end));
         }
         let mut needed = consistency(era, backup).into_iter();

@@ -1,8 +1,8 @@
 //! Decisions of retention, case by case. Time is in days, WAL in MiB; a segment of WAL is a MiB.
 
 use super::*;
-use crate::base::{Lsn, LsnRange, StreamId, SystemId};
-use crate::format::index::{HistoryEntry, PinEntry, WalEntry};
+use crate::base::{Lsn, LsnRange, RepositoryId, StreamId, SystemId};
+use crate::format::index::{GapEntry, HistoryEntry, PinEntry, WalEntry};
 use crate::format::record::Blob;
 use crate::format::root::{PendingEntry, PendingKind};
 use crate::format::wal::{DeltaEpoch, DeltaStats, WalDeltas, WalSummary};
@@ -430,6 +430,29 @@ fn a_backup_whose_wal_will_never_come_is_not_waited_for() {
     bed.index.wal.retain(|entry| entry.start != start);
     assert_eq!(bed.keeps(&pending), [Keep::Pending]);
     bed.index.expired = vec![ExpiredEntry { generation: Generation(1), timeline: TimelineId(1), start, end }];
+    assert_eq!(bed.gone(), [3, 5, 10]);
+}
+
+#[test]
+fn a_copy_waits_for_wal_that_its_source_lost_until_a_receiver_takes_it_over() {
+    let mut bed = Bed::new(30);
+    bed.completes(&[3, 10, 18, 25]);
+    let pending = bed.backup(1, 1, 5, BackupState::Pending);
+    let (start, end) = (lsn(50), lsn(60));
+    bed.index.wal.retain(|entry| entry.start != start);
+    bed.index.gaps = vec![GapEntry {
+        id: ObjectId([9; 16]),
+        generation: Generation(1),
+        timeline: TimelineId(1),
+        start,
+        end,
+        recorded_at: at(6),
+        reason: "the source of the copy could not read it".into(),
+    }];
+    bed.root.set_copied_from(RepositoryId([7; 16]), &"shop".parse().unwrap());
+    bed.root.writer_epoch = 0;
+    assert_eq!(bed.keeps(&pending), [Keep::Pending]);
+    bed.root.writer_epoch = 1;
     assert_eq!(bed.gone(), [3, 5, 10]);
 }
 

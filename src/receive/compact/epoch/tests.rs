@@ -149,7 +149,7 @@ fn what_a_root_would_make_of_recovery_is_looked_at_when_it_is_committed() {
 
 fn base(root: Root, backups: Vec<BackupEntry>) -> Option<BackupId> {
     let index = index(backups, Vec::new());
-    let wal = WalMap::new(GENERATION, &index, Vec::new());
+    let wal = WalMap::new(GENERATION, &index, Vec::new()).into();
     base_of(&Snapshot { root, index, wal }, SegmentSize::DEFAULT)
 }
 

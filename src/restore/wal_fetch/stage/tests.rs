@@ -299,3 +299,20 @@ async fn who_waits_for_what_is_fetched_ahead_is_patient_all_the_same() {
     archive.failures.store(3, Ordering::SeqCst);
     assert_eq!(stager.want(segment(1)).await, Outcome::Staged);
 }
+
+#[tokio::test]
+async fn who_asks_for_what_is_under_way_does_not_go_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Fake::new(8 * SIZE);
+    let stager = stager(dir.path(), &archive, Duration::ZERO);
+    // Later ones were staged already.
+    stager.staged_end.store(7, Ordering::Relaxed);
+    let permit = stager.ahead_fetches.clone().acquire_owned().await.unwrap();
+    let (_, ours) = stager.begin(segment(3), Duration::ZERO, Some(permit));
+    assert!(ours);
+    assert_eq!(stager.want(segment(3)).await, Outcome::Staged);
+    assert_eq!(stager.staged_end.load(Ordering::Relaxed), 7);
+    take(dir.path(), 3);
+    assert_eq!(stager.want(segment(3)).await, Outcome::Staged);
+    assert_eq!(stager.staged_end.load(Ordering::Relaxed), 4, "now it goes back");
+}

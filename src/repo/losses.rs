@@ -1,17 +1,20 @@
-//! `walden repair wal`: records that flush objects are lost, so that what follows them is compacted and a gap says what is missing.
+//! Flush objects that are lost, and how that is recorded: then what follows them is compacted, and a gap says what is missing. By
+//! `walden repair wal`, or by compaction once a loss has lasted. Spec: formats/wal.md.
 //! One root a loss, oldest first: the stream's low water moves past it, the object is retired, and WAL that nothing else holds
 //! becomes a gap. Between two losses there is compaction, since low water never moves past WAL that is not in a segment.
 
-use crate::base::{Lsn, LsnRange, ObjectId, StreamId, TimelineId};
+use super::chain::{self, Chain, ChainEnd, Numbered};
+use super::cluster::{Cluster, RootChange};
+use super::error::RepoError;
+use super::index::{IndexEdit, empty_page};
+use super::layout;
+use super::walmap::{self, Snapshot};
+use crate::base::{Lsn, LsnRange, ObjectId, ObjectKey, StreamId, TimelineId};
 use crate::format::index::GapEntry;
 use crate::format::root::{RetiredFlush, Root};
 use crate::format::wal::WalMeta;
-use crate::repo::chain::{self, Chain, ChainEnd, Numbered};
-use crate::repo::cluster::RootChange;
-use crate::repo::index::{IndexEdit, empty_page};
-use crate::repo::spans::Spans;
-use crate::repo::walmap::{self, Snapshot};
-use crate::repo::{Cluster, RepoError, layout};
+
+mod missing;
 
 /// Flush objects in a row that are lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,14 +28,17 @@ pub struct Loss {
     /// One past the last of them.
     pub to_number: u64,
     /// What is wrong with each, by its key.
-    pub reasons: Vec<(String, String)>,
+    pub reasons: Vec<(ObjectKey, String)>,
+    /// Whether one of them may be the fence that keeps its number taken: then a person is to say that it goes.
+    pub may_be_fence: bool,
     /// Where the WAL before them ends, if there is any.
     pub from: Option<Lsn>,
     /// Where WAL begins again in the stream, if it does.
     pub to: Option<Lsn>,
-    /// WAL that no other object holds.
+    /// WAL that no other object holds; up to [`Lsn::MAX`] where nothing follows on its timeline.
     pub gaps: Vec<LsnRange>,
-    /// Whether it can be recorded: an open stream that ends with it may still be written to by who knows what it was.
+    /// Whether it can be recorded: an open stream that ends with it may still be written to by who knows what it was, and where one that is
+    /// closed ends is known once the next one has anything.
     pub closed: bool,
 }
 
@@ -42,17 +48,18 @@ pub async fn losses(cluster: &Cluster) -> Result<Vec<Loss>, RepoError> {
     let mut all = Vec::new();
     for generation in snapshot.streamed() {
         let of = snapshot.clone().with_generation(cluster, generation).await?;
-        all.extend(of.wal.chains().iter().flat_map(|chain| of_chain(&of, chain)));
+        all.extend(of.wal.chains().iter().enumerate().flat_map(|(at, chain)| of_chain(&of, at, chain)));
     }
     Ok(all)
 }
 
-fn of_chain(snapshot: &Snapshot, chain: &Chain) -> Vec<Loss> {
+fn of_chain(snapshot: &Snapshot, at: usize, chain: &Chain) -> Vec<Loss> {
     let mut all: Vec<Loss> = Vec::new();
     for lost in &chain.lost {
-        let reason = (lost.key.to_string(), lost.reason.clone());
+        let reason = (lost.key.clone(), lost.reason.clone());
         if let Some(last) = all.last_mut().filter(|last| last.to_number == lost.number) {
             last.to_number += 1;
+            last.may_be_fence |= lost.may_be_fence;
             last.reasons.push(reason);
             continue;
         }
@@ -62,6 +69,7 @@ fn of_chain(snapshot: &Snapshot, chain: &Chain) -> Vec<Loss> {
             from_number: lost.number,
             to_number: lost.number + 1,
             reasons: vec![reason],
+            may_be_fence: lost.may_be_fence,
             from: lost.from,
             to: lost.to,
             gaps: Vec::new(),
@@ -69,49 +77,43 @@ fn of_chain(snapshot: &Snapshot, chain: &Chain) -> Vec<Loss> {
         });
     }
     for loss in &mut all {
-        loss.gaps = missing(snapshot, chain, loss);
+        match missing::missing(snapshot, at, loss) {
+            Some(gaps) => loss.gaps = gaps,
+            None => loss.closed = false,
+        }
     }
     all
 }
 
-/// WAL of a loss that no other object holds. Where the stream has nothing before or behind it, others say where WAL ends and begins.
-fn missing(snapshot: &Snapshot, chain: &Chain, loss: &Loss) -> Vec<LsnRange> {
-    let ranges = snapshot.wal.ranges(loss.timeline);
-    let before = |to: Lsn| ranges.iter().map(|range| range.end).filter(|end| *end <= to).max();
-    let behind = |from: Lsn| ranges.iter().map(|range| range.start).filter(|start| *start >= from).min();
-    let from = loss.from.or_else(|| loss.to.and_then(before));
-    let to = loss.to.or_else(|| loss.from.and_then(behind));
-    let (Some(from), Some(to)) = (from, to) else { return Vec::new() };
-    let place = (chain.stream.generation, chain.stream.timeline);
-    let mut hole = Spans::default();
-    hole.add(place, LsnRange::new(from, to.max(from)));
-    ranges.iter().for_each(|range| hole.remove(place, *range));
-    hole.iter().map(|(_, range)| range).filter(|range| range.start < range.end).collect()
-}
-
-/// Records the first loss, before which everything is compacted; none when nothing is lost. Durable on `Ok`. If dropped: recorded or not,
-/// and it can be done again.
-///
-/// # Errors
-/// [`RepoError::Conflict`] where WAL before it is not compacted, and for a stream that is not closed and ends with what is lost: a
-/// receiver that starts closes it.
+/// Records the first loss, before which everything is compacted; none when nothing is lost. As [`record`] does.
 pub async fn record_first(cluster: &Cluster) -> Result<Option<Loss>, RepoError> {
     let Some(loss) = losses(cluster).await?.into_iter().next() else { return Ok(None) };
+    record(cluster, &loss).await?;
+    Ok(Some(loss))
+}
+
+/// Records `loss`, which is the first, before which everything is compacted. Durable on `Ok`. If dropped: recorded or not, and it can be
+/// done again.
+///
+/// # Errors
+/// [`RepoError::Conflict`] where it is not what is lost first, where WAL before it is not compacted, and for a stream that ends with what
+/// is lost and is not closed, or has nothing behind it yet: a receiver that starts closes it, and stores what follows.
+pub async fn record(cluster: &Cluster, loss: &Loss) -> Result<(), RepoError> {
     if !loss.closed {
         let reason = format!(
-            "stream {} ends with what is lost of it, and is not closed: start `walden receive`, which closes it, and repair then",
+            "stream {} ends with what is lost of it, and nothing is stored behind it that says where: start `walden receive`, and repair then",
             loss.stream
         );
         return Err(RepoError::Conflict { reason });
     }
-    let link = link_behind(cluster, &loss).await?;
+    let link = link_behind(cluster, loss).await?;
     // Read once more: what is recorded is given up.
-    if losses(cluster).await?.first() != Some(&loss) {
+    if losses(cluster).await?.first() != Some(loss) {
         let reason = format!("what is lost of stream {} changes while it is looked at", loss.stream);
         return Err(RepoError::Conflict { reason });
     }
-    cluster.commit::<RepoError>(|root| change(cluster, root, &loss, link).map(Some)).await?;
-    Ok(Some(loss))
+    cluster.commit::<RepoError>(|root| change(cluster, root, loss, link).map(Some)).await?;
+    Ok(())
 }
 
 /// What the object or the fence behind a loss says of the object before it.
