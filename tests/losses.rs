@@ -34,16 +34,7 @@ enum Harm {
 async fn receive(world: &mut World, client: u32, bytes: u64) {
     world.pace = Some(Duration::from_secs(1_000_000));
     world.server.write_more(bytes);
-    let (stop, stopped) = watch::channel(false);
-    let (receiving, server) = (world.receiver(client, stopped).await, world.server.clone());
-    let finishing = async {
-        while !server.is_finished() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        stop.send_replace(true);
-    };
-    let (received, ()) = tokio::join!(receiving, finishing);
-    received.unwrap();
+    world.receive_all(client).await;
 }
 
 fn flushes(world: &World) -> Vec<ObjectKey> {

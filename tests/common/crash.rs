@@ -232,6 +232,20 @@ impl World {
         ReceiveOptions { slot: "walden_shop".into(), journal, cut, shutdown_grace: Duration::from_secs(5) }
     }
 
+    /// Receives what the server has, as a process that starts anew does.
+    pub async fn receive_all(&mut self, client: u32) {
+        let (stop, stopped) = watch::channel(false);
+        let (receiving, server) = (self.receiver(client, stopped).await, self.server.clone());
+        let finishing = async {
+            while !server.is_finished() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            stop.send_replace(true);
+        };
+        let (received, ()) = tokio::join!(receiving, finishing);
+        received.unwrap();
+    }
+
     /// A `receive` that compacts and collects now and then, until `stop`.
     pub async fn receiver(
         &mut self,

@@ -44,20 +44,6 @@ async fn repair(world: &mut World, client: u32) -> Result<(Plan, Root), RepoErro
     Ok((plan, root))
 }
 
-/// Receives what the server has, as a process that starts anew does.
-async fn receive_all(world: &mut World, client: u32) {
-    let (stop, stopped) = watch::channel(false);
-    let (receiving, server) = (world.receiver(client, stopped).await, world.server.clone());
-    let finishing = async {
-        while !server.is_finished() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        stop.send_replace(true);
-    };
-    let (received, ()) = tokio::join!(receiving, finishing);
-    received.unwrap();
-}
-
 /// A receiver writes, and others commit, while the newest roots are damaged and made anew.
 async fn round(seed: u64) {
     let mut world = with_backups(seed, 2).await;
@@ -98,7 +84,7 @@ async fn round(seed: u64) {
     assert!(is_noticed && plan.broken_index.is_none(), "seed {seed}: {plan:?}");
     drop((receiving, backup));
     world.server.write_more(50 << 10);
-    receive_all(&mut world, 3).await;
+    world.receive_all(3).await;
     assert_eq!(world.lost().await, None, "seed {seed}");
     let ours = world.cluster_of(8).await.unwrap();
     let index = ours.index(&ours.newest_root().await.unwrap()).await.unwrap();
@@ -141,7 +127,7 @@ async fn damaged(seed: u64, before: Before) -> World {
     gc::collect_with(&ours, GRACE, WORK_GRACE).await.unwrap();
     world.server.write_more(100 << 10);
     world.pace = Some(Duration::from_secs(1_000_000));
-    receive_all(&mut world, 2).await;
+    world.receive_all(2).await;
     let index = ours.index(&ours.newest_root().await.unwrap()).await.unwrap();
     pin::pin(&ours, &index.backups[0].id, None, "tests").await.unwrap();
     ours.commit(|root| Ok::<_, RepoError>(Some(RootChange::of(root.clone())))).await.unwrap();
@@ -191,7 +177,7 @@ async fn stopped_everywhere(before: Before) {
         }
         assert_whole(&mut world, &told).await;
         world.server.write_more(20 << 10);
-        receive_all(&mut world, 3).await;
+        world.receive_all(3).await;
         assert_whole(&mut world, &told).await;
     }
     assert!(requests > 20 && committed >= 2, "{requests} requests, {committed} times it was committed");
@@ -305,7 +291,7 @@ fn a_receiver_that_was_taking_over_when_its_root_was_lost_acknowledges_nothing_t
     simulate(async {
         let mut whole = with_backups(51, 1).await;
         whole.pace = Some(Duration::from_secs(1_000_000));
-        receive_all(&mut whole, 2).await;
+        whole.receive_all(2).await;
         let roots_before = root_keys(&whole).len();
         let (mut requests, mut named, mut unnamed) = (0, 0, 0);
         loop {
@@ -352,7 +338,7 @@ fn a_receiver_that_was_taking_over_when_its_root_was_lost_acknowledges_nothing_t
             assert_eq!(world.lost().await, None, "stopped after {requests} requests");
             world.server.write_more(20 << 10);
             drop(receiving);
-            receive_all(&mut world, 6).await;
+            world.receive_all(6).await;
             assert_eq!(world.lost().await, None, "stopped after {requests} requests, and begun anew");
             // Nor does it leave a stream open that no root names.
             let plan = root::plan(&unread(&mut world, 8).await).await.unwrap();

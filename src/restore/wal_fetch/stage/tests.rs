@@ -254,7 +254,7 @@ async fn the_last_segment_is_read_once_where_going_back_is_dear() {
     assert!(std::fs::read(dir.path().join(segment(5).to_string())).unwrap() != found[0]);
 }
 
-/// Stages ahead with a disk that takes nothing for now: how many segments are read meanwhile, of those that are `ordered` or not.
+/// Stages ahead with a disk that takes nothing for now: as many segments are read meanwhile as may be under way, `ordered` ones in their order.
 fn read_while_the_disk_is_busy(ordered: bool) {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
