@@ -114,7 +114,8 @@ fn main() {
     let mut cache = ImageCache::new(CACHE_PAGES);
     let (_, first) = encode(&wal, &mut base, Verify::Skip, &mut cache);
     let (frames, quick) = encode(&wal, &mut base, Verify::Skip, &mut cache);
-    let (_, verified) = encode(&wal, &mut base, Verify::Decode, &mut cache);
+    let (checked, verified) = encode(&wal, &mut base, Verify::Decode, &mut cache);
+    assert_eq!(sum_frames(&checked), sum_frames(&frames), "every frame comes back");
 
     let mut sum = FrameStats::default();
     let (mut plain, mut plain_raw, mut surprises) = (0usize, 0usize, HashMap::<Surprise, usize>::new());

@@ -164,6 +164,25 @@ impl ImageCache {
         Some(Cached { lsn, block: block.block, page, check, last_change, history: &self.history })
     }
 
+    /// Brings what records did to `blocks` near, before it is asked for block by block.
+    pub fn bring_near(&self, blocks: impl Iterator<Item = BlockId>) {
+        let entries = blocks.filter_map(|block| self.entries.get(*self.slots.get(&block)? as usize));
+        self.history.bring_near(entries.map(|entry| entry.last_change).collect());
+    }
+
+    /// Makes `page`, the page of `block` with what records did to it, its page: what they did is forgotten, its LSN stays.
+    pub fn fold(&mut self, block: &BlockId, page: &Page) {
+        let Some(slot) = self.slots.get(block).map(|slot| *slot as usize) else { return };
+        let pages = self.pages.bytes_mut().get_mut(slot * BLOCK_BYTES..);
+        let (Some(to), Some(entry)) =
+            (pages.and_then(|pages| pages.first_chunk_mut()), self.entries.get_mut(slot))
+        else {
+            return;
+        };
+        *to = *page;
+        (entry.check, entry.last_change) = (page_check(page), NO_CHANGE);
+    }
+
     /// Keeps what a record did to `block`, which was at `near`, if its page is here.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use super::block::{BlockId, Page, PageSource, Vouched, page_check};
 use super::cache::{ImageCache, Rotten};
 use super::columns::ColumnReader;
-use super::diff::{DifferenceReader, page_of};
+use super::diff::{DifferenceReader, Hole, page_of};
 use super::encode::range_of;
 use super::error::{DeltaError, MissingPage};
 use super::framing::{Dressed, Dresser, Expected};
@@ -13,6 +13,7 @@ use super::keep::{KeptRecords, keep};
 use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
 use super::records::{Groups, QuickHasher};
 use super::repack::{Known, PlainImages, Repacker};
+use super::replay::moved_tuples;
 use super::section::{SectionReader, read_head};
 use super::varint::Cursor;
 use super::walk::edge_stretches;
@@ -22,6 +23,7 @@ use crate::format::FormatError;
 use crate::format::delta::{ImageSource, SectionKind};
 use crate::wal::record::{RECORD_HEADER_BYTES, RecordHeader};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::BuildHasherDefault;
 
 /// Where the checksum stands in a record's header, at its end.
@@ -42,6 +44,8 @@ pub struct FrameDecoder {
     /// The images of the frame that PostgreSQL compressed and that are not stored so.
     plain: PlainImages,
     repacker: Repacker,
+    /// The pages that were split in the frame, as they were before.
+    split_pages: HashMap<(BlockId, Origin), Box<Page>>,
     /// What was made of the last frame that was checked.
     made: Vec<u8>,
 }
@@ -52,11 +56,11 @@ impl FrameDecoder {
         FrameDecoder::default()
     }
 
-    /// What the images of `frame` refer to, in order: which pages to fetch, and which earlier frames to decode before it.
+    /// What `frame` refers to: which pages to fetch, and which earlier frames to decode before it.
     pub fn references(&mut self, frame: &[u8]) -> Result<Vec<Reference>, DeltaError> {
         let (head, stored) = read_head(frame)?;
         self.sections.read(&head, stored, OUTLINE_SECTIONS)?;
-        Ok(outline(head, &self.sections)?.references)
+        Ok(outline(head, &self.sections)?.all_references().copied().collect())
     }
 
     /// Puts the WAL of `frame` into `to`, in place of what is there; returns where it lies. On success its images are in `cache`;
@@ -79,6 +83,11 @@ impl FrameDecoder {
                 return Err(error);
             }
         };
+        for ((block, origin), page) in &self.split_pages {
+            if matches!(origin, Origin::Image { .. }) {
+                cache.fold(block, page);
+            }
+        }
         let records = KeptRecords {
             version: outline.version,
             structure: &outline.structure,
@@ -98,8 +107,8 @@ impl FrameDecoder {
         Ok(range)
     }
 
-    /// Puts the WAL of `frame` into `to` with zeros in the place of what images take from other pages, and of images that are to be
-    /// compressed again; returns where it lies. The records are as they were but for those images and for `xl_crc`, which fits what is
+    /// Puts the WAL of `frame` into `to` with zeros in the place of what images and moved tuples take from other pages, and of images
+    /// that are to be compressed again; returns where it lies. The records are as they were but for those and for `xl_crc`, which fits what is
     /// there: enough to read records, at any place, without a cache and a base. That it is right is for the seal of the frame to say;
     /// its BLAKE3 cannot be compared.
     pub fn decode_records(&mut self, frame: &[u8], to: &mut Vec<u8>) -> Result<LsnRange, DeltaError> {
@@ -143,7 +152,7 @@ impl FrameDecoder {
         }
     }
 
-    /// Fills `contents` and `places`.
+    /// Fills `contents` and `places`; with zeros for now where splits moved tuples.
     fn contents(&mut self, outline: &Outline) -> Result<(), DeltaError> {
         let section = |kind| self.sections.section(kind);
         let cursor = |what, kind| Cursor::new(what, section(kind));
@@ -160,8 +169,8 @@ impl FrameDecoder {
         self.places.clear();
         self.places.resize(structure.fields.len(), 0);
         for (records, plan) in outline.by_kind.iter().zip(&structure.plans) {
-            for field in &plan.slots {
-                for group in self.groups.of(structure, records, *field) {
+            for field in plan.row_slots() {
+                for group in self.groups.of(structure, records, field) {
                     let len = group.first().map_or(0, |first| first.len as usize);
                     let start = self.contents.len();
                     // All of this lies in records whose lengths were summed up already.
@@ -176,6 +185,13 @@ impl FrameDecoder {
                     }
                 }
             }
+        }
+        for (moved, _) in &outline.moved {
+            let len = structure.fields.get(moved.data).copied().unwrap_or(0) as usize;
+            if let Some(place) = self.places.get_mut(moved.data) {
+                *place = self.contents.len() as u32;
+            }
+            self.contents.resize(self.contents.len() + len, 0);
         }
         let ColumnReader { layouts, constants, columns, differences, rows, digits } = from;
         for cursor in [layouts, constants, columns, differences, rows, digits] {
@@ -193,7 +209,18 @@ impl FrameDecoder {
         known: Option<Known<'_>>,
         to: &mut Vec<u8>,
     ) -> Result<(), DeltaError> {
-        let FrameDecoder { sections, contents, places, room: among, latest, plain, repacker, .. } = self;
+        let FrameDecoder {
+            sections,
+            contents,
+            places,
+            room: among,
+            latest,
+            plain,
+            repacker,
+            split_pages,
+            ..
+        } = self;
+        split_pages.clear();
         let cursor = |what, kind| Cursor::new(what, sections.section(kind));
         let mut differences = DifferenceReader {
             literal_lens: cursor("delta frame literal lengths", SectionKind::LiteralLens),
@@ -203,6 +230,45 @@ impl FrameDecoder {
         };
         let mut stored = cursor("delta frame stored images", SectionKind::Stored);
         let mut edges = cursor("delta frame edges", SectionKind::Edges);
+        if let Some(cache) = cache {
+            let of_cache = |made: &&Reference| matches!(made.origin, Origin::Image { .. });
+            cache.bring_near(outline.all_references().filter(of_cache).map(|made| made.block));
+        }
+        for (moved, reference) in &outline.moved {
+            let place = |field: usize| {
+                let [start, len] =
+                    [&*places, &outline.structure.fields].map(|of| of.get(field).copied().unwrap_or(0));
+                start as usize..start as usize + len as usize
+            };
+            let (tuples, main) = (place(moved.data), place(moved.main));
+            among.clear();
+            let split = match split_pages.entry((reference.block, reference.origin)) {
+                Entry::Occupied(known) => Some(known.into_mut()),
+                Entry::Vacant(place) => {
+                    let mut room = [0; BLOCK_BYTES];
+                    let page = match reference.origin {
+                        Origin::Alone => None,
+                        Origin::Base { check } => match pages.lend_page(&reference.block, check, &mut room) {
+                            Some((page, _)) => Some(page),
+                            None => return Err(DeltaError::MissingPages(vec![missing_page(reference)])),
+                        },
+                        Origin::Image { lsn } => Some(cached_image(reference, lsn, cache, &mut room)?),
+                    };
+                    page.map(|page| place.insert(Box::new(*page)))
+                }
+            };
+            match split {
+                Some(split) => {
+                    let mut near = [0; BLOCK_BYTES];
+                    moved_tuples(contents.get(main).unwrap_or(&[]), &mut split.clone(), &mut near);
+                    differences.image(Hole::before(tuples.len()), &near, among)?;
+                }
+                None => among.extend_from_slice(differences.literals.take(tuples.len())?),
+            }
+            if let Some(to) = contents.get_mut(tuples) {
+                to.copy_from_slice(among);
+            }
+        }
         let Outline { head, structure, place, marks, .. } = outline;
         let raw_len = head.raw_len as usize;
         to.reserve(raw_len);
@@ -354,7 +420,7 @@ impl FrameDecoder {
 /// Why what was decoded is not what was encoded: a page that is not the one the frame was made with, or the frame itself.
 fn blame(outline: &Outline, cache: &ImageCache, pages: &mut dyn PageSource) -> DeltaError {
     let mut room = [0; BLOCK_BYTES];
-    for reference in &outline.references {
+    for reference in outline.all_references() {
         let (block, lsn) = (reference.block, reference.lsn);
         match reference.origin {
             Origin::Alone => {}
@@ -378,7 +444,7 @@ fn blame(outline: &Outline, cache: &ImageCache, pages: &mut dyn PageSource) -> D
 /// Pages of the base that the frame of `outline` refers to and `pages` does not have, if there are any.
 fn all_missing(outline: &Outline, pages: &mut dyn PageSource) -> Option<Vec<MissingPage>> {
     let mut room = [0; BLOCK_BYTES];
-    let of_base = outline.references.iter().filter(|made| matches!(made.origin, Origin::Base { .. }));
+    let of_base = outline.all_references().filter(|made| matches!(made.origin, Origin::Base { .. }));
     let missing: Vec<MissingPage> = of_base
         .filter(|reference| {
             pages.lend_page(&reference.block, check_of(reference.origin), &mut room).is_none()

@@ -28,6 +28,11 @@ pub struct Hole {
 }
 
 impl Hole {
+    /// The hole of what is the last `len` bytes of a page.
+    pub fn before(len: usize) -> Hole {
+        Hole { offset: 0, len: BLOCK_BYTES.saturating_sub(len) }
+    }
+
     /// The bytes of an image with this hole.
     pub fn image_bytes(self) -> usize {
         BLOCK_BYTES.saturating_sub(self.len)
@@ -67,7 +72,7 @@ pub struct Differences {
 
 /// Lengths to go back to.
 #[derive(Debug, Clone, Copy)]
-struct Mark([usize; 4]);
+pub struct Mark([usize; 4]);
 
 impl Differences {
     /// Forgets everything, keeps the memory.
@@ -75,11 +80,18 @@ impl Differences {
         self.rewind(Mark([0; 4]));
     }
 
-    fn mark(&self) -> Mark {
+    /// Where it is now.
+    pub fn mark(&self) -> Mark {
         Mark([self.literal_lens.len(), self.copy_lens.len(), self.shifts.len(), self.literals.len()])
     }
 
-    fn rewind(&mut self, Mark([literal_lens, copy_lens, shifts, literals]): Mark) {
+    /// Literals since `mark`.
+    pub fn literals_since(&self, mark: Mark) -> usize {
+        self.literals.len() - mark.0[3]
+    }
+
+    /// Goes back to where it was.
+    pub fn rewind(&mut self, Mark([literal_lens, copy_lens, shifts, literals]): Mark) {
         self.literal_lens.truncate(literal_lens);
         self.copy_lens.truncate(copy_lens);
         self.shifts.truncate(shifts);

@@ -3,13 +3,16 @@
 use super::block::{BlockId, Page, PageSource, Vouched, page_check, page_hash};
 use super::cache::{ImageCache, Rotten};
 use super::columns::{ColumnWriter, Columns};
-use super::diff::{Differ, Differences, page_of};
+use super::diff::{Differ, Differences, Hole, page_of};
 use super::framing::{Dressed, Expected, Mark, Positions};
 use super::keep::{KeptRecords, keep};
 use super::limits::{SECTIONS, SECTIONS_BYTES_MAX};
+use super::outline::Origin;
 use super::records::{ImageAt, RecordSplitter};
 use super::repack::{Known, PlainImages, Repacker};
+use super::replay::moved_tuples;
 use super::section::SectionWriter;
+use super::structure::MovedTuples;
 use super::varint;
 use super::walk::{Parts, Surprise};
 use crate::base::limits::BLOCK_BYTES;
@@ -19,6 +22,7 @@ use crate::format::record::Record;
 use crate::wal::PageHeader;
 use crate::wal::record::{ImageCompression, RecordHeader};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 
 /// Where the bytes of a frame went.
@@ -86,6 +90,9 @@ impl UsedPages {
         pages: &mut dyn PageSource,
         stats: &mut FrameStats,
     ) -> Option<&Page> {
+        if self.places.contains_key(block) {
+            return self.get(block);
+        }
         let place = self.places.len();
         if place == self.pages.len() {
             self.pages.push(Box::new([0; BLOCK_BYTES]));
@@ -120,6 +127,55 @@ impl PageSource for &UsedPages {
     }
 }
 
+/// Where pages from before a frame are.
+struct Older<'a> {
+    key: &'a [u8; 32],
+    used: &'a mut UsedPages,
+    cache: &'a ImageCache,
+    pages: &'a mut dyn PageSource,
+}
+
+impl<'a> Older<'a> {
+    /// The page of `block` before this frame, and where it is from.
+    fn page(self, block: BlockId, stats: &mut FrameStats, room: &'a mut Page) -> (Origin, Option<&'a Page>) {
+        if let Some(cached) = self.cache.get(&block) {
+            match cached.page(room) {
+                Ok(page) => return (Origin::Image { lsn: cached.lsn }, Some(page)),
+                Err(Rotten) => stats.pages_rotten += 1,
+            }
+        }
+        match self.used.fetch(self.key, &block, self.pages, stats) {
+            Some(page) => (Origin::Base { check: page_check(page) }, Some(page)),
+            None => (Origin::Alone, None),
+        }
+    }
+}
+
+/// Says of what something in the record at `lsn` is made.
+fn put_reference(origin: Origin, lsn: Lsn, references: &mut Vec<u8>) -> ImageSource {
+    match origin {
+        Origin::Alone => ImageSource::Nothing,
+        Origin::Base { check } => {
+            references.extend_from_slice(&check.to_le_bytes());
+            ImageSource::Base
+        }
+        Origin::Image { lsn: earlier } => {
+            // In units of 8 bytes: records start at multiples of 8.
+            varint::put(lsn.bytes_since(earlier) / 8, references);
+            ImageSource::Image
+        }
+    }
+}
+
+/// A page that was split in a frame, as it was before.
+#[derive(Debug)]
+struct SplitPage {
+    origin: Origin,
+    page: Box<Page>,
+    /// Whether moved tuples refer to it.
+    referred: bool,
+}
+
 /// Makes frames. Keeps memory and contexts from one to the next.
 #[derive(Debug)]
 pub struct FrameEncoder {
@@ -135,6 +191,8 @@ pub struct FrameEncoder {
     plain: PlainImages,
     differ: Differ,
     differences: Differences,
+    /// The pages that were split in the last frame and were somewhere before.
+    split_pages: HashMap<BlockId, SplitPage>,
     sections: SectionWriter,
 }
 
@@ -159,6 +217,7 @@ impl FrameEncoder {
             plain: PlainImages::default(),
             differ: Differ::default(),
             differences: Differences::default(),
+            split_pages: HashMap::new(),
             sections: SectionWriter::new(),
         }
     }
@@ -188,14 +247,21 @@ impl FrameEncoder {
         let stretches = parts.stretches(body.len());
         self.splitter.structure.tables.page_headers = expected.exceptions(place, raw, marks, &stretches);
 
-        let by_kind = self.splitter.structure.by_kind();
         self.columns.clear();
-        self.splitter.put_contents(body, &by_kind, &mut self.column_writer, &mut self.columns);
+        self.splitter.put_contents(body, &mut self.column_writer, &mut self.columns);
         self.differences.clear();
         self.used.places.clear();
         self.plain.clear();
+        self.split_pages.clear();
         let lsns = record_lsns(parts, marks);
         let (mut sources, mut references, mut stored) = (Vec::new(), Vec::new(), Vec::new());
+        let moved = self.splitter.moved.iter().map(|moved| moved.block);
+        cache.bring_near(moved.chain(self.splitter.images.iter().map(|image| image.shape.block)));
+        for number in 0..self.splitter.moved.len() {
+            let moved = self.splitter.moved[number];
+            let lsn = lsns.get(moved.record).copied().unwrap_or(Lsn::ZERO);
+            sources.push(self.moved(body, moved, lsn, cache, pages, &mut references, &mut stats) as u8);
+        }
         let mut latest: HashMap<BlockId, usize> = HashMap::new();
         for number in 0..self.splitter.images.len() {
             let image = self.splitter.images[number];
@@ -221,7 +287,7 @@ impl FrameEncoder {
         let (mut kinds, mut xids, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
         structure.put_kinds(&mut kinds);
         structure.put_xids(&mut xids);
-        structure.put_numbers(&by_kind, &mut numbers);
+        structure.put_numbers(&self.splitter.by_kind, &mut numbers);
         let tail = body.len() - parts.tail_len;
         let edges = [&body[..parts.head_len], &body[tail..]].concat();
         let (columns, differences) = (&self.columns, &self.differences);
@@ -314,30 +380,58 @@ impl FrameEncoder {
             let earlier = self.splitter.images[*earlier];
             let mut page = [0; BLOCK_BYTES];
             page_of(plain.unwrap_or(earlier.bytes(body)), earlier.shape.hole, &mut page);
-            put_distance(lsn, lsns.get(earlier.record).copied().unwrap_or(Lsn::ZERO), references);
+            let origin = Origin::Image { lsn: lsns.get(earlier.record).copied().unwrap_or(Lsn::ZERO) };
+            put_reference(origin, lsn, references);
             self.differ.put(bytes, hole, &page, &mut self.differences);
             stats.images_image += 1;
             return Ok(ImageSource::Image);
         }
-        if let Some(cached) = cache.get(&block) {
-            match cached.page(&mut [0; BLOCK_BYTES]) {
-                Ok(page) => {
-                    put_distance(lsn, cached.lsn, references);
-                    self.differ.put(bytes, hole, page, &mut self.differences);
-                    stats.images_image += 1;
-                    return Ok(ImageSource::Image);
-                }
-                Err(Rotten) => stats.pages_rotten += 1,
+        let mut room = [0; BLOCK_BYTES];
+        let older = Older { key: &self.key, used: &mut self.used, cache, pages };
+        let (origin, older) = older.page(block, stats, &mut room);
+        match older {
+            Some(older) => self.differ.put(bytes, hole, older, &mut self.differences),
+            None => self.differences.literals.extend_from_slice(bytes),
+        }
+        let source = put_reference(origin, lsn, references);
+        stats.images_image += u64::from(source == ImageSource::Image);
+        stats.images_base += u64::from(source == ImageSource::Base);
+        Ok(source)
+    }
+
+    /// Stores tuples that a split moved, and says of what they were made.
+    #[allow(clippy::too_many_arguments)]
+    fn moved(
+        &mut self,
+        body: &[u8],
+        moved: MovedTuples,
+        lsn: Lsn,
+        cache: &ImageCache,
+        pages: &mut dyn PageSource,
+        references: &mut Vec<u8>,
+        stats: &mut FrameStats,
+    ) -> ImageSource {
+        let FrameEncoder { key, used, splitter, split_pages, differ, differences, .. } = self;
+        let [tuples, main] = [moved.data, moved.main].map(|field| splitter.content(body, field));
+        if let Entry::Vacant(place) = split_pages.entry(moved.block) {
+            let older = Older { key, used, cache, pages };
+            if let (origin, Some(page)) = older.page(moved.block, stats, &mut [0; BLOCK_BYTES]) {
+                place.insert(SplitPage { origin, page: Box::new(*page), referred: false });
             }
         }
-        if let Some(page) = self.used.fetch(&self.key, &block, pages, stats) {
-            references.extend_from_slice(&page_check(page).to_le_bytes());
-            self.differ.put(bytes, hole, page, &mut self.differences);
-            stats.images_base += 1;
-            return Ok(ImageSource::Base);
+        if let Some(split) = split_pages.get_mut(&moved.block) {
+            let (before, mut near) = (differences.mark(), [0; BLOCK_BYTES]);
+            moved_tuples(main, &mut split.page.clone(), &mut near);
+            differ.put(tuples, Hole::before(tuples.len()), &near, differences);
+            // Tuples that are newer than this frame, or than the base, are not there: nothing is gained by asking for the page.
+            if differences.literals_since(before) * 8 <= tuples.len() * 7 {
+                split.referred = true;
+                return put_reference(split.origin, lsn, references);
+            }
+            differences.rewind(before);
         }
-        self.differences.literals.extend_from_slice(bytes);
-        Ok(ImageSource::Nothing)
+        differences.literals.extend_from_slice(tuples);
+        ImageSource::Nothing
     }
 
     /// What a verifier need not find out again about the frame that was made last, whose body is `body`.
@@ -350,6 +444,10 @@ impl FrameEncoder {
     /// # Errors
     /// No room: the cache is empty.
     pub fn keep(&self, parts: &Parts, body: &[u8], marks: &[Mark], cache: &mut ImageCache) -> io::Result<()> {
+        let referred = self.split_pages.iter().filter(|(_, split)| split.referred);
+        for (block, split) in referred.filter(|(_, split)| matches!(split.origin, Origin::Image { .. })) {
+            cache.fold(block, &split.page);
+        }
         let lsns = record_lsns(parts, marks);
         let records = KeptRecords {
             version: parts.version,
@@ -370,11 +468,6 @@ impl ImageAt {
     pub fn bytes<'a>(&self, body: &'a [u8]) -> &'a [u8] {
         body.get(self.start..self.start + self.shape.len).unwrap_or(&[])
     }
-}
-
-/// Distances are in units of 8 bytes: records start at multiples of 8.
-fn put_distance(lsn: Lsn, earlier: Lsn, references: &mut Vec<u8>) {
-    varint::put(lsn.bytes_since(earlier) / 8, references);
 }
 
 fn record_lsns(parts: &Parts, marks: &[Mark]) -> Vec<Lsn> {

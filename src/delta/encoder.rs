@@ -108,7 +108,7 @@ impl Encoder {
         self.broken
     }
 
-    /// The blocks of the next frame's images that the base may have a page for: those without an earlier image. What
+    /// The blocks of the next frame's images and splits that the base may have a page for: those without an earlier image. What
     /// [`Self::next_frame`] will ask for, but for images that the frame itself repeats.
     pub fn base_blocks(&mut self) -> Vec<BlockId> {
         let (more, window) = match self.buffer.get(..WAL_FRAME_BYTES) {
@@ -129,7 +129,8 @@ impl Encoder {
             .images
             .iter()
             .filter(|image| image.shape.compression != ImageCompression::Zstd);
-        let mut blocks: Vec<BlockId> = images.map(|image| image.shape.block).collect();
+        let moved = self.frames.splitter.moved.iter().map(|moved| moved.block);
+        let mut blocks: Vec<BlockId> = images.map(|image| image.shape.block).chain(moved).collect();
         blocks.sort_unstable();
         blocks.dedup();
         blocks.retain(|block| self.cache.get(block).is_none());

@@ -125,20 +125,30 @@ impl History {
     /// Puts the places of the change at `last` and of those before it that are still there into `places`, in order.
     pub fn chain(&self, last: ChangePlace, places: &mut Vec<ChangePlace>) {
         places.clear();
-        let mut place = last;
-        while self.has(place) {
-            places.push(place);
-            let at = (place % self.bytes_max as u64) as usize + CHECK_BYTES;
-            let before = self.ring.bytes().get(at..).and_then(|bytes| bytes.first_chunk());
-            // What rotted may say anything; the check of the change then says so.
-            let Some(before) =
-                before.map(|bytes| u64::from_le_bytes(*bytes)).filter(|before| *before < place)
-            else {
-                break;
-            };
-            place = before;
+        let mut place = Some(last).filter(|last| self.has(*last));
+        while let Some(found) = place {
+            places.push(found);
+            place = self.before(found);
         }
         places.reverse();
+    }
+
+    /// The change of the same block before the one at `place`, if both are still there.
+    fn before(&self, place: ChangePlace) -> Option<ChangePlace> {
+        let at = (place % self.bytes_max as u64) as usize + CHECK_BYTES;
+        let before = u64::from_le_bytes(*self.ring.bytes().get(at..)?.first_chunk()?);
+        // What rotted may say anything; the check of the change then says so.
+        (before < place && self.has(before)).then_some(before)
+    }
+
+    /// Brings the changes at `lasts` and those before them near: one step of each in turn, so that none waits for the memory of another.
+    pub fn bring_near(&self, mut lasts: Vec<ChangePlace>) {
+        lasts.retain(|last| self.has(*last));
+        lasts.sort_unstable();
+        lasts.dedup();
+        while !lasts.is_empty() {
+            lasts.retain_mut(|place| self.before(*place).inspect(|before| *place = *before).is_some());
+        }
     }
 
     /// The change at `place`, which is still there; an error when it rotted, as far as `check` finds out.

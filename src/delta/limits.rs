@@ -9,7 +9,7 @@ pub const SECTIONS_BYTES_MAX: usize = 12 << 20;
 pub const FRAME_PLAIN_BYTES_MAX: usize = 8 << 20;
 /// Sections of a frame.
 pub const SECTIONS: usize = 18;
-/// The most images in a frame.
+/// The most images and splits in a frame: what refers to pages.
 pub const FRAME_IMAGES_MAX: usize = 4096;
 /// The most kinds of records in a frame, and the most relations.
 pub const FRAME_KINDS_MAX: usize = 1 << 16;

@@ -7,7 +7,7 @@ use super::limits::{FRAME_IMAGES_MAX, FRAME_PLAIN_BYTES_MAX};
 use super::records::ImageAt;
 use super::repack::{Packing, UNSIGNED};
 use super::section::SectionReader;
-use super::structure::{ByKind, Structure};
+use super::structure::{ByKind, MovedTuples, Structure};
 use super::varint::Cursor;
 use crate::base::{Lsn, SegmentSize};
 use crate::format::FormatError;
@@ -17,7 +17,7 @@ use crate::wal::WalVersion;
 use crate::wal::record::{ImageCompression, RECORD_BYTES_MAX};
 
 /// What an image is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// Nothing else.
     Alone,
@@ -33,12 +33,12 @@ pub enum Origin {
     },
 }
 
-/// An image of a frame and what it refers to.
+/// An image of a frame, or what a split moved from a page, and what it refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reference {
     /// The block.
     pub block: BlockId,
-    /// The record that has the image.
+    /// The record that has it.
     pub lsn: Lsn,
     /// What it is made of.
     pub origin: Origin,
@@ -73,6 +73,8 @@ pub struct Outline {
     pub sources: Vec<ImageSource>,
     /// What packs each that PostgreSQL compressed and that is not stored so.
     pub packings: Vec<Option<Packing>>,
+    /// The tuples that splits moved, and of which page each is a difference.
+    pub moved: Vec<(MovedTuples, Reference)>,
 }
 
 /// The sections that tell what a frame refers to.
@@ -126,6 +128,7 @@ pub fn outline(head: DeltaHead, sections: &SectionReader) -> Result<Outline, For
     let marks = place.marks(body_len);
     let mut positions = Positions::new(place, &marks);
     let lsns: Vec<Lsn> = records.iter().map(|record| positions.lsn(record.start)).collect();
+    let moved = structure.moved(&by_kind)?;
     let mut outline = Outline {
         head,
         version,
@@ -140,8 +143,9 @@ pub fn outline(head: DeltaHead, sections: &SectionReader) -> Result<Outline, For
         references: Vec::new(),
         sources: Vec::new(),
         packings: Vec::new(),
+        moved: Vec::new(),
     };
-    outline.read_images(sections)?;
+    outline.read_references(sections, &moved)?;
     Ok(outline)
 }
 
@@ -158,9 +162,37 @@ fn body_len(head: &DeltaHead, place: Place, records: &[Stretch], at: usize) -> u
 }
 
 impl Outline {
-    fn read_images(&mut self, sections: &SectionReader) -> Result<(), FormatError> {
+    /// What its moved tuples and its images are differences from.
+    pub fn all_references(&self) -> impl Iterator<Item = &Reference> {
+        self.moved.iter().map(|(_, reference)| reference).chain(&self.references)
+    }
+
+    fn read_references(
+        &mut self,
+        sections: &SectionReader,
+        moved: &[MovedTuples],
+    ) -> Result<(), FormatError> {
         let mut sources = Cursor::new("delta frame sources", sections.section(SectionKind::Sources));
         let mut from = Cursor::new("delta frame references", sections.section(SectionKind::References));
+        if moved.len() > FRAME_IMAGES_MAX {
+            return Err(sources.error(moved.len(), format!("{FRAME_IMAGES_MAX} images and splits at most")));
+        }
+        for tuples in moved {
+            let code = sources.byte()?;
+            let source = ImageSource::ALL.get(usize::from(code)).copied();
+            let source = source.filter(|source| *source != ImageSource::Stored);
+            let source =
+                source.ok_or_else(|| sources.error(code, "a code of ImageSource but that of Stored"))?;
+            let lsn = self.lsns.get(tuples.record).copied().unwrap_or(Lsn::ZERO);
+            let origin = read_origin(source, lsn, &mut from)?;
+            self.moved.push((*tuples, Reference { block: tuples.block, lsn, origin }));
+        }
+        self.read_images(&mut sources, &mut from)?;
+        sources.finish()?;
+        from.finish()
+    }
+
+    fn read_images(&mut self, sources: &mut Cursor<'_>, from: &mut Cursor<'_>) -> Result<(), FormatError> {
         let mut plain_bytes = 0;
         for record in 0..self.records.len() {
             let Some((kind, plan)) = self.structure.kind_of(record) else { break };
@@ -193,32 +225,33 @@ impl Outline {
                         let found = format!("compressed images of {plain_bytes} bytes");
                         return Err(sources.error(found, format!("{FRAME_PLAIN_BYTES_MAX} at most")));
                     }
-                    let origin = match source {
-                        ImageSource::Nothing | ImageSource::Stored => Origin::Alone,
-                        ImageSource::Base => {
-                            let check =
-                                from.take(4)?.first_chunk().map_or(0, |check| u32::from_le_bytes(*check));
-                            Origin::Base { check }
-                        }
-                        ImageSource::Image => {
-                            Origin::Image { lsn: lsn.saturating_sub(from.varint()?.saturating_mul(8)) }
-                        }
-                    };
+                    let origin = read_origin(source, lsn, from)?;
                     self.images.push(ImageAt { shape, record, start });
                     self.references.push(Reference { block: shape.block, lsn, origin });
                     self.sources.push(source);
                     self.packings.push(packing);
-                    if self.images.len() > FRAME_IMAGES_MAX {
-                        return Err(
-                            sources.error(self.images.len(), format!("{FRAME_IMAGES_MAX} images at most"))
-                        );
+                    let found = self.images.len() + self.moved.len();
+                    if found > FRAME_IMAGES_MAX {
+                        let expected = format!("{FRAME_IMAGES_MAX} images and splits at most");
+                        return Err(sources.error(found, expected));
                     }
                     start += shape.len;
                 }
                 start += at.data.and_then(|data| fields.get(data)).copied().unwrap_or(0) as usize;
             }
         }
-        sources.finish()?;
-        from.finish()
+        Ok(())
     }
+}
+
+/// What something in the record at `lsn` is made of.
+fn read_origin(source: ImageSource, lsn: Lsn, from: &mut Cursor<'_>) -> Result<Origin, FormatError> {
+    Ok(match source {
+        ImageSource::Nothing | ImageSource::Stored => Origin::Alone,
+        ImageSource::Base => {
+            let check = from.take(4)?.first_chunk().map_or(0, |check| u32::from_le_bytes(*check));
+            Origin::Base { check }
+        }
+        ImageSource::Image => Origin::Image { lsn: lsn.saturating_sub(from.varint()?.saturating_mul(8)) },
+    })
 }

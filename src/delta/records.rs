@@ -6,7 +6,7 @@ use super::diff::Hole;
 use super::framing::Stretch;
 use super::headers::{HeaderMask, KindHeaders};
 use super::limits::{FRAME_IMAGES_MAX, FRAME_KINDS_MAX};
-use super::structure::{ByKind, FieldPlan, ImageShape, Structure, flag, is_compressed};
+use super::structure::{ByKind, FieldPlan, ImageShape, MovedTuples, Structure, flag, is_compressed};
 use super::walk::Surprise;
 use crate::format::delta::{KindBlock, MainForm, RecordKind};
 use crate::format::wal::RelationRef;
@@ -107,6 +107,10 @@ pub struct RecordSplitter {
     pub structure: Structure,
     /// The images, in order.
     pub images: Vec<ImageAt>,
+    /// The tuples that splits moved, kind by kind.
+    pub moved: Vec<MovedTuples>,
+    /// The same records kind by kind.
+    pub by_kind: ByKind,
     /// Where contents begin in the body, by the field that has their length.
     pub contents: Vec<u32>,
     /// What is made for one kind, image or group after the other.
@@ -138,11 +142,23 @@ impl RecordSplitter {
             }
             let record = body.get(stretch.start..stretch.end).ok_or(Surprise::Record)?;
             self.record(version, number, stretch.start, record)?;
-            if self.images.len() > FRAME_IMAGES_MAX || self.kinds.len() >= FRAME_KINDS_MAX {
+            if self.kinds.len() >= FRAME_KINDS_MAX {
                 return Err(Surprise::TooMuch);
             }
         }
+        self.by_kind = self.structure.by_kind();
+        self.moved = self.structure.moved(&self.by_kind).map_err(|_| Surprise::Record)?;
+        if self.images.len() + self.moved.len() > FRAME_IMAGES_MAX {
+            return Err(Surprise::TooMuch);
+        }
         Ok(())
+    }
+
+    /// The bytes in `body` of the content whose length is number `field` of all.
+    pub fn content<'a>(&self, body: &'a [u8], field: usize) -> &'a [u8] {
+        let [start, len] =
+            [&self.contents, &self.structure.fields].map(|of| of.get(field).copied().unwrap_or(0) as usize);
+        body.get(start..start + len).unwrap_or(&[])
     }
 
     /// Takes a record apart that is of a kind met lately and has no image: all that is asked of a record that is parsed holds then
@@ -333,17 +349,11 @@ impl RecordSplitter {
         Ok(number)
     }
 
-    /// Appends the contents of the records of `body`: kind by kind, what has the same place in them and the same length together.
-    pub fn put_contents(
-        &mut self,
-        body: &[u8],
-        by_kind: &ByKind,
-        writer: &mut ColumnWriter,
-        to: &mut Columns,
-    ) {
-        for (records, plan) in by_kind.iter().zip(&self.structure.plans) {
-            for field in &plan.slots {
-                for group in self.groups.of(&self.structure, records, *field) {
+    /// Appends the contents of the records of `body` that are rows: kind by kind, what has the same place in them and the same length together.
+    pub fn put_contents(&mut self, body: &[u8], writer: &mut ColumnWriter, to: &mut Columns) {
+        for (records, plan) in self.by_kind.iter().zip(&self.structure.plans) {
+            for field in plan.row_slots() {
+                for group in self.groups.of(&self.structure, records, field) {
                     let len = group.first().map_or(0, |first| first.len as usize);
                     self.rows.clear();
                     for content in group {

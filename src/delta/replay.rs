@@ -38,6 +38,28 @@ pub fn knows(rmgr: u8) -> bool {
     matches!(rmgr, rmgr::HEAP | rmgr::HEAP2 | RMGR_BTREE)
 }
 
+/// Whether records of this operation split a page: block reference 0 is that page, 1 the new one, whose data are tuples of the former.
+pub fn is_split(rmgr: u8, info: u8) -> bool {
+    rmgr == RMGR_BTREE && matches!(info & RMGR_INFO_MASK, op::SPLIT_L | op::SPLIT_R)
+}
+
+/// Puts at the end of `moved` what a split with this main data moves from `older` to the new page, but for a new tuple.
+pub fn moved_tuples(main: &[u8], older: &mut Page, moved: &mut Page) {
+    let mut older = Slots::new(older);
+    let mut slots = Slots::new(moved);
+    slots.init(0);
+    let is_last = older.special_bytes().get(4..8) == Some(&[0; 4]);
+    let high_key = (!is_last).then_some(1);
+    let mut number = 0;
+    for from in high_key.into_iter().chain(usize::from(u16_at(main, 4)).max(1)..older.count() + 1) {
+        let Some(tuple) = older.tuple(from) else { continue };
+        number += 1;
+        if let Some(to) = slots.add(number, tuple.len(), false) {
+            to.copy_from_slice(tuple);
+        }
+    }
+}
+
 /// Applies `change` to the page of `block`.
 pub fn apply(change: &Change<'_>, block: u32, page: &mut Page) {
     match change.rmgr {
@@ -200,6 +222,22 @@ mod tests {
         apply(&change(RMGR_BTREE, op::VACUUM, 0, &[1, 0, 3, 0], &[2, 0, 0, 0]), 5, &mut page);
         assert_eq!(tuples(&mut page), [key(2)]);
         assert_eq!(page[..8], [0x12, 0, 0, 0, 0x90, 0x78, 0x56, 0x34]);
+    }
+
+    #[test]
+    fn what_a_split_moves_is_what_its_record_has_but_for_the_new_tuple() {
+        let main = [0, 0, 0, 0, 3, 0, 4, 0, 0, 0];
+        let moved = |older: &Page| {
+            let mut moved = [7; 8192];
+            moved_tuples(&main, &mut older.clone(), &mut moved);
+            tuples(&mut moved)
+        };
+        // The last page has no high key.
+        let mut older = btree_page(&[1, 2, 4, 5, 6]);
+        assert_eq!(moved(&older), [key(4), key(5), key(6)]);
+        put(&mut older, 8180, &[9]);
+        assert_eq!(moved(&older), [key(1), key(4), key(5), key(6)]);
+        assert_eq!(moved(&[0; 8192]), [[0; 0]; 0]);
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub fn read_head(frame: &[u8]) -> Result<(DeltaHead, &[u8]), FormatError> {
     }
     let plain: u64 = head.sections.iter().map(|section| u64::from(section.plain_len)).sum();
     if plain > SECTIONS_BYTES_MAX as u64 {
-        return refuse(&format!("sections of {plain} bytes"), "4194304 at most");
+        return refuse(&format!("sections of {plain} bytes"), &format!("{SECTIONS_BYTES_MAX} at most"));
     }
     let stored: u64 = head.sections.iter().map(|section| u64::from(section.stored_len)).sum();
     if stored != from.remaining() as u64 {

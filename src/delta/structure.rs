@@ -4,6 +4,7 @@
 use super::block::BlockId;
 use super::diff::Hole;
 use super::limits::FRAME_KINDS_MAX;
+use super::replay;
 use super::varint::{self, Cursor};
 use crate::base::limits::{BLOCK_BYTES, WAL_FRAME_BYTES};
 use crate::format::FormatError;
@@ -51,6 +52,30 @@ pub struct BlockFields {
     pub hole: Option<usize>,
 }
 
+/// Where a record of a split says which tuples it moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitFields {
+    /// The page that was split, among the block references.
+    pub reference: usize,
+    /// The length of the tuples that went to the new page.
+    pub data: usize,
+    /// The length of main data.
+    pub main: usize,
+}
+
+/// The tuples that a split moved to its new page.
+#[derive(Debug, Clone, Copy)]
+pub struct MovedTuples {
+    /// The record.
+    pub record: usize,
+    /// The page that was split.
+    pub block: BlockId,
+    /// The field that has their length, in [`Structure::fields`].
+    pub data: usize,
+    /// The field that has the length of main data.
+    pub main: usize,
+}
+
 /// Where the numbers of a kind's records stand, and what their headers take.
 #[derive(Debug, Clone)]
 pub struct FieldPlan {
@@ -68,6 +93,8 @@ pub struct FieldPlan {
     pub slots: Vec<usize>,
     /// Lengths of images.
     pub images: Vec<usize>,
+    /// Where tuples are that are no rows.
+    pub split: Option<SplitFields>,
 }
 
 impl FieldPlan {
@@ -108,7 +135,21 @@ impl FieldPlan {
             MainForm::Long => 5,
         };
         slots.extend(main);
-        FieldPlan { blocks, top_xid, main, count, header_bytes, slots, images }
+        let of = |id: u8| kind.blocks.iter().position(|block| block.id == id);
+        let data = of(1).and_then(|number| blocks.get(number)).and_then(|block: &BlockFields| block.data);
+        let split = match (of(0), data, main) {
+            (Some(reference), Some(data), Some(main)) if replay::is_split(kind.rmgr, kind.info) => {
+                Some(SplitFields { reference, data, main })
+            }
+            _ => None,
+        };
+        FieldPlan { blocks, top_xid, main, count, header_bytes, slots, images, split }
+    }
+
+    /// Lengths of the contents that are rows.
+    pub fn row_slots(&self) -> impl Iterator<Item = usize> {
+        let moved = self.split.map(|split| split.data);
+        self.slots.iter().copied().filter(move |slot| Some(*slot) != moved)
     }
 
     /// The length of a record with these numbers.
@@ -205,6 +246,38 @@ impl Structure {
     pub fn kind_of(&self, record: usize) -> Option<(&RecordKind, &FieldPlan)> {
         let kind = usize::from(*self.kinds.get(record)?);
         Some((self.tables.kinds.get(kind)?, self.plans.get(kind)?))
+    }
+
+    /// The tuples that splits moved, kind by kind.
+    ///
+    /// # Errors
+    /// More of them than a page has room for, which is what no server writes.
+    pub fn moved(&self, by_kind: &ByKind) -> Result<Vec<MovedTuples>, FormatError> {
+        let mut moved = Vec::new();
+        for ((records, plan), kind) in by_kind.iter().zip(&self.plans).zip(&self.tables.kinds) {
+            let Some(SplitFields { reference, data, main }) = plan.split else { continue };
+            let (Some(block), Some(at)) = (kind.blocks.get(reference), plan.blocks.get(reference)) else {
+                continue;
+            };
+            let Some(relation) = self.tables.relations.get(usize::from(block.relation)) else {
+                let found = format!("relation {}", block.relation);
+                return Err(FormatError::new("delta frame kind", 0, found, "one in the table"));
+            };
+            for record in records {
+                let record = *record as usize;
+                let fields = self.numbers(record, plan);
+                let of = |at: usize| fields.get(at).copied().unwrap_or(0);
+                if of(data) as usize > BLOCK_BYTES {
+                    let found = format!("a split that moves {} bytes", of(data));
+                    return Err(FormatError::new("delta frame", 0, found, format!("{BLOCK_BYTES} at most")));
+                }
+                let start = self.starts.get(record).copied().unwrap_or(0);
+                let block =
+                    BlockId { relation: *relation, fork: block.flags & flag::FORK_MASK, block: of(at.block) };
+                moved.push(MovedTuples { record, block, data: start + data, main: start + main });
+            }
+        }
+        Ok(moved)
     }
 
     /// The image of block reference `number` of a record with these `fields`, if it has one.

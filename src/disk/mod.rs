@@ -1,6 +1,7 @@
 //! The local disk: the journal, and the few files we keep beside it. Behind a trait, so that simulations can lose
 //! what was not synced.
 
+mod available;
 mod host;
 pub mod journal;
 mod os;
@@ -8,6 +9,7 @@ pub mod own_thread;
 mod scratch;
 pub mod secret;
 
+pub use available::available_memory;
 pub use host::{OsEntropy, SystemClock};
 pub use os::OsDisk;
 pub use scratch::ScratchDir;

@@ -95,6 +95,7 @@ async fn journal_ahead(journal: &JournalHandle, snapshot: &Snapshot) -> Result<O
 fn is_lost_from(snapshot: &Snapshot, timeline: TimelineId, at: Lsn) -> bool {
     let chains = snapshot.wal.chains().iter().filter(|chain| chain.stream.timeline == timeline);
     chains.flat_map(|chain| &chain.lost).any(|lost| lost.from == Some(at) && lost.to.is_none())
+        || snapshot.wal.gaps().iter().any(|gap| gap.timeline == timeline && gap.start == at && gap.end > at)
 }
 
 /// Lets the journal begin anew when all that it holds is of an earlier generation than `current`, and stored.

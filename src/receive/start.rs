@@ -17,11 +17,12 @@ pub struct Start {
     pub compare_from: Option<Lsn>,
 }
 
-/// The end of what is stored: timeline and position. A gap moves the position to where WAL begins again.
+/// The end of what is stored: timeline and position. A gap moves the position to where WAL begins again. One that was recorded without
+/// an end, when its timeline seemed to be over, does not: a server that is still there may have what is missing.
 pub fn stored_end(snapshot: &Snapshot) -> Option<(TimelineId, Lsn, bool)> {
     let end = snapshot.wal.durable_end()?;
     let gap = snapshot.wal.gaps().iter().filter(|gap| gap.timeline == end.timeline && gap.start >= end.lsn);
-    match gap.map(|gap| gap.end).max() {
+    match gap.map(|gap| gap.end).filter(|end| *end < Lsn::MAX).max() {
         Some(after_gap) => Some((end.timeline, after_gap, true)),
         None => Some((end.timeline, end.lsn, false)),
     }
@@ -71,5 +72,63 @@ pub fn plan(
             let switch = history.begins_at();
             Ok(Start { timeline, at: size.segment_start(switch), compare_from: None })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{ClusterName, Generation, ObjectId, Timestamp};
+    use crate::format::index::{GapEntry, WalEntry};
+    use crate::format::root::Root;
+    use crate::format::wal::WalSummary;
+    use crate::repo::{Index, WalMap};
+    use std::sync::Arc;
+
+    const G: Generation = Generation(1);
+    const TIMELINE: TimelineId = TimelineId(1);
+    const NOW: Timestamp = Timestamp::from_micros(1);
+
+    /// WAL up to `end`, and gaps.
+    fn stored(end: u64, gaps: &[(u64, Lsn)]) -> Snapshot {
+        let wal = WalEntry {
+            id: ObjectId([1; 16]),
+            generation: G,
+            timeline: TIMELINE,
+            start: Lsn::ZERO,
+            end: Lsn::new(end),
+            object_len: 1,
+            directory_offset: 0,
+            server_time: NOW,
+            summary: WalSummary::empty(),
+            deltas: None,
+        };
+        let gap = |(start, end): &(u64, Lsn)| GapEntry {
+            id: ObjectId([2; 16]),
+            generation: G,
+            timeline: TIMELINE,
+            start: Lsn::new(*start),
+            end: *end,
+            recorded_at: NOW,
+            reason: "lost".to_owned(),
+        };
+        let index = Index { wal: vec![wal], gaps: gaps.iter().map(gap).collect(), ..Index::default() };
+        let root = Root::first("shop".parse::<ClusterName>().unwrap(), G, NOW);
+        let wal = Arc::new(WalMap::new(G, &index, Vec::new()));
+        Snapshot { root, index, wal }
+    }
+
+    #[test]
+    fn a_gap_behind_what_is_stored_moves_the_end_and_one_without_an_end_does_not() {
+        let end = |gaps: &[(u64, Lsn)]| stored_end(&stored(100, gaps)).unwrap();
+        assert_eq!(end(&[]), (TIMELINE, Lsn::new(100), false));
+        assert_eq!(
+            end(&[(50, Lsn::new(70)), (90, Lsn::MAX)]),
+            (TIMELINE, Lsn::new(100), false),
+            "stored since"
+        );
+        assert_eq!(end(&[(100, Lsn::new(140))]), (TIMELINE, Lsn::new(140), true));
+        assert_eq!(end(&[(100, Lsn::MAX)]), (TIMELINE, Lsn::new(100), false));
+        assert_eq!(end(&[(100, Lsn::MAX), (100, Lsn::new(140))]), (TIMELINE, Lsn::new(140), true));
     }
 }

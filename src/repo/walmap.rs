@@ -126,7 +126,21 @@ impl WalMap {
         for heartbeat in objects.map(|object| &object.meta).filter(|meta| meta.start == meta.end) {
             advance(&mut end, heartbeat.timeline, heartbeat.end, heartbeat.server_time);
         }
-        WalMap { generation, pieces, reach, gaps, chains, end }
+        let mut map = WalMap { generation, pieces, reach, gaps: Vec::new(), chains, end };
+        map.gaps = gaps.into_iter().filter_map(|gap| map.as_it_is(gap)).collect();
+        map
+    }
+
+    /// A gap as it is by now: one that was recorded without an end, when its timeline seemed to be over, ends where WAL goes on; `None`
+    /// when that is where it begins.
+    fn as_it_is(&self, gap: GapEntry) -> Option<GapEntry> {
+        if gap.end < Lsn::MAX || gap.generation != self.generation {
+            return Some(gap);
+        }
+        let behind = self.around(gap.timeline, LsnRange::new(gap.start, Lsn::MAX));
+        let next = behind.iter().map(|piece| piece.range).find(|range| range.end > gap.start);
+        let end = next.map_or(Lsn::MAX, |range| range.start);
+        (end > gap.start).then_some(GapEntry { end, ..gap })
     }
 
     /// The same without the pieces that `is_lost` says cannot be read.
@@ -323,9 +337,10 @@ async fn try_load(
     generation: Generation,
     losses: Losses,
 ) -> Result<(Index, Arc<WalMap>), RepoError> {
-    let index = cluster.index(root).await?;
+    let mut index = cluster.index(root).await?;
     let chains = read_chains(cluster, root, generation, losses).await?;
     let wal = Arc::new(WalMap::new(generation, &index, chains));
+    index.gaps = index.gaps.into_iter().filter_map(|gap| wal.as_it_is(gap)).collect();
     Ok((index, wal))
 }
 

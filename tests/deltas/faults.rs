@@ -316,23 +316,25 @@ fn records_are_read_without_a_base_and_without_the_frames_before() {
     assert_ne!(hollow, wal, "images are not there");
 
     // The same records, whose checksums fit: all but the images.
-    let seen = |bytes: &[u8]| {
-        let mut records = Records::default();
-        let mut scanner = Scanner::new(mib(1), range.start, DecodeFrom::Anywhere);
-        scanner.feed(range.start, bytes, &mut records);
-        records
-    };
-    let (of_wal, of_hollow) = (seen(&wal), seen(&hollow));
+    let (of_wal, of_hollow) = (records(range.start, &wal), records(range.start, &hollow));
     assert_eq!(of_wal.failed, of_hollow.failed);
     assert!(of_wal.all.len() >= 20, "{}", of_wal.all.len());
     assert_eq!(of_wal.all, of_hollow.all);
 }
 
-/// Records, but for the bytes of images: where they lie, their headers but for the checksum, main data.
+/// The records of the WAL from `start` on.
+pub fn records(start: Lsn, wal: &[u8]) -> Records {
+    let mut records = Records::default();
+    let mut scanner = Scanner::new(mib(1), start, DecodeFrom::Anywhere);
+    scanner.feed(start, wal, &mut records);
+    records
+}
+
+/// Records, but for the bytes of images and data of blocks: where they lie, their headers but for the checksum, main data.
 #[derive(Default)]
-struct Records {
-    all: Vec<String>,
-    failed: usize,
+pub struct Records {
+    pub all: Vec<String>,
+    pub failed: usize,
 }
 
 impl Sink for Records {

@@ -17,3 +17,4 @@ mod faults;
 mod generated;
 mod packed;
 mod servers;
+mod splits;

@@ -19,8 +19,34 @@ const KEY: [u8; 32] = [7; 32];
 const START: Lsn = Lsn::new((1 << 32) + (7 << 20) + 8192);
 
 /// The base of the vectors: relation 1663/5/16384, blocks 0 to 99, as deltas.md says.
-pub fn base_byte(block: usize, at: usize) -> u8 {
-    ((at * at + 31 * block) >> 4) as u8
+fn page(block: usize) -> Vec<u8> {
+    if block != TREE {
+        return (0..8192).map(|at| ((at * at + 31 * block) >> 4) as u8).collect();
+    }
+    let mut page = vec![0; 8192];
+    let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
+    let upper = |line: usize| 8176 - 24 * line;
+    for (at, value) in [(12, 24 + 4 * TREE_LINES), (14, upper(TREE_LINES)), (16, 8176), (18, 0x2004)] {
+        put(at, &(value as u16).to_le_bytes());
+    }
+    for line in 1..=TREE_LINES {
+        put(20 + 4 * line, &(upper(line) as u32 | 1 << 15 | 24 << 17).to_le_bytes());
+        put(upper(line), &tree_tuple(line));
+    }
+    put(8180, &[1]);
+    page
+}
+
+/// The block of the base that is a B-tree page, and its lines.
+const TREE: usize = 50;
+const TREE_LINES: usize = 250;
+
+fn tree_tuple(line: usize) -> [u8; 24] {
+    std::array::from_fn(|at| match at {
+        6 => 24,
+        7 => 0,
+        at => (line * line + 7 * at) as u8,
+    })
 }
 
 /// The base, with more blocks than there are, or another one.
@@ -35,15 +61,11 @@ impl PageSource for Base {
     fn base_page(&mut self, block: &BlockId, page: &mut Page) -> Option<Vouched> {
         let there = block.relation.relation == 16384 && block.fork == 0 && block.block < self.blocks;
         let add = u8::from(self.other == Some(block.block));
-        for (at, byte) in page.iter_mut().enumerate() {
-            *byte = base_byte(block.block as usize, at).wrapping_add(add);
+        for (to, byte) in page.iter_mut().zip(self::page(block.block as usize)) {
+            *to = byte.wrapping_add(add);
         }
         there.then_some(Vouched::BySource)
     }
-}
-
-fn page(block: usize) -> Vec<u8> {
-    (0..8192).map(|at| base_byte(block, at)).collect()
 }
 
 /// A record with an image of `block`; `info` as 15 and later have it, or with 14's bits for an image that is applied.
@@ -189,6 +211,42 @@ fn good() -> Vec<u8> {
     encode(START.saturating_add(100), &wal[100..wal.len() - 1001], &mut { BASE })
 }
 
+/// A split of `block` before its line `first_right`, which moves `tuples`.
+fn split_body(block: u32, first_right: u16, tuples: &[u8]) -> Vec<u8> {
+    let high_key = tree_tuple(7);
+    let mut body = Vec::new();
+    for (id, flags, data) in [(0, 0x20u8, &high_key[..]), (1, 0x60 | 0x80, tuples)] {
+        body.extend([id, flags]);
+        body.extend((data.len() as u16).to_le_bytes());
+        if id == 0 {
+            [1663u32, 5, 16384].iter().for_each(|number| body.extend(number.to_le_bytes()));
+        }
+        body.extend((block + 200 * u32::from(id)).to_le_bytes());
+    }
+    body.extend([255, 10]);
+    body.extend(high_key);
+    body.extend(tuples);
+    body.extend([0; 4]);
+    [first_right, first_right + 3, 0].iter().for_each(|number| body.extend(number.to_le_bytes()));
+    body
+}
+
+/// Splits: of a page of the base, with a new tuple among those that move; of one that is nowhere, beside an image.
+fn splits() -> Vec<u8> {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let mut synth = Synth::new(WalVersion::V17, size, SystemId(77), TimelineId(3), START);
+    let mut tuples: Vec<[u8; 24]> = (120..=TREE_LINES).map(tree_tuple).collect();
+    tuples.insert(3, tree_tuple(1000));
+    tuples.insert(0, tree_tuple(1));
+    tuples.reverse();
+    synth.record(0, 0xB0, 0, &image_body(3, &page(3), None, 2, b""));
+    synth.record(11, 0x40, 700, &split_body(TREE as u32, 120, tuples.as_flattened()));
+    synth.record(11, 0x30, 700, &split_body(150, 2, tuples[..40].as_flattened()));
+    // Not a split, though it looks like one.
+    synth.record(11, 0x50, 700, &split_body(TREE as u32, 120, tuples[..40].as_flattened()));
+    synth.take()
+}
+
 /// A range that ends among the zeros after a switch.
 fn switched() -> Vec<u8> {
     let size = SegmentSize::new(1 << 20).unwrap();
@@ -259,6 +317,7 @@ fn plain_of(codec: &str, stored: &[u8]) -> Vec<u8> {
 pub fn all() -> Vec<Made> {
     let good = good();
     let packing = encode(START, &packed(), &mut { BASE });
+    let splits = encode(START, &splits(), &mut { BASE });
     let refused = |name: &str, bytes, error, says, reason| {
         made(&format!("refused/delta-{name}.bin"), bytes, Some((error, says)), reason)
     };
@@ -290,6 +349,28 @@ pub fn all() -> Vec<Made> {
     vec![
         made("deltas/everything.bin", good.clone(), None, "a frame with every kind of everything"),
         made("deltas/switch.bin", switched(), None, "a commit, a switch, and zeros"),
+        made("deltas/splits.bin", splits.clone(), None, "what splits of pages move"),
+        refused(
+            "split-stored",
+            with_section(&splits, SectionKind::Sources, |plain| plain[0] = 3),
+            "format",
+            "code of ImageSource",
+            "moved tuples that are stored as compressed images are",
+        ),
+        refused(
+            "split-shift",
+            with_section(&splits, SectionKind::Shifts, |plain| *plain = vec![0x80, 0x7F]),
+            "format",
+            "page",
+            "a copy of moved tuples from outside of the page",
+        ),
+        refused(
+            "split-no-page",
+            encode(START, &elsewhere_split(), &mut Base { blocks: 200, other: None }),
+            "missing-pages",
+            "block 150",
+            "a split of a page that the base does not have",
+        ),
         made("deltas/packed.bin", packing.clone(), None, "images that PostgreSQL compressed, in every way"),
         made(
             "deltas/packed-14.bin",
@@ -450,6 +531,14 @@ fn first_of(block: u32, image: &[u8]) -> Vec<u8> {
     synth.take()
 }
 
+/// A split of a page that only another base has.
+fn elsewhere_split() -> Vec<u8> {
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let mut synth = Synth::new(WalVersion::V17, size, SystemId(77), TimelineId(3), START);
+    synth.record(11, 0x30, 700, &split_body(150, 2, &[5; 4800]));
+    synth.take()
+}
+
 /// Decodes with the code.
 pub fn open(bytes: &[u8]) -> Result<(), Refusal> {
     let mut decoder = FrameDecoder::new();
@@ -581,11 +670,17 @@ impl Rebuild<'_> {
     /// Which numbers a kind has: what each is, and whether contents of so many bytes belong to it.
     fn plan(&self, kind: &Value) -> Vec<(&'static str, bool)> {
         let mut plan = Vec::new();
+        let has = |id: u64| list(kind, "blocks").iter().any(|block| number(block, "id") == id);
+        let split = number(kind, "rmgr") == 11
+            && [0x30, 0x40].contains(&(number(kind, "info") & 0xF0))
+            && has(0)
+            && kind.field("main") != "None";
         for block in list(kind, "blocks") {
             let (flags, info) = (number(block, "flags"), number(block, "image_info"));
             plan.push(("block", false));
             if flags & 0x20 != 0 {
-                plan.push(("data", true));
+                let moved = split && number(block, "id") == 1;
+                plan.push(if moved { ("moved", false) } else { ("data", true) });
             }
             if flags & 0x10 != 0 {
                 plan.extend([("image", false), ("offset", false)]);
@@ -659,7 +754,61 @@ impl Rebuild<'_> {
                 }
             }
         }
+        for (kind, value) in kinds.iter().enumerate() {
+            let plan = self.plan(value);
+            let Some(at) = plan.iter().position(|(name, _)| *name == "moved") else { continue };
+            let blocks = list(value, "blocks");
+            let split = blocks.iter().position(|block| number(block, "id") == 0).unwrap();
+            let split =
+                plan.iter().enumerate().filter(|(_, (name, _))| *name == "block").nth(split).unwrap().0;
+            let place = plan[..at].iter().filter(|(_, content)| *content).count();
+            for record in records.iter_mut().filter(|record| record.kind == kind) {
+                let main = record.contents.last().unwrap();
+                let first_right = usize::from(u16::from_le_bytes([main[4], main[5]]));
+                let tuples =
+                    self.moved(record.numbers[split] as usize, first_right, record.numbers[at] as usize);
+                record.contents.insert(place, tuples);
+            }
+        }
         records
+    }
+
+    /// The `len` bytes of tuples that a split of `block` moved, from line `first_right` on.
+    fn moved(&mut self, block: usize, first_right: usize, len: usize) -> Vec<u8> {
+        let source = self.section("Sources").take(1)[0];
+        match self.code("ImageSource", source).as_str() {
+            "Nothing" => self.section("Literals").take(len),
+            "Base" => {
+                assert_eq!(self.section("References").take(4), crc32c::crc32c(&page(block)).to_le_bytes());
+                // Of the only B-tree page that the base has: it has a page to its right, so its first line is a high key.
+                assert_eq!(block, TREE);
+                let lines = [1].into_iter().chain(first_right.max(1)..=TREE_LINES);
+                let mut near: Vec<[u8; 24]> = lines.map(tree_tuple).collect();
+                near.reverse();
+                let near = near.as_flattened();
+                let older = [&vec![0; 8192 - near.len()][..], near].concat();
+                // Copies of the vectors are of tuples alone: what stands before them is of no account.
+                self.difference(&older, len, 0, 8192 - len)
+            }
+            other => panic!("{other} in a frame that is decoded alone"),
+        }
+    }
+
+    /// An image of `len` bytes as a difference from `older`.
+    fn difference(&mut self, older: &[u8], len: usize, offset: usize, hole: usize) -> Vec<u8> {
+        let (mut image, mut shift) = (Vec::new(), 0);
+        while image.len() < len {
+            let n = self.section("LiteralLens").varint();
+            image.extend(self.section("Literals").take((n / 2) as usize));
+            if n % 2 == 1 {
+                shift += self.section("Shifts").signed();
+            }
+            for _ in 0..self.section("CopyLens").varint() {
+                let place = if image.len() < offset || hole == 0 { image.len() } else { image.len() + hole };
+                image.push(older[(place as i64 + shift) as usize]);
+            }
+        }
+        image
     }
 
     fn rows(&mut self, count: usize, width: usize) -> Vec<Vec<u8>> {
@@ -919,22 +1068,7 @@ impl Rebuild<'_> {
         };
         let image = match older {
             None => self.section("Literals").take(len),
-            Some(older) => {
-                let (mut image, mut shift) = (Vec::new(), 0);
-                while image.len() < len {
-                    let n = self.section("LiteralLens").varint();
-                    image.extend(self.section("Literals").take((n / 2) as usize));
-                    if n % 2 == 1 {
-                        shift += self.section("Shifts").signed();
-                    }
-                    for _ in 0..self.section("CopyLens").varint() {
-                        let place =
-                            if image.len() < offset || hole == 0 { image.len() } else { image.len() + hole };
-                        image.push(older[(place as i64 + shift) as usize]);
-                    }
-                }
-                image
-            }
+            Some(older) => self.difference(&older, len, offset, hole),
         };
         let page = [
             &image[..if hole > 0 { offset } else { len }],

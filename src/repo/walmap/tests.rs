@@ -77,3 +77,34 @@ fn without_what_is_lost_it_ends_before() {
     assert_eq!(rest.ranges(TimelineId(1)), [range(0, 20)]);
     assert_eq!(rest.durable_end().map(|end| end.lsn), Some(Lsn::new(20)));
 }
+
+/// A gap that was recorded when its timeline seemed to be over ends once WAL follows.
+#[test]
+fn a_gap_without_an_end_ends_where_wal_goes_on() {
+    let gap = |timeline: u32, start: u64, end: Lsn| GapEntry {
+        id: ObjectId([start as u8; 16]),
+        generation: G,
+        timeline: TimelineId(timeline),
+        start: Lsn::new(start),
+        end,
+        recorded_at: Timestamp::from_micros(1),
+        reason: "lost".to_owned(),
+    };
+    let gaps_of = |wal: &[(u32, u64, u64)], gaps: Vec<GapEntry>| {
+        let entries = wal
+            .iter()
+            .enumerate()
+            .map(|(number, (timeline, start, end))| entry(number as u64, *timeline, *start, *end));
+        let index = Index { wal: entries.collect(), gaps, ..Index::default() };
+        let map = WalMap::new(G, &index, Vec::new());
+        map.gaps().iter().map(|gap| (gap.start.get(), gap.end)).collect::<Vec<_>>()
+    };
+    let open = || vec![gap(1, 100, Lsn::MAX)];
+    assert_eq!(gaps_of(&[(1, 0, 100)], open()), [(100, Lsn::MAX)]);
+    assert_eq!(gaps_of(&[(1, 0, 100), (2, 100, 200)], open()), [(100, Lsn::MAX)], "another timeline");
+    assert_eq!(gaps_of(&[(1, 0, 100), (1, 130, 200), (1, 150, 300)], open()), [(100, Lsn::new(130))]);
+    assert_eq!(gaps_of(&[(1, 0, 100), (1, 100, 200)], open()), [], "had again");
+    assert_eq!(gaps_of(&[(1, 0, 120)], open()), [], "had again");
+    let closed = vec![gap(1, 100, Lsn::new(150))];
+    assert_eq!(gaps_of(&[(1, 0, 120)], closed), [(100, Lsn::new(150))], "as it was recorded");
+}

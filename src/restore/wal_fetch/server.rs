@@ -5,7 +5,7 @@ use super::archive::RepoArchive;
 use super::stage::{Archive, Outcome, StageOptions, Stager};
 use super::{LOCK, LOG, SOCKET};
 use crate::base::{Env, WalFileName};
-use crate::disk::ScratchDir;
+use crate::disk::{ScratchDir, available_memory};
 use crate::restore::error::RestoreError;
 use crate::restore::recovery_file::{NAME, RecoveryFile};
 use rustix::fs::{FlockOperation, flock};
@@ -32,6 +32,9 @@ const OVER_MAX: Duration = Duration::from_secs(10);
 const ORPHANED_MAX: Duration = Duration::from_secs(20);
 /// How long a store may be away before PostgreSQL is told to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Of the memory that is available when it starts, this part may hold pages that WAL is differences from: recovery waits for them.
+/// What needs more lies in a file beside the staged WAL.
+const MEMORY_SHARE: u64 = 4;
 /// The longest request.
 const REQUEST_BYTES_MAX: u64 = 256;
 
@@ -57,7 +60,9 @@ pub async fn serve(recovery: &Path, env: Env) -> Result<Ended, RestoreError> {
     std::env::set_current_dir(&staging).map_err(|error| RestoreError::io(&staging, "enter", error))?;
     let Some(_lock) = lock(&staging)? else { return Ok(Ended::NotNeeded) };
     clean(&staging);
-    let env = Env { scratch: Arc::new(ScratchDir::first_of(vec![staging.clone()])), ..env };
+    let memory = usize::try_from(available_memory() / MEMORY_SHARE).unwrap_or(usize::MAX);
+    let scratch = ScratchDir::first_of(vec![staging.clone()]).with_memory(memory);
+    let env = Env { scratch: Arc::new(scratch), ..env };
     let listener =
         UnixListener::bind(SOCKET).map_err(|error| RestoreError::io(&staging.join(SOCKET), "bind", error))?;
     tracing::info!(data_dir = %file.data_dir.display(), "serving WAL");
