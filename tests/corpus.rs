@@ -260,6 +260,13 @@ fn wal() -> Vec<Seed> {
                 [&[choice | flags, 10, 0, piece], &content[..]].concat(),
             ));
         }
+        // Splits of B-tree pages, of a block that the base has: four tuples move.
+        let left = [&[0, 0x20, 16, 0][..], &[6; 12], &[2, 0, 0, 0]].concat();
+        let right = [1, 0xE0, 64, 0, 9, 0, 0, 0];
+        let tuples = [&[0, 0, 7, 0, 5, 0, 16, 0][..], &[9; 8]].concat().repeat(5);
+        let split = [&left[..], &right, &[255, 10], &tuples, &[0, 0, 0, 0, 2, 0, 3, 0, 0, 0]].concat();
+        let splits = [&[choice | 8 | 0x20, 11, 0x40, split.len() as u8 - 1][..], &split.repeat(6)].concat();
+        seeds.push(("delta_wal", format!("splits-{index}"), splits));
         let block =
             [&[choice | 8, 10, 0, 9, 0, 0x20, 4, 0][..], &[6; 12], &[0; 4], &[255, 3], b"datamai"].concat();
         seeds.push(("wal_record", format!("block-{index}"), block));

@@ -2,8 +2,9 @@
 
 use super::make::Made;
 use super::packing;
+use super::replaying::{self, Change, Paper};
 use super::tables::{Pages, Value, hex};
-use super::vectors::{Refusal, Vector};
+use super::vectors::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
 use walden::base::{Lsn, SegmentSize, SystemId, TimelineId, Timestamp, crc32c};
 use walden::delta::{
@@ -69,7 +70,7 @@ impl PageSource for Base {
 }
 
 /// A record with an image of `block`; `info` as 15 and later have it, or with 14's bits for an image that is applied.
-fn image_body(block: u32, image: &[u8], hole: Option<(u16, u16)>, info: u8, data: &[u8]) -> Vec<u8> {
+pub fn image_body(block: u32, image: &[u8], hole: Option<(u16, u16)>, info: u8, data: &[u8]) -> Vec<u8> {
     let mut body = vec![0, if data.is_empty() { 0x10 } else { 0x30 }];
     body.extend((data.len() as u16).to_le_bytes());
     body.extend((image.len() as u16).to_le_bytes());
@@ -273,6 +274,14 @@ fn made(file: &str, bytes: Vec<u8>, refused: Option<(&'static str, &'static str)
     }
 }
 
+/// Frames, each behind its length, whose images need what records did to earlier ones.
+fn replays(version: WalVersion, file: &str) -> Made {
+    let frames = replaying::frames(version);
+    let bytes = frames.iter().flat_map(|frame| [&(frame.len() as u32).to_le_bytes()[..], frame].concat());
+    let reason = "records of every operation that is replayed, and images of what they changed";
+    Made { form: "deltas", name: "frames".to_owned(), ..made(file, bytes.collect(), None, reason) }
+}
+
 /// A frame with another head; its sections as they are.
 fn with_head(frame: &[u8], change: impl FnOnce(&mut DeltaHead)) -> Vec<u8> {
     let mut from = walden::format::Reader::new("frame", frame);
@@ -371,6 +380,8 @@ pub fn all() -> Vec<Made> {
             "block 150",
             "a split of a page that the base does not have",
         ),
+        replays(WalVersion::V16, "deltas/replay-16.bin"),
+        replays(WalVersion::V17, "deltas/replay-17.bin"),
         made("deltas/packed.bin", packing.clone(), None, "images that PostgreSQL compressed, in every way"),
         made(
             "deltas/packed-14.bin",
@@ -541,9 +552,20 @@ fn elsewhere_split() -> Vec<u8> {
 
 /// Decodes with the code.
 pub fn open(bytes: &[u8]) -> Result<(), Refusal> {
-    let mut decoder = FrameDecoder::new();
-    let decoded = decoder.decode(bytes, &mut ImageCache::new(16), &mut { BASE }, &mut Vec::new());
-    decoded.map(|_| ()).map_err(|error| {
+    open_frames(&[bytes])
+}
+
+/// The same of frames that are decoded one after the other, each behind its length.
+pub fn open_all(bytes: &[u8]) -> Result<(), Refusal> {
+    open_frames(&split(bytes))
+}
+
+fn open_frames(frames: &[&[u8]]) -> Result<(), Refusal> {
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(16));
+    let decoded = frames
+        .iter()
+        .try_for_each(|frame| decoder.decode(frame, &mut cache, &mut { BASE }, &mut Vec::new()).map(|_| ()));
+    decoded.map_err(|error| {
         let class = match &error {
             DeltaError::Format(_) => "format",
             DeltaError::MissingPages(_) => "missing-pages",
@@ -600,7 +622,67 @@ fn list<'a>(value: &'a Value, field: &str) -> &'a [Value] {
 }
 
 /// The frame as text, and the WAL it makes, by the tables and the rules alone.
-pub fn tell(pages: &Pages, _vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<String>, told: &mut String) {
+pub fn tell(pages: &Pages, bytes: &[u8], seen: &mut BTreeSet<String>, told: &mut String) {
+    tell_frame(pages, bytes, seen, told, &mut Kept::default());
+}
+
+/// The same of frames that are decoded one after the other, each behind its length.
+pub fn tell_all(pages: &Pages, bytes: &[u8], seen: &mut BTreeSet<String>, told: &mut String) {
+    let mut kept = Kept::default();
+    for frame in split(bytes) {
+        tell_frame(pages, frame, seen, told, &mut kept);
+    }
+}
+
+/// Frames that stand one after the other, each behind its length.
+fn split(mut bytes: &[u8]) -> Vec<&[u8]> {
+    let mut frames = Vec::new();
+    while let Some((len, rest)) = bytes.split_first_chunk() {
+        let (frame, rest) = rest.split_at(u32::from_le_bytes(*len) as usize);
+        frames.push(frame);
+        bytes = rest;
+    }
+    frames
+}
+
+/// What earlier frames left: the last image of each block, and what records did to its page since.
+#[derive(Default)]
+struct Kept {
+    pages: BTreeMap<Block, (u64, Vec<u8>)>,
+    changes: BTreeMap<Block, Vec<Change>>,
+    change_bytes: usize,
+}
+
+/// Tablespace, database, relation, fork, block.
+type Block = [u32; 5];
+
+impl Kept {
+    /// The page of `block` after the changes since its image, and the position of that.
+    fn page(&self, block: &Block) -> Option<(u64, Vec<u8>)> {
+        let (lsn, page) = self.pages.get(block)?;
+        let mut page = Paper(page.clone());
+        for change in self.changes.get(block).into_iter().flatten() {
+            replaying::apply(change, block[4], &mut page);
+        }
+        Some((*lsn, page.0))
+    }
+
+    fn put(&mut self, block: Block, lsn: u64, page: Vec<u8>) {
+        self.pages.insert(block, (lsn, page));
+        self.changes.remove(&block);
+        assert!(self.pages.len() <= 16, "the cache of the vectors");
+    }
+
+    fn change(&mut self, block: Block, change: Change) {
+        if self.pages.contains_key(&block) {
+            self.change_bytes += 44 + change.data.len() + change.main.len();
+            assert!(self.change_bytes <= 16 * 1024, "the vectors stay below what the ring holds");
+            self.changes.entry(block).or_default().push(change);
+        }
+    }
+}
+
+fn tell_frame(pages: &Pages, bytes: &[u8], seen: &mut BTreeSet<String>, told: &mut String, kept: &mut Kept) {
     let mut rest = bytes;
     let head = pages.read_value("DeltaHead", &mut rest, seen);
     assert_eq!(number(&head, "magic"), u64::from(u32::from_le_bytes(*b"WDL\x01")));
@@ -620,12 +702,43 @@ pub fn tell(pages: &Pages, _vector: &Vector, bytes: &[u8], seen: &mut BTreeSet<S
     let tables = pages.decode("DeltaTables", &tables, seen);
     tables.tell("tables", 0, told);
 
-    let mut reader = Rebuild { pages, seen, head: &head, tables: &tables, sections };
+    let mut reader = Rebuild {
+        pages,
+        seen,
+        head: &head,
+        tables: &tables,
+        sections,
+        kept,
+        splits: BTreeSet::new(),
+        left: Vec::new(),
+    };
     let raw = reader.raw();
     let left: Vec<_> = reader.sections.iter().filter(|(_, section)| section.1 < section.0.len()).collect();
     assert!(left.is_empty(), "left over in {:?}", left.iter().map(|(name, _)| name).collect::<Vec<_>>());
     assert_eq!(head.field("raw_hash"), hex(blake3::hash(&raw).as_bytes()));
     told.push_str(&format!("WAL: {} bytes\n", raw.len()));
+    let (splits, left) = (std::mem::take(&mut reader.splits), std::mem::take(&mut reader.left));
+    for block in splits {
+        let (lsn, page) = kept.page(&block).unwrap();
+        kept.put(block, lsn, page);
+    }
+    for (block, lsn, what) in left {
+        match what {
+            Left::Image(page) => kept.put(block, lsn, page),
+            Left::Change(change) => {
+                if change.init {
+                    kept.put(block, lsn, vec![0; 8192]);
+                }
+                kept.change(block, change);
+            }
+        }
+    }
+}
+
+/// What a frame leaves for later ones.
+enum Left {
+    Image(Vec<u8>),
+    Change(Change),
 }
 
 /// How an image is compressed.
@@ -643,6 +756,11 @@ struct Rebuild<'a> {
     head: &'a Value,
     tables: &'a Value,
     sections: BTreeMap<String, Section>,
+    kept: &'a Kept,
+    /// Pages of earlier frames that moved tuples refer to.
+    splits: BTreeSet<Block>,
+    /// What this frame leaves, in order, with the position of its record.
+    left: Vec<(Block, u64, Left)>,
 }
 
 /// A record being rebuilt.
@@ -650,6 +768,8 @@ struct Rebuild<'a> {
 struct Rebuilt {
     kind: usize,
     xid: u32,
+    /// Of moved tuples: how far back the image is that they refer to, and where it is.
+    refers_to: Option<(u64, u64)>,
     /// In the order of the kind.
     numbers: Vec<u32>,
     contents: Vec<Vec<u8>>,
@@ -754,43 +874,96 @@ impl Rebuild<'_> {
                 }
             }
         }
+        records
+    }
+
+    /// Puts what splits moved into `records`.
+    fn put_moved(&mut self, records: &mut [Rebuilt]) {
+        let kinds = list(self.tables, "kinds");
         for (kind, value) in kinds.iter().enumerate() {
             let plan = self.plan(value);
             let Some(at) = plan.iter().position(|(name, _)| *name == "moved") else { continue };
             let blocks = list(value, "blocks");
             let split = blocks.iter().position(|block| number(block, "id") == 0).unwrap();
-            let split =
-                plan.iter().enumerate().filter(|(_, (name, _))| *name == "block").nth(split).unwrap().0;
+            let of_split = plan.iter().enumerate().filter(|(_, (name, _))| *name == "block").nth(split);
+            let of_split = of_split.unwrap().0;
             let place = plan[..at].iter().filter(|(_, content)| *content).count();
             for record in records.iter_mut().filter(|record| record.kind == kind) {
-                let main = record.contents.last().unwrap();
-                let first_right = usize::from(u16::from_le_bytes([main[4], main[5]]));
-                let tuples =
-                    self.moved(record.numbers[split] as usize, first_right, record.numbers[at] as usize);
+                let block = self.block(&blocks[split], record.numbers[of_split]);
+                let main = record.contents.last().unwrap().clone();
+                let tuples = self.moved(block, &main, record.numbers[at] as usize, record);
                 record.contents.insert(place, tuples);
             }
         }
-        records
     }
 
-    /// The `len` bytes of tuples that a split of `block` moved, from line `first_right` on.
-    fn moved(&mut self, block: usize, first_right: usize, len: usize) -> Vec<u8> {
+    /// The `len` bytes of tuples that the split `record`, with these main data, moved from `block`.
+    fn moved(&mut self, block: Block, main: &[u8], len: usize, record: &mut Rebuilt) -> Vec<u8> {
         let source = self.section("Sources").take(1)[0];
-        match self.code("ImageSource", source).as_str() {
-            "Nothing" => self.section("Literals").take(len),
+        let older = match self.code("ImageSource", source).as_str() {
+            "Nothing" => return self.section("Literals").take(len),
             "Base" => {
-                assert_eq!(self.section("References").take(4), crc32c::crc32c(&page(block)).to_le_bytes());
-                // Of the only B-tree page that the base has: it has a page to its right, so its first line is a high key.
-                assert_eq!(block, TREE);
-                let lines = [1].into_iter().chain(first_right.max(1)..=TREE_LINES);
-                let mut near: Vec<[u8; 24]> = lines.map(tree_tuple).collect();
-                near.reverse();
-                let near = near.as_flattened();
-                let older = [&vec![0; 8192 - near.len()][..], near].concat();
-                // Copies of the vectors are of tuples alone: what stands before them is of no account.
-                self.difference(&older, len, 0, 8192 - len)
+                let page = page(block[4] as usize);
+                assert_eq!(self.section("References").take(4), crc32c::crc32c(&page).to_le_bytes());
+                page
             }
-            other => panic!("{other} in a frame that is decoded alone"),
+            "Image" => {
+                let distance = self.section("References").varint() * 8;
+                let (lsn, page) = self.kept.page(&block).unwrap();
+                record.refers_to = Some((distance, lsn));
+                self.splits.insert(block);
+                page
+            }
+            other => panic!("{other}"),
+        };
+        self.difference(&replaying::moved(main, &Paper(older)), len, 0, 8192 - len)
+    }
+
+    /// The block of a block reference.
+    fn block(&self, block: &Value, block_number: u32) -> Block {
+        let relation = &list(self.tables, "relations")[number(block, "relation") as usize];
+        let of = |field| number(relation, field) as u32;
+        let fork = number(block, "flags") as u32 & 0x0F;
+        [of("tablespace"), of("database"), of("relation"), fork, block_number]
+    }
+
+    /// Writes down what `record`, which ends at `end` with its padding, does to blocks that it has no image of.
+    fn leave(&mut self, record: &Rebuilt, at: u64, end: u64) {
+        let kind = &list(self.tables, "kinds")[record.kind];
+        if ![9, 10, 11].contains(&number(kind, "rmgr")) {
+            return;
+        }
+        let (plan, mut contents) = (self.plan(kind), record.contents.iter());
+        let main =
+            if kind.field("main") == "None" { Vec::new() } else { record.contents.last().unwrap().clone() };
+        let mut blocks = [None; 3];
+        let mut changes = Vec::new();
+        let mut numbers = plan.iter().zip(&record.numbers).filter(|((name, _), _)| *name == "block");
+        for block in list(kind, "blocks") {
+            let (id, flags) = (number(block, "id") as u8, number(block, "flags"));
+            let block_number = *numbers.next().unwrap().1;
+            if let Some(to) = blocks.get_mut(usize::from(id)) {
+                *to = Some(block_number);
+            }
+            let data = if flags & 0x20 != 0 { contents.next().unwrap().clone() } else { Vec::new() };
+            if flags & 0x10 == 0 {
+                changes.push((self.block(block, block_number), id, flags & 0x40 != 0, data));
+            }
+        }
+        for (block, reference, init, data) in changes {
+            let change = Change {
+                since_17: number(self.head, "page_magic") >= 0xD116,
+                rmgr: number(kind, "rmgr") as u8,
+                info: number(kind, "info") as u8,
+                xid: record.xid,
+                end,
+                reference,
+                init,
+                blocks,
+                data,
+                main: main.clone(),
+            };
+            self.left.push((block, at, Left::Change(change)));
         }
     }
 
@@ -867,19 +1040,27 @@ impl Rebuild<'_> {
             (of("zero_len"), of("head_len"), of("tail_len"), of("rest_len"));
         let first = start + zero_len as u64;
         let padding = |body: &Vec<u8>| (8 - (first as usize + body.len()) % 8) % 8;
-        let records = self.records();
+        let mut records = self.records();
+        self.put_moved(&mut records);
         let mut body = self.section("Edges").take(head_len);
         let pad = padding(&body).min(self.room(first, &body));
         body.extend(vec![0; pad]);
         // Where each record begins and ends in the body.
         let mut spans = if head_len > 0 { vec![(-1, head_len)] } else { Vec::new() };
         let mut prev = lsn(head.field("prev")).unwrap();
-        let mut earlier: BTreeMap<(u64, u64), (u64, Vec<u8>)> = BTreeMap::new();
+        let mut earlier = BTreeMap::new();
         let mut switched = false;
         for record in records {
             let begin = body.len();
             let at = first + begin as u64 + self.headers_before(first, begin + 1).1 as u64;
+            if let Some((distance, image)) = record.refers_to {
+                assert_eq!(at - distance, image);
+            }
             let bytes = self.record(&record, at, prev, &mut earlier);
+            let len = begin + bytes.len();
+            let padded = len + (8 - (first as usize + len) % 8) % 8;
+            let end = first + padded as u64 + self.headers_before(first, padded).1 as u64;
+            self.leave(&record, at, end);
             switched = bytes[17] == 0 && bytes[16] & 0xF0 == 0x40;
             spans.push((begin as i64, begin + bytes.len()));
             body.extend(bytes);
@@ -968,7 +1149,7 @@ impl Rebuild<'_> {
         record: &Rebuilt,
         at: u64,
         prev: u64,
-        earlier: &mut BTreeMap<(u64, u64), (u64, Vec<u8>)>,
+        earlier: &mut BTreeMap<Block, (u64, Vec<u8>)>,
     ) -> Vec<u8> {
         let kind = &list(self.tables, "kinds")[record.kind];
         let (mut numbers, mut contents) = (record.numbers.iter().copied(), record.contents.iter());
@@ -993,7 +1174,7 @@ impl Rebuild<'_> {
                         hole as usize
                     }
                 };
-                let id = (number(block, "relation"), u64::from(block_number));
+                let id = self.block(block, block_number);
                 payload.extend(self.image(id, len, offset, hole, info, at, earlier));
             }
             if flags & 0x80 == 0 {
@@ -1040,13 +1221,13 @@ impl Rebuild<'_> {
     #[allow(clippy::too_many_arguments)]
     fn image(
         &mut self,
-        id: (u64, u64),
+        id: Block,
         len: usize,
         offset: usize,
         hole: usize,
         info: u64,
         at: u64,
-        earlier: &mut BTreeMap<(u64, u64), (u64, Vec<u8>)>,
+        earlier: &mut BTreeMap<Block, (u64, Vec<u8>)>,
     ) -> Vec<u8> {
         let source = self.section("Sources").take(1)[0];
         // Of an image that is packed, what is packed.
@@ -1055,13 +1236,13 @@ impl Rebuild<'_> {
             "Stored" => return self.section("Stored").take(packed_len),
             "Nothing" => None,
             "Base" => {
-                let page = page(id.1 as usize);
+                let page = page(id[4] as usize);
                 assert_eq!(self.section("References").take(4), crc32c::crc32c(&page).to_le_bytes());
                 Some(page)
             }
             _ => {
                 let distance = self.section("References").varint() * 8;
-                let (lsn, page) = earlier[&id].clone();
+                let (lsn, page) = earlier.get(&id).cloned().unwrap_or_else(|| self.kept.page(&id).unwrap());
                 assert_eq!(lsn, at - distance);
                 Some(page)
             }
@@ -1076,6 +1257,7 @@ impl Rebuild<'_> {
             &image[if hole > 0 { offset } else { len }..],
         ];
         earlier.insert(id, (at, page.concat()));
+        self.left.push((id, at, Left::Image(page.concat())));
         let packed = match (self.method(info), source & 0x80 != 0) {
             (Method::Pglz, unsigned) => packing::pglz(&image, unsigned),
             (Method::Lz4, false) => packing::lz4(&image),

@@ -31,7 +31,8 @@ pub fn tell(pages: &Pages, vector: &Vector, seen: &mut BTreeSet<String>) -> Stri
         "link" => tell_link(pages, &bytes, seen, &mut told),
         "made-epoch" => tell_made_epoch(pages, vector, &bytes, seen, &mut told),
         "journal" => super::journal::tell(pages, vector, &bytes, seen, &mut told),
-        "delta" => super::deltas::tell(pages, vector, &bytes, seen, &mut told),
+        "delta" => super::deltas::tell(pages, &bytes, seen, &mut told),
+        "deltas" => super::deltas::tell_all(pages, &bytes, seen, &mut told),
         other => panic!("{}: form = {other:?}", vector.file),
     }
     told

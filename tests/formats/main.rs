@@ -8,6 +8,7 @@ mod make;
 mod packing;
 mod refusals;
 mod registry;
+mod replaying;
 mod samples;
 mod tables;
 mod vectors;

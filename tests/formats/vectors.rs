@@ -173,6 +173,7 @@ pub fn open(vector: &Vector) -> Result<(), Refusal> {
         }
         "journal" => super::journal::open(vector, &bytes),
         "delta" => super::deltas::open(&bytes),
+        "deltas" => super::deltas::open_all(&bytes),
         other => panic!("{}: form = {other:?}", vector.file),
     }
 }
