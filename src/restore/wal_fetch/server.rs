@@ -65,7 +65,7 @@ pub async fn serve(recovery: &Path, env: Env) -> Result<Ended, RestoreError> {
     let env = Env { scratch: Arc::new(scratch), ..env };
     let listener =
         UnixListener::bind(SOCKET).map_err(|error| RestoreError::io(&staging.join(SOCKET), "bind", error))?;
-    tracing::info!(data_dir = %file.data_dir.display(), "serving WAL");
+    tracing::info!(data_dir = %file.data_dir.display(), image_memory_mib = memory >> 20, "serving WAL");
     let data_dir = file.data_dir.clone();
     let options = StageOptions {
         dir: staging.clone(),
