@@ -69,7 +69,7 @@ record! {
         pub images_image: u64,
         /// Bytes of images in the WAL.
         pub image_bytes: u64,
-        /// What they take in the frames.
+        /// What they take in the frames, with the tuples that splits moved.
         pub image_bytes_stored: u64,
         /// What everything else takes.
         pub record_bytes_stored: u64,

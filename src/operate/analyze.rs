@@ -73,7 +73,7 @@ pub struct Analysis {
 /// Where the bytes in the repository are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct StoredBytes {
-    /// Page images in delta frames.
+    /// Page images in delta frames, and the tuples that splits moved.
     pub bytes_delta_images: u64,
     /// Everything else in delta frames.
     pub bytes_delta_records: u64,

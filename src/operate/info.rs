@@ -225,7 +225,7 @@ pub struct DeltaInfo {
     pub hit_rate_newest: f64,
     /// Bytes of images in the WAL.
     pub image_bytes_raw: u64,
-    /// Bytes that they take.
+    /// Bytes that they take, with the tuples that splits moved.
     pub image_bytes_stored: u64,
     /// Bytes that everything else takes in delta frames.
     pub record_bytes_stored: u64,

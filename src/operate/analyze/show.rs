@@ -55,7 +55,7 @@ impl Analysis {
         line(f, "WAL", self.bytes_raw, String::new())?;
         if let Some(stored) = &self.stored {
             line(f, "stored", stored.sum(), String::new())?;
-            line(f, "  images in deltas", stored.bytes_delta_images, String::new())?;
+            line(f, "  images and splits", stored.bytes_delta_images, String::new())?;
             line(f, "  records in deltas", stored.bytes_delta_records, String::new())?;
             line(f, "  plain WAL, directories", stored.bytes_plain_and_overhead, String::new())?;
         }
