@@ -160,8 +160,9 @@ async fn expire_pending(cluster: &Cluster, cutoff: i64) -> Result<u64, RepoError
 async fn oldest_root_kept(cluster: &Cluster, newest: &Root, cutoff: i64) -> Result<u64, RepoError> {
     let floor = roots::newest_floor(cluster.repo(), cluster.name(), newest.floor).await?;
     let (mut low, mut high) = (floor.map_or(NONE + 1, |floor| floor.root), newest.number + 1);
-    // Last-Modified ascends with the number: each root is created after the one before it.
-    while high - low > 1 {
+    // Last-Modified ascends with the number: each root is created after the one before it. For a process that stalled, the floor may be
+    // above what is the newest to it: there is nothing to let go then.
+    while high.saturating_sub(low) > 1 {
         let middle = low + (high - low) / 2;
         match cluster.repo().store().head(&layout::root(cluster.name(), middle)).await {
             Ok(meta) if meta.modified_unix_micros <= cutoff => low = middle,
