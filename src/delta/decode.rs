@@ -152,7 +152,7 @@ impl FrameDecoder {
         }
     }
 
-    /// Fills `contents` and `places`; with zeros for now where splits moved tuples.
+    /// Fills `contents` with rows, and takes room there for moved tuples, which [`Self::records`] decodes first; fills `places`.
     fn contents(&mut self, outline: &Outline) -> Result<(), DeltaError> {
         let section = |kind| self.sections.section(kind);
         let cursor = |what, kind| Cursor::new(what, section(kind));

@@ -92,7 +92,7 @@ async fn journal_ahead(journal: &JournalHandle, snapshot: &Snapshot) -> Result<O
 }
 
 /// Whether what followed `at` was stored, and is lost since: it was let go from the journal then.
-fn is_lost_from(snapshot: &Snapshot, timeline: TimelineId, at: Lsn) -> bool {
+pub(super) fn is_lost_from(snapshot: &Snapshot, timeline: TimelineId, at: Lsn) -> bool {
     let chains = snapshot.wal.chains().iter().filter(|chain| chain.stream.timeline == timeline);
     chains.flat_map(|chain| &chain.lost).any(|lost| lost.from == Some(at) && lost.to.is_none())
         || snapshot.wal.gaps().iter().any(|gap| gap.timeline == timeline && gap.start == at && gap.end > at)

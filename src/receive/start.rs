@@ -131,4 +131,13 @@ mod tests {
         assert_eq!(end(&[(100, Lsn::MAX)]), (TIMELINE, Lsn::new(100), false));
         assert_eq!(end(&[(100, Lsn::MAX), (100, Lsn::new(140))]), (TIMELINE, Lsn::new(140), true));
     }
+
+    #[test]
+    fn a_journal_goes_on_behind_what_a_gap_tells_of_and_behind_nothing_else() {
+        let lost = |gaps: &[(u64, Lsn)]| {
+            super::super::resume::is_lost_from(&stored(100, gaps), TIMELINE, Lsn::new(100))
+        };
+        assert!(lost(&[(100, Lsn::MAX)]) && lost(&[(100, Lsn::new(140))]));
+        assert!(!lost(&[]) && !lost(&[(110, Lsn::MAX)]) && !lost(&[(50, Lsn::new(70))]));
+    }
 }

@@ -258,7 +258,11 @@ impl Cluster {
 
     /// What was read of `root`; `None` when something that it refers to is gone because a newer root took its place: this process
     /// stalled while others went on.
-    async fn unless_moved<T>(&self, root: &Root, read: Result<T, RepoError>) -> Result<Option<T>, RepoError> {
+    pub(crate) async fn unless_moved<T>(
+        &self,
+        root: &Root,
+        read: Result<T, RepoError>,
+    ) -> Result<Option<T>, RepoError> {
         match read {
             Err(error) if object_is_gone(&error) => match self.find_root().await? {
                 Some((newest, _)) if newest.number > root.number => Ok(None),

@@ -279,8 +279,8 @@ impl Snapshot {
             return Ok(self);
         }
         let chains = read_chains(cluster, &self.root, generation, losses).await?;
-        let wal = Arc::new(WalMap::new(generation, &self.index, chains));
-        Ok(Snapshot { wal, ..self })
+        let (index, wal) = mapped(generation, self.index, chains);
+        Ok(Snapshot { wal, index, ..self })
     }
 
     /// Generations whose flush objects are not all compacted, oldest first: the root's own, and those before it.
@@ -337,11 +337,16 @@ async fn try_load(
     generation: Generation,
     losses: Losses,
 ) -> Result<(Index, Arc<WalMap>), RepoError> {
-    let mut index = cluster.index(root).await?;
+    let index = cluster.index(root).await?;
     let chains = read_chains(cluster, root, generation, losses).await?;
+    Ok(mapped(generation, index, chains))
+}
+
+/// The WAL that both cover; the index has its gaps as they are by now, too.
+fn mapped(generation: Generation, mut index: Index, chains: Vec<Chain>) -> (Index, Arc<WalMap>) {
     let wal = Arc::new(WalMap::new(generation, &index, chains));
     index.gaps = index.gaps.into_iter().filter_map(|gap| wal.as_it_is(gap)).collect();
-    Ok((index, wal))
+    (index, wal)
 }
 
 async fn read_chains(

@@ -65,6 +65,10 @@ impl Undeleted {
     }
 }
 
+/// How often a collection is begun: others may have removed what one that stalled was about to read. What is lost for good is an error
+/// in the end. [`Collected`] tells of the last try alone.
+const TRIES_MAX: usize = 3;
+
 /// A collection under way.
 pub(super) struct Collection<'a> {
     cluster: &'a Cluster,
@@ -79,6 +83,21 @@ pub async fn collect(cluster: &Cluster, grace: Duration) -> Result<Collected, Re
 
 /// [`collect`] with another least time for work.
 pub async fn collect_with(
+    cluster: &Cluster,
+    grace: Duration,
+    work_grace_min: Duration,
+) -> Result<Collected, RepoError> {
+    for _ in 1..TRIES_MAX {
+        let root = cluster.newest_root().await?;
+        let done = collect_once(cluster, grace, work_grace_min).await;
+        if let Some(done) = cluster.unless_moved(&root, done).await? {
+            return Ok(done);
+        }
+    }
+    collect_once(cluster, grace, work_grace_min).await
+}
+
+async fn collect_once(
     cluster: &Cluster,
     grace: Duration,
     work_grace_min: Duration,

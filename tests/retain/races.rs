@@ -15,7 +15,7 @@ use walden::format::index::{BackupState, RemovedKind};
 use walden::format::root::PendingKind;
 use walden::operate::{Exit, Failure};
 use walden::receive::compact::{self, Extent};
-use walden::repo::{Cluster, Registration, layout};
+use walden::repo::{Cluster, Registration, RepoError, layout};
 use walden::restore::{Request, RestoreError, Target};
 use walden::retain::delete::{self, DeleteError, Pins};
 use walden::retain::{gc, pin};
@@ -284,6 +284,56 @@ fn what_goes_while_it_is_verified_is_no_damage() {
     });
     println!("{rounds} rounds");
     assert!(rounds > 50, "{rounds} rounds");
+}
+
+/// Whether a collection made as many requests as `requests`, held up at that one while others made roots, collected, and raised the floor
+/// above every root that it knows.
+async fn collected_late(before: &World, requests: u64) -> bool {
+    let (server, store) = (before.server.fork(), before.store.fork());
+    let mut world = World::of(6000 + requests, Mode::Object, server, store, before.disk.fork(1));
+    let (theirs, ours) = (cluster(&mut world, 7).await, cluster(&mut world, 8).await);
+    let stalled = world.store.client(7);
+    stalled.hold_after(requests);
+    let was_held = Cell::new(false);
+    let others = async {
+        while !stalled.is_held() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        was_held.set(true);
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            keep(&ours, &window(0), Duration::ZERO).await.unwrap();
+        }
+        stalled.hold(false);
+        std::future::pending::<Never>().await
+    };
+    let told = format!("held up at request {requests}");
+    tokio::select! {
+        done = gc::collect_with(&theirs, Duration::ZERO, WORK_GRACE) => match done {
+            // It won a root that nobody reads any more.
+            Err(RepoError::Conflict { reason }) => assert!(reason.contains("stalled while others went on"), "{told}: {reason}"),
+            done => { done.expect(&told); }
+        },
+        never = others => match never {},
+    }
+    assert_eq!(world.broken_promise(&window(0), &mut Seen::default()).await, None, "{told}");
+    was_held.get()
+}
+
+#[test]
+fn a_collection_that_stalls_at_any_request_and_wakes_loses_nothing() {
+    let mut rounds = 0;
+    simulate(async {
+        let before = with_backups(3, 5).await;
+        for requests in 1.. {
+            if !collected_late(&before, requests).await {
+                break;
+            }
+            rounds += 1;
+        }
+    });
+    println!("{rounds} rounds");
+    assert!(rounds > 30, "{rounds} rounds");
 }
 
 #[test]
