@@ -12,6 +12,7 @@ use crate::format::index::{BackupEntry, BackupState};
 use crate::format::root::{PendingKind, Root};
 use crate::format::wal::{DeltaEpoch, DeltaStats, WalDeltas};
 use crate::repo::backups::state_now;
+use crate::repo::chunks::ChunkIndex;
 use crate::repo::epochs::image_cache;
 use crate::repo::spans::Spans;
 use crate::repo::walmap::Snapshot;
@@ -49,6 +50,12 @@ impl DeltaOptions {
     fn base_chunks(self) -> usize {
         usize::try_from(self.cache_bytes / (256 << 10)).unwrap_or(usize::MAX)
     }
+
+    /// The most memory for finding the base's pages among all chunks that are stored: 1 GiB, which does for 10 TB, with the cache's
+    /// default.
+    fn index_bytes_max(self) -> u64 {
+        self.cache_bytes / 4
+    }
 }
 
 /// The epochs of a compactor: the one whose encoder it has, and the next.
@@ -74,6 +81,8 @@ pub struct EpochEncoder {
     /// Where the last segment ends that this process stored of it.
     end: Lsn,
     base: Option<BasePages>,
+    /// The backup that is no base because it would take too much memory to find its pages.
+    base_too_large: Option<BackupId>,
     base_reads: usize,
     stats: DeltaStats,
 }
@@ -176,9 +185,8 @@ impl Epochs {
                 None => return Ok(None),
             },
         };
-        encoder
-            .set_base(cluster, base_of(snapshot, encoder_segment_size(cluster, job).await?), options)
-            .await?;
+        let base = base_of(snapshot, encoder_segment_size(cluster, job).await?);
+        encoder.set_base(cluster, &snapshot.index, base, options).await?;
         self.touched.push(encoder.epoch.id);
         Ok(Some(self.current.insert(encoder)))
     }
@@ -321,6 +329,7 @@ impl EpochEncoder {
             epoch,
             end,
             base: None,
+            base_too_large: None,
             base_reads: BASE_READS_SAVED_MAX,
             stats: DeltaStats::EMPTY,
         })
@@ -338,6 +347,7 @@ impl EpochEncoder {
     async fn set_base(
         &mut self,
         cluster: &Cluster,
+        index: &Index,
         backup: Option<BackupId>,
         options: DeltaOptions,
     ) -> Result<(), RepoError> {
@@ -346,6 +356,20 @@ impl EpochEncoder {
         }
         self.base = None;
         let Some(backup) = backup else { return Ok(()) };
+        let needed = ChunkIndex::bytes_for(&index.pages);
+        if needed > options.index_bytes_max() {
+            if self.base_too_large.as_ref() != Some(&backup) {
+                tracing::warn!(
+                    %backup,
+                    needed_mib = needed >> 20,
+                    at_most_mib = options.index_bytes_max() >> 20,
+                    "WAL deltas do without pages of the backup: the index of all chunks takes too much memory; delta_cache has to be \
+                     four times that"
+                );
+                self.base_too_large = Some(backup);
+            }
+            return Ok(());
+        }
         match BasePages::open(cluster, &backup, options.base_chunks(), Some(self.encoder.page_key())).await {
             Ok(base) => self.base = Some(base),
             Err(error) if error.is_damage() || error.is_no_space() => {

@@ -81,6 +81,12 @@ impl ChunkIndex {
         ChunkIndex { segments: Vec::new(), shards: vec![Vec::new(); SHARDS], lost: Vec::new() }
     }
 
+    /// Bytes of memory that an index of `pages` takes.
+    pub fn bytes_for(pages: &[PagesEntry]) -> u64 {
+        let chunk_count: u64 = pages.iter().map(|entry| u64::from(entry.chunk_count)).sum();
+        chunk_count * (size_of::<Entry>() + size_of::<u32>()) as u64
+    }
+
     /// Reads the directories of `pages`, the segments of a root's index: those that wait for deletion are not among them.
     ///
     /// # Errors

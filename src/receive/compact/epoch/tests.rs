@@ -185,3 +185,20 @@ fn the_epoch_to_go_on_with_is_that_of_the_newest_wal_before() {
     let elsewhere = Job { timeline: TimelineId(2), ..job(0x4000) };
     assert_eq!(newest_epoch(&index, &elsewhere), None);
 }
+
+#[test]
+fn pages_of_a_base_are_looked_for_in_an_index_of_bounded_memory() {
+    use crate::format::index::PagesEntry;
+    let segment = |chunk_count| PagesEntry {
+        id: ObjectId([1; 16]),
+        object_len: 0,
+        directory_offset: 0,
+        chunk_count,
+        plain_bytes: 0,
+    };
+    let most = DeltaOptions::default().index_bytes_max();
+    // Ten terabytes of whole chunks.
+    let chunks = (10_000_000_000_000u64 / (256 << 10)) as u32;
+    assert!(ChunkIndex::bytes_for(&[segment(chunks)]) <= most);
+    assert!(ChunkIndex::bytes_for(&[segment(chunks), segment(chunks / 10)]) > most);
+}
