@@ -114,6 +114,11 @@ impl Destination {
             let histories: Vec<HistoryEntry> = fresh.cloned().collect();
             let mut of = root.clone();
             of.set_copied_from(from.repo().id(), from.name());
+            for (generation, timeline) in view.root.ended() {
+                if selection.has_generation(generation) {
+                    of.set_ended(generation, timeline);
+                }
+            }
             let expired = expired(view, selection, index).to_expired();
             if expired != Spans::expired(&index.expired).to_expired() {
                 let mut next = index.clone();

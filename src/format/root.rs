@@ -44,6 +44,11 @@ pub const EXTENSION_REBUILT: u16 = 1;
 /// The extension of a copy's root that says what it is a copy of: a repository's id, and the cluster's name in it.
 pub const EXTENSION_COPIED_FROM: u16 = 2;
 
+/// The extension of a root that says on which timeline generations ended.
+pub const EXTENSION_ENDED: u16 = 3;
+/// Bytes of one of them: a generation, a timeline.
+const ENDED_BYTES: usize = 8;
+
 impl Root {
     /// The first root of `cluster`, in which nothing is.
     pub fn first(cluster: ClusterName, generation: Generation, made_at: Timestamp) -> Root {
@@ -73,9 +78,7 @@ impl Root {
 
     /// Says that the index was made anew with root `number`.
     pub fn set_rebuilt_at(&mut self, number: u64) {
-        self.extensions.retain(|extension| extension.tag != EXTENSION_REBUILT);
-        let value = Blob(number.to_le_bytes().to_vec());
-        self.extensions.push(Extension { tag: EXTENSION_REBUILT, value });
+        self.set_extension(EXTENSION_REBUILT, number.to_le_bytes().to_vec());
     }
 
     /// What the cluster was copied from, if it is a copy that says so.
@@ -87,11 +90,43 @@ impl Root {
 
     /// Says what the cluster is a copy of.
     pub fn set_copied_from(&mut self, repository: RepositoryId, cluster: &ClusterName) {
-        let value = Blob([&repository.0, cluster.as_str().as_bytes()].concat());
-        let known = self.extensions.iter_mut().find(|extension| extension.tag == EXTENSION_COPIED_FROM);
-        match known {
-            Some(known) => known.value = value,
-            None => self.extensions.push(Extension { tag: EXTENSION_COPIED_FROM, value }),
+        self.set_extension(EXTENSION_COPIED_FROM, [&repository.0, cluster.as_str().as_bytes()].concat());
+    }
+
+    /// The timeline that each generation was on when the next one began, as far as that is known.
+    pub fn ended(&self) -> Vec<(Generation, TimelineId)> {
+        let found = self.extensions.iter().find(|extension| extension.tag == EXTENSION_ENDED);
+        let (each, rest) = found.map_or(&[][..], |found| &found.value.0).as_chunks::<ENDED_BYTES>();
+        if !rest.is_empty() {
+            return Vec::new();
+        }
+        let number = |bytes: &[u8; ENDED_BYTES], at: usize| {
+            bytes
+                .get(at..)
+                .and_then(|bytes| bytes.first_chunk())
+                .map_or(0, |bytes| u32::from_le_bytes(*bytes))
+        };
+        each.iter().map(|bytes| (Generation(number(bytes, 0)), TimelineId(number(bytes, 4)))).collect()
+    }
+
+    /// Says that `generation` was on `timeline` when the next one began; what was said of it before stays.
+    pub fn set_ended(&mut self, generation: Generation, timeline: TimelineId) {
+        let mut ended = self.ended();
+        if ended.iter().any(|(known, _)| *known == generation) {
+            return;
+        }
+        ended.push((generation, timeline));
+        ended.sort_unstable();
+        let bytes = ended.iter().flat_map(|(generation, timeline)| {
+            [generation.0.to_le_bytes(), timeline.0.to_le_bytes()].concat()
+        });
+        self.set_extension(EXTENSION_ENDED, bytes.collect());
+    }
+
+    fn set_extension(&mut self, tag: u16, value: Vec<u8>) {
+        match self.extensions.iter_mut().find(|extension| extension.tag == tag) {
+            Some(known) => known.value = Blob(value),
+            None => self.extensions.push(Extension { tag, value: Blob(value) }),
         }
     }
 }
@@ -201,5 +236,25 @@ record! {
         pub segment_size: u32,
         /// Bytes of a block, 8192.
         pub block_size: u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generations_that_ended_are_told_in_order_and_once() {
+        let mut root = Root::first("shop".parse().unwrap(), Generation(3), Timestamp::from_micros(0));
+        assert_eq!(root.ended(), []);
+        root.set_ended(Generation(2), TimelineId(7));
+        root.set_ended(Generation(1), TimelineId(2));
+        root.set_ended(Generation(2), TimelineId(9));
+        assert_eq!(root.ended(), [(Generation(1), TimelineId(2)), (Generation(2), TimelineId(7))]);
+        root.set_rebuilt_at(5);
+        assert_eq!((root.rebuilt_at(), root.ended().len(), root.extensions.len()), (Some(5), 2, 2));
+        let of_ended = |extension: &&mut Extension| extension.tag == EXTENSION_ENDED;
+        root.extensions.iter_mut().find(of_ended).unwrap().value.0.pop();
+        assert_eq!(root.ended(), [], "a value that is none says nothing");
     }
 }

@@ -98,6 +98,9 @@ impl Cluster {
                 return Err(RepoError::Conflict { reason });
             }
             let mut begun = root.clone();
+            if let Some(stream) = root.streams.iter().rev().find(|stream| stream.generation == after) {
+                begun.set_ended(after, stream.timeline);
+            }
             begun.generation = next;
             // A fence that ends a stream of the generation before bears this epoch.
             begun.writer_epoch += 1;

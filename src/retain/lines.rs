@@ -81,16 +81,19 @@ fn era(facts: &Facts<'_>, generation: Generation) -> Era {
     let streamed = facts.root.streams.iter().rev().find(|stream| stream.generation == generation);
     let mut timelines: BTreeSet<TimelineId> = pieces.iter().map(|piece| piece.timeline).collect();
     timelines.extend(own.iter().map(|backup| backup.timeline));
-    timelines.extend(streamed.map(|stream| stream.timeline));
     let lineage = lineage(index.histories.iter().filter(|history| history.generation == generation));
+    // On which it is streamed, or was when the next one began: also when nothing of its own is left, its ancestors are there.
+    let ended = facts.root.ended().into_iter().find(|(ended, _)| *ended == generation);
+    let ended = ended.map(|(_, timeline)| timeline).filter(|timeline| lineage.path(*timeline).is_some());
+    let known_main = streamed.map(|stream| stream.timeline).or(ended);
+    timelines.extend(known_main);
     let end_of = |timeline: TimelineId| {
         let stored = pieces.iter().filter(|piece| piece.timeline == timeline).map(|piece| piece.server_time);
         let made = own.iter().filter(|backup| backup.timeline == timeline).map(|backup| backup.stopped_at);
         stored.chain(made).max().unwrap_or(Timestamp::MIN)
     };
-    // Where it is streamed; of a generation that is over, where its newest WAL is.
-    let main = streamed
-        .map(|stream| stream.timeline)
+    // Where nobody says which, where its newest WAL is.
+    let main = known_main
         .or_else(|| timelines.iter().copied().max_by_key(|timeline| (end_of(*timeline), *timeline)));
     let main = if planted(Bug::ExpiryByName) { timelines.last().copied() } else { main };
     let mut era = Era { generation, size, backups: Vec::new(), lines: Vec::new(), orphans: Vec::new() };

@@ -4,7 +4,7 @@ use crate::bed::{cluster, copy_all, copy_as, empty, open, verified};
 use crate::clusters::DELTAS;
 use crate::common::crash::{Mode, World, simulate};
 use crate::common::keeping::{with_backups, with_backups_and_wal};
-use walden::base::SystemId;
+use walden::base::{SystemId, TimelineId};
 use walden::copy::{BackupWal, CopyError, Scope};
 use walden::format::index::{BackupState, WalEntry};
 use walden::format::root::{GenerationRecord, Root};
@@ -38,11 +38,19 @@ fn records_of_generations_of_which_nothing_is_left_are_copied_too() {
             now.major_version += 1;
             source.begin_generation(walden::base::Generation(number), &now).await.unwrap();
         }
+        let ended = (first.generation, TimelineId(3));
+        let say = |root: &Root| {
+            let mut next = root.clone();
+            next.set_ended(ended.0, ended.1);
+            Ok(Some(RootChange::of(next)))
+        };
+        source.commit::<RepoError>(say).await.unwrap();
         let to = empty(&mut world, 51).await;
         copy_all(&source, &open(&to, world.env()).await).await.unwrap();
         let theirs = cluster(&to, &mut world).await;
         let root = theirs.newest_root().await.unwrap();
         assert_eq!(theirs.generations(&root).await.unwrap().len(), 3);
+        assert_eq!(root.ended(), [ended]);
         assert_eq!(theirs.read_generation(first.generation).await.unwrap(), first);
         verified(&to, world.env()).await;
     });

@@ -7,13 +7,14 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::sync::Once;
-use walden::base::{ChunkId, Entropy, Lsn, ObjectKey, SlotName};
+use walden::base::{ChunkId, Entropy, Generation, Lsn, ObjectKey, RepositoryId, SlotName, TimelineId};
 use walden::codec::keyslot::{SlotPublic, create_slot, seal_epoch};
 use walden::codec::{EpochKeys, EpochObject, KeySource, ObjectWriter, SlotCost, Unlock};
 use walden::format::envelope::PlainObject;
 use walden::format::header::{ObjectHeader, ObjectKind};
 use walden::format::marker::{REPOSITORY_VERSION, RepositoryMarker};
 use walden::format::record::Record;
+use walden::format::root::Root;
 use zeroize::Zeroizing;
 
 /// A vector with its bytes.
@@ -294,6 +295,16 @@ pub fn root() -> Draft {
     Draft { writer_epoch: 5, ..draft }
 }
 
+/// The root of a copy of a cluster that was upgraded twice, whose index was made anew.
+fn root_of_copy() -> Root {
+    let mut root = Root { generation: Generation(3), ..samples::root() };
+    root.set_rebuilt_at(6);
+    root.set_copied_from(RepositoryId([0x41; 16]), &"till".parse().unwrap());
+    root.set_ended(Generation(1), TimelineId(3));
+    root.set_ended(Generation(2), TimelineId(2));
+    root
+}
+
 /// WAL-like bytes: some repeat, some do not.
 fn wal_bytes(len: usize) -> Vec<u8> {
     let mut noise = vec![0; len / 4];
@@ -430,6 +441,8 @@ fn objects() -> Vec<Made> {
             ..root()
         }
         .made("a backup's manifest, of one page"),
+        Draft { file: "root-of-copy", meta: Some(("Root", root_of_copy().encode())), ..root() }
+            .made("a root of a copy, with every extension of its own"),
         Draft { page: "records.md", file: "root-extension", ..root() }
             .made("an unknown extension is skipped, and kept by whoever rewrites the record"),
         Draft {

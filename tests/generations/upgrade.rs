@@ -93,7 +93,8 @@ fn a_receiver_fences_what_an_upgrade_left_open() {
         let (mut world, old, new) = shut_down(3, Mode::Object).await;
         let cluster = world.cluster_of(2).await.unwrap();
         let record = record_of(&world, &new);
-        cluster.begin_generation(FIRST, &record).await.unwrap();
+        let root = cluster.begin_generation(FIRST, &record).await.unwrap();
+        assert_eq!(root.ended(), [(FIRST, TimelineId(1))]);
         world.server = new.clone();
         receive_until_finished(&mut world, 4).await;
         is_closed(&cluster, FIRST).await;

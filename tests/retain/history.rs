@@ -323,7 +323,8 @@ impl History {
     fn upgrade(&mut self) {
         let generation = Generation(self.generations.len() as u32 + 1);
         self.generations.push(record(generation));
-        let end = self.places[self.current].end;
+        let (ends, end) = (self.places[self.current].clone(), self.places[self.current].end);
+        self.root.set_ended(ends.generation, ends.timeline);
         let end = Lsn::new(end.get().next_multiple_of(SEGMENT));
         self.places.push(Place { generation, timeline: TimelineId(1), end, parents: Vec::new() });
         self.current = self.places.len() - 1;

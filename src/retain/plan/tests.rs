@@ -554,6 +554,31 @@ fn after_an_upgrade_the_older_generation_stays_until_the_window_has_passed() {
 }
 
 #[test]
+fn the_line_that_a_generation_ended_on_stays_its_own_when_its_newest_wal_has_gone() {
+    let mut bed = Bed::new(14);
+    bed.fork(1, 2, 1, 10);
+    bed.wal(1, 2, 10..17);
+    let own = bed.backup(1, 2, 11, BackupState::Complete);
+    let left = bed.complete(13);
+    let pin = PinEntry { backup: left.clone(), pinned_at: at(13), until: None, reason: String::new() };
+    bed.index.pins.push(pin);
+    bed.generations.push(record(2));
+    bed.root.streams.clear();
+    bed.root.set_ended(Generation(1), TimelineId(2));
+    bed.stream(2, 1);
+    bed.wal(2, 1, 17..60);
+    bed.backup(2, 1, 17, BackupState::Complete);
+    bed.policy.count_min = 2;
+    bed.clock = 60;
+    assert_eq!(bed.keeps(&own), [Keep::Count(2)]);
+    assert_eq!(bed.wal_gone(), ["1/1: 0..13", "1/2: 10..11", "1/2: 12..17"]);
+    // The line that was left has the newest WAL now.
+    let bed = bed.expired();
+    assert_eq!(bed.keeps(&own), [Keep::Count(2)]);
+    assert_eq!(bed.keeps(&left).len(), 1, "it is pinned, and counts as nothing else");
+}
+
+#[test]
 fn without_a_backup_of_the_new_generation_the_old_ones_last_stays() {
     let mut bed = Bed::new(20);
     bed.policy.count_min = 0;
