@@ -113,8 +113,11 @@ LONG_TESTS='binary(crash) + binary(life) + binary(kill) + binary(duel) + test(/^
 tests() {
     local name=$1 filter=$2
     shift 2
+    local build=()
+    # What is of one binary builds no other.
+    if [[ $filter =~ ^binary\(([a-z]+)\)(\ &|$) ]]; then build=(--test "${BASH_REMATCH[1]}"); fi
     [ "$(id -u)" = 0 ] || filter="($filter) - binary(full) - test(a_full_disk_leaves)"
-    part "$name" env "$@" cargo nextest run --locked --no-fail-fast --cargo-profile long -E "$filter"
+    part "$name" env "$@" cargo nextest run --locked --no-fail-fast --cargo-profile long "${build[@]}" -E "$filter"
 }
 
 say "long run of commit $COMMIT, seed $SEED${MINUTES:+, $MINUTES minutes of it}; $DIR"
@@ -137,7 +140,7 @@ for major in 14 15 16 17 18; do
     tests "kill-$major" "binary(kill) & test(/_on_$major\$/)"
 done
 for major in 14 15 16 17 18; do
-    tests "deltas-$major" "test(/^servers::wal_comes_back_on_$major\$/)"
+    tests "deltas-$major" "binary(deltas) & test(/^servers::wal_comes_back_on_$major\$/)"
 done
 # Retention beside backups, compaction and stalled processes, and lives of some months by the resolver.
 for ((first = 0; first < CRASH_SEEDS; first += CRASH_SLICE)); do
