@@ -17,7 +17,7 @@ use walden::base::crc32c::crc32c;
 use walden::base::{Lsn, SegmentSize, WalFileName};
 use walden::delta::{
     Encoder, EncoderOptions, Frame, FrameBody, FrameDecoder, FrameStats, ImageCache, Surprise, Verify,
-    sections,
+    Window, sections,
 };
 use walden::format::delta::SectionKind;
 use walden::wal::{DecodeFrom, Decoder, Record};
@@ -217,9 +217,10 @@ fn main() {
 fn contents(frames: &[Frame]) -> (Vec<u64>, Vec<f64>) {
     let mut plain = vec![0; SectionKind::ALL.len()];
     let mut entropy = vec![0.0; SectionKind::ALL.len()];
+    let mut window = Window::default();
     for frame in frames {
         let FrameBody::Delta(bytes, _) = &frame.body else { continue };
-        for (kind, section) in sections(bytes).expect("a frame") {
+        for (kind, section) in sections(bytes, &mut window).expect("a frame") {
             let mut counts = [0u32; 256];
             section.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
             let all = section.len() as f64;
@@ -255,9 +256,10 @@ fn bounds(wal: &[u8], frames: &[Frame]) -> (Duration, Duration, Duration) {
         });
     });
     let unpack = timed(&|| {
+        let mut window = Window::default();
         for frame in frames {
             if let FrameBody::Delta(bytes, _) = &frame.body {
-                std::hint::black_box(sections(bytes).expect("a frame"));
+                std::hint::black_box(sections(bytes, &mut window).expect("a frame"));
             }
         }
     });

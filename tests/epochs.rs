@@ -14,7 +14,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use walden::base::{Anonymous, BackupId, Memory, Scratch, SegmentSize, TimelineId};
 use walden::delta::{BlockId, Page};
+use walden::format::Reader;
+use walden::format::delta::{DeltaHead, SectionCodec, SectionKind};
 use walden::format::index::WalEntry;
+use walden::format::record::Field;
 use walden::receive::compact::DeltaOptions;
 use walden::repo::epochs::NearPages;
 use walden::repo::layout;
@@ -366,6 +369,53 @@ fn damage_of_a_backup_and_of_a_segment_is_named_with_the_wal_that_it_costs() {
         "{text}"
     );
     assert!(named("restores to any moment after"), "the moments that are lost are told: {text}");
+}
+
+#[test]
+fn records_are_read_at_any_place_where_identifiers_come_again() {
+    let pg = server(17);
+    pg.sql("CREATE TABLE p (a int, item text, till text)");
+    let place = Place::init();
+    let receiving = receive(&place, &pg);
+    for _ in 0..3 {
+        let till = "md5((i % 7000)::text)";
+        pg.sql(&format!(
+            "INSERT INTO p SELECT i, md5(random()::text), {till} FROM generate_series(1, 25000) i"
+        ));
+        compact(&place, &pg);
+    }
+    drop(receiving);
+    let archive = Archive::open(&place);
+    let timeline = TimelineId(1);
+    archive.compare("shop", &pg, timeline, SegmentSize::new(16 << 20).unwrap());
+    let all = archive.records("shop", timeline, None, usize::MAX).unwrap();
+    let starts: Vec<_> = all.iter().map(|(start, _)| *start).collect();
+    let frames = archive.delta_frames("shop", timeline, &starts);
+    let window = |frame: &Vec<u8>| {
+        let head = DeltaHead::get(&mut Reader::new("frame", frame)).unwrap();
+        head.sections[SectionKind::Digits as usize].codec == SectionCodec::Window
+    };
+    let with_window = frames.iter().filter(|frame| window(frame)).count();
+    assert!(with_window >= 6, "{with_window} of {} frames", frames.len());
+    // Whoever begins there reads the same, and goes on.
+    for (number, (start, _)) in all.iter().enumerate() {
+        let read = archive.records("shop", timeline, Some(*start), 2).unwrap();
+        assert!(read == all[number..all.len().min(number + 2)], "from {start} on");
+    }
+    place.ok(&["verify"]);
+    let rows = place.json(&["analyze"]);
+    assert!(rows.to_string().contains("Heap"), "{rows}");
+
+    // Each segment by itself has its records.
+    let entries = deltas(&snapshot(&place));
+    assert!(entries.len() >= 2, "{} segments", entries.len());
+    let gone = place.path("repo").join(layout::segment(&"shop".parse().unwrap(), entries[0].id).as_str());
+    fs::rename(&gone, place.path("gone")).unwrap();
+    for entry in &entries[1..] {
+        let from = starts.iter().position(|start| *start >= entry.start).unwrap();
+        let read = archive.records("shop", timeline, Some(starts[from]), 3).unwrap();
+        assert!(read == all[from..all.len().min(from + 3)], "from {} on", starts[from]);
+    }
 }
 
 fn verify_fails(place: &Place) -> String {

@@ -2,6 +2,8 @@
 //! pages; a new image replaces the block's last one; when there are too many, the block whose last image is the oldest goes.
 //! Spec: formats/deltas.md.
 //!
+//! Beside them are what records did to their pages since (`history`), and digits of the last frames (`window`).
+//!
 //! The cache proves nothing: each page has a check from when it was put there, and what is decoded has the frame's BLAKE3.
 
 #![deny(clippy::indexing_slicing)]
@@ -10,6 +12,7 @@ use super::block::{BlockId, Page, page_check};
 use super::history::{self, Change, ChangePlace, Check, History, NO_CHANGE};
 use super::records::QuickHasher;
 use super::replay;
+use super::window::Window;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Anonymous, Lsn, Memory, Scratch};
 use std::collections::{HashMap, VecDeque};
@@ -107,6 +110,8 @@ pub struct ImageCache {
     pages: Box<dyn Memory>,
     turn: u64,
     history: History,
+    /// The digits that the next frame may repeat.
+    pub(super) window: Window,
 }
 
 impl ImageCache {
@@ -129,6 +134,7 @@ impl ImageCache {
             pages: scratch.memory(pages_max * BLOCK_BYTES)?,
             turn: 0,
             history: History::new(history_bytes, scratch.memory(history_bytes)?),
+            window: Window::default(),
         })
     }
 
@@ -153,6 +159,7 @@ impl ImageCache {
         self.slots.clear();
         self.queue.clear();
         self.history.clear();
+        self.window.clear();
     }
 
     /// The last image of `block`.

@@ -1,22 +1,24 @@
 //! One delta frame into the WAL it was made of. Everything in a frame is held against bounds before memory is taken for it, and what
 //! comes out against the frame's BLAKE3. Spec: formats/deltas.md.
 
-use super::block::{BlockId, Page, PageSource, Vouched, page_check};
-use super::cache::{ImageCache, Rotten};
+use super::block::{BlockId, Page, PageSource};
+use super::cache::ImageCache;
 use super::columns::ColumnReader;
 use super::diff::{DifferenceReader, Hole, page_of};
 use super::encode::range_of;
-use super::error::{DeltaError, MissingPage};
+use super::error::DeltaError;
 use super::framing::{Dressed, Dresser, Expected};
 use super::headers::KindHeaders;
 use super::keep::{KeptRecords, keep};
 use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
 use super::records::{Groups, QuickHasher};
+use super::referred::{ZeroPages, all_missing, blame, cached_image, check_of, missing_page};
 use super::repack::{Known, PlainImages, Repacker};
 use super::replay::moved_tuples;
 use super::section::{SectionReader, read_head};
 use super::varint::Cursor;
 use super::walk::edge_stretches;
+use super::window::Window;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Lsn, LsnRange, crc32c};
 use crate::format::FormatError;
@@ -59,7 +61,7 @@ impl FrameDecoder {
     /// What `frame` refers to: which pages to fetch, and which earlier frames to decode before it.
     pub fn references(&mut self, frame: &[u8]) -> Result<Vec<Reference>, DeltaError> {
         let (head, stored) = read_head(frame)?;
-        self.sections.read(&head, stored, OUTLINE_SECTIONS)?;
+        self.sections.read(&head, stored, OUTLINE_SECTIONS, &Window::default())?;
         Ok(outline(head, &self.sections)?.all_references().copied().collect())
     }
 
@@ -72,7 +74,7 @@ impl FrameDecoder {
         pages: &mut dyn PageSource,
         to: &mut Vec<u8>,
     ) -> Result<LsnRange, DeltaError> {
-        let done = self.restore(frame, Some(cache), pages, None, to).and_then(|outline| {
+        let done = self.restore(frame, Some(cache), &cache.window, pages, None, to).and_then(|outline| {
             let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
             if same { Ok(outline) } else { Err(blame(&outline, cache, pages)) }
         });
@@ -104,16 +106,36 @@ impl FrameDecoder {
             to.clear();
             DeltaError::NoRoom { range, reason: error.to_string() }
         })?;
+        cache.window.push(range.start, self.sections.section(SectionKind::Digits));
         Ok(range)
     }
 
     /// Puts the WAL of `frame` into `to` with zeros in the place of what images and moved tuples take from other pages, and of images
     /// that are to be compressed again; returns where it lies. The records are as they were but for those and for `xl_crc`, which fits what is
     /// there: enough to read records, at any place, without a cache and a base. That it is right is for the seal of the frame to say;
-    /// its BLAKE3 cannot be compared.
-    pub fn decode_records(&mut self, frame: &[u8], to: &mut Vec<u8>) -> Result<LsnRange, DeltaError> {
-        let outline = self.restore(frame, None, &mut ZeroPages, None, to).inspect_err(|_| to.clear())?;
-        Ok(range_of(&outline.head))
+    /// its BLAKE3 cannot be compared. `window` is that of the frames before it in its epoch, and goes on; a frame whose digits
+    /// repeat none does not need it.
+    ///
+    /// # Errors
+    /// [`DeltaError::WrongWindow`]: let the frames before it [`Self::pass`].
+    pub fn decode_records(
+        &mut self,
+        frame: &[u8],
+        window: &mut Window,
+        to: &mut Vec<u8>,
+    ) -> Result<LsnRange, DeltaError> {
+        let restored = self.restore(frame, None, window, &mut ZeroPages, None, to);
+        let range = range_of(&restored.inspect_err(|_| to.clear())?.head);
+        window.push(range.start, self.sections.section(SectionKind::Digits));
+        Ok(range)
+    }
+
+    /// Takes from `frame` what the window of later ones needs, and nothing else.
+    pub fn pass(&mut self, frame: &[u8], window: &mut Window) -> Result<LsnRange, DeltaError> {
+        let (head, stored) = read_head(frame)?;
+        self.sections.read(&head, stored, &[SectionKind::Digits], window)?;
+        window.push(head.start, self.sections.section(SectionKind::Digits));
+        Ok(range_of(&head))
     }
 
     /// Whether `frame` decodes to `raw`, for its encoder: no BLAKE3 is needed for that, and the cache is not changed.
@@ -126,7 +148,8 @@ impl FrameDecoder {
         raw: &[u8],
     ) -> bool {
         let mut made = std::mem::take(&mut self.made);
-        let same = self.restore(frame, Some(cache), pages, Some(known), &mut made).is_ok() && made == raw;
+        let same = self.restore(frame, Some(cache), &cache.window, pages, Some(known), &mut made).is_ok()
+            && made == raw;
         self.made = made;
         same
     }
@@ -137,13 +160,14 @@ impl FrameDecoder {
         &mut self,
         frame: &[u8],
         cache: Option<&ImageCache>,
+        window: &Window,
         pages: &mut dyn PageSource,
         known: Option<Known<'_>>,
         to: &mut Vec<u8>,
     ) -> Result<Outline, DeltaError> {
         to.clear();
         let (head, stored) = read_head(frame)?;
-        self.sections.read(&head, stored, &[])?;
+        self.sections.read(&head, stored, &[], window)?;
         let outline = outline(head, &self.sections)?;
         self.contents(&outline)?;
         match self.records(&outline, cache, pages, known, to) {
@@ -414,84 +438,5 @@ impl FrameDecoder {
             cursor.finish()?;
         }
         Ok(())
-    }
-}
-
-/// Why what was decoded is not what was encoded: a page that is not the one the frame was made with, or the frame itself.
-fn blame(outline: &Outline, cache: &ImageCache, pages: &mut dyn PageSource) -> DeltaError {
-    let mut room = [0; BLOCK_BYTES];
-    for reference in outline.all_references() {
-        let (block, lsn) = (reference.block, reference.lsn);
-        match reference.origin {
-            Origin::Alone => {}
-            Origin::Base { check: expected } => {
-                let found = pages.lend_page(&block, expected, &mut room).map(|(page, _)| page_check(page));
-                if let Some(found) = found.filter(|found| *found != expected) {
-                    return DeltaError::WrongPage { block, lsn, found, expected };
-                }
-            }
-            Origin::Image { lsn: image } => {
-                let cached = cache.get(&block).filter(|cached| cached.lsn == image);
-                if cached.is_some_and(|cached| cached.page(&mut room).is_err()) {
-                    return DeltaError::RottenImage { block, image };
-                }
-            }
-        }
-    }
-    DeltaError::Differs { range: range_of(&outline.head) }
-}
-
-/// Pages of the base that the frame of `outline` refers to and `pages` does not have, if there are any.
-fn all_missing(outline: &Outline, pages: &mut dyn PageSource) -> Option<Vec<MissingPage>> {
-    let mut room = [0; BLOCK_BYTES];
-    let of_base = outline.all_references().filter(|made| matches!(made.origin, Origin::Base { .. }));
-    let missing: Vec<MissingPage> = of_base
-        .filter(|reference| {
-            pages.lend_page(&reference.block, check_of(reference.origin), &mut room).is_none()
-        })
-        .map(missing_page)
-        .collect();
-    (!missing.is_empty()).then_some(missing)
-}
-
-/// Zeros for every page.
-struct ZeroPages;
-
-impl PageSource for ZeroPages {
-    fn base_page(&mut self, _block: &BlockId, page: &mut Page) -> Option<Vouched> {
-        page.fill(0);
-        Some(Vouched::BySource)
-    }
-}
-
-/// The check of the page of the base that an image is made of.
-fn check_of(origin: Origin) -> u32 {
-    match origin {
-        Origin::Base { check } => check,
-        Origin::Alone | Origin::Image { .. } => 0,
-    }
-}
-
-fn missing_page(reference: &Reference) -> MissingPage {
-    MissingPage { block: reference.block, lsn: reference.lsn }
-}
-
-/// The image of an earlier frame that is `image` of the block of `reference`, with what records did to it since; zeros without a cache.
-fn cached_image<'a>(
-    reference: &Reference,
-    image: Lsn,
-    cache: Option<&'a ImageCache>,
-    room: &'a mut Page,
-) -> Result<&'a Page, DeltaError> {
-    let (block, lsn) = (reference.block, reference.lsn);
-    let Some(cache) = cache else {
-        room.fill(0);
-        return Ok(room);
-    };
-    match cache.get(&block) {
-        Some(cached) if cached.lsn == image => {
-            cached.unchecked_page(room).map_err(|Rotten| DeltaError::RottenImage { block, image })
-        }
-        _ => Err(DeltaError::MissingImage { block, image, lsn }),
     }
 }

@@ -222,7 +222,7 @@ impl FrameEncoder {
         }
     }
 
-    /// The frame of `raw`, which has `parts`, `body` and `marks`.
+    /// The frame of `raw`, which has `parts`, `body` and `marks`. It may repeat digits of frames from `window_from` on.
     #[allow(clippy::too_many_arguments)]
     pub fn encode(
         &mut self,
@@ -231,6 +231,7 @@ impl FrameEncoder {
         body: &[u8],
         marks: &[Mark],
         context: &mut Context,
+        window_from: Lsn,
         cache: &ImageCache,
         pages: &mut dyn PageSource,
     ) -> Result<(Vec<u8>, FrameStats), Surprise> {
@@ -333,7 +334,7 @@ impl FrameEncoder {
             rest_len: parts.rest_len,
             sections: Vec::new(),
         };
-        let (frame, stored_lens) = self.sections.frame(head, &sections);
+        let (frame, stored_lens) = self.sections.frame(head, &sections, &cache.window, window_from);
         stats.sections = stored_lens;
         stats.stored = frame.len() as u64;
         stats.records = parts.records.len() as u64;
@@ -439,7 +440,7 @@ impl FrameEncoder {
         Known { plain: &self.plain, images: &self.splitter.images, body }
     }
 
-    /// Keeps in `cache` what the frame that was made last has of images, and what its records did to their pages.
+    /// Keeps in `cache` what the frame that was made last has of images and digits, and what its records did to their pages.
     ///
     /// # Errors
     /// No room: the cache is empty.
@@ -459,7 +460,9 @@ impl FrameEncoder {
             places: &self.splitter.contents,
             plain: &self.plain,
         };
-        keep(&records, Dressed::bare(body, parts.place), parts.place, marks, cache)
+        keep(&records, Dressed::bare(body, parts.place), parts.place, marks, cache)?;
+        cache.window.push(parts.place.start, &self.columns.digits);
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use super::block::{BlockId, PageSource};
 use super::cache::ImageCache;
 use super::decode::FrameDecoder;
 use super::encode::{Context, FrameEncoder, FrameStats};
+use super::limits::WINDOW_WAL_BYTES;
 use super::walk::{More, Next, Surprise, Walker};
 use crate::base::limits::WAL_FRAME_BYTES;
 use crate::base::{Lsn, LsnRange, SegmentSize};
@@ -61,6 +62,8 @@ pub struct Encoder {
     buffer: Vec<u8>,
     walker: Walker,
     context: Context,
+    /// Where the first frame begins whose digits the next one may repeat.
+    window_from: Lsn,
     frames: FrameEncoder,
     decoder: FrameDecoder,
     cache: ImageCache,
@@ -83,6 +86,7 @@ impl Encoder {
             buffer: Vec::new(),
             walker: Walker::new(options.segment_size),
             context: Context::default(),
+            window_from: start,
             frames: FrameEncoder::new(options.page_key),
             decoder: FrameDecoder::new(),
             cache,
@@ -90,9 +94,11 @@ impl Encoder {
         }
     }
 
-    /// Goes on at `start`, which may leave out WAL that is stored otherwise. Everything fed was taken.
+    /// Goes on at `start`, which may leave out WAL that is stored otherwise, in another object: frames from there on repeat no digits of
+    /// those before, so that an object has its records by itself. Everything fed was taken.
     pub fn seek(&mut self, start: Lsn) {
         assert!(self.buffer.is_empty(), "{} bytes were fed and not taken", self.buffer.len());
+        self.window_from = start;
         if start != self.at {
             (self.at, self.next) = (start, Next::Unknown);
         }
@@ -183,13 +189,24 @@ impl Encoder {
         assert!(cut.len > 0 && cut.len <= window.len(), "a frame of {} bytes", cut.len);
         let raw = window.get(..cut.len).unwrap_or(window);
         let range = LsnRange::new(self.at, self.at.saturating_add(raw.len() as u64));
+        if range.start.bytes_since(self.window_from) > WINDOW_WAL_BYTES {
+            self.window_from = range.start;
+        }
         let (body, marks) = (&self.walker.body, &self.walker.marks);
         let encoded = cut.parts.and_then(|parts| {
             if self.broken {
                 return Err(Surprise::NoRoom);
             }
-            let (frame, stats) =
-                self.frames.encode(raw, &parts, body, marks, &mut self.context, &self.cache, pages)?;
+            let (frame, stats) = self.frames.encode(
+                raw,
+                &parts,
+                body,
+                marks,
+                &mut self.context,
+                self.window_from,
+                &self.cache,
+                pages,
+            )?;
             if self.options.verify == Verify::Decode
                 && !self.decoder.gives(
                     &frame,

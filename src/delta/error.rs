@@ -44,6 +44,16 @@ pub enum DeltaError {
         /// The record whose image it was.
         image: Lsn,
     },
+    /// Digits of the frame repeat those of frames before it, which were not all decoded, or are lost.
+    #[error(
+        "WAL {range}: its digits repeat those of the delta frames of its epoch from {from} on, which are lost or differ"
+    )]
+    WrongWindow {
+        /// What the frame holds.
+        range: LsnRange,
+        /// Where the first of these frames begins, at the earliest.
+        from: Lsn,
+    },
     /// No room for what later frames refer to; the image cache is empty.
     #[error("no room for the images of WAL {range}: {reason}")]
     NoRoom {

@@ -7,6 +7,10 @@ use crate::format::delta::SectionKind;
 pub const SECTIONS_BYTES_MAX: usize = 12 << 20;
 /// The most bytes of images that PostgreSQL compressed and that are not stored so, as they were before.
 pub const FRAME_PLAIN_BYTES_MAX: usize = 8 << 20;
+/// The most bytes of digits of earlier frames, and of a byte for each of these frames, that a frame may repeat.
+pub const WINDOW_BYTES_MAX: usize = 512 << 10;
+/// How far back the first of these frames may begin: who wants one frame by itself reads no more than this.
+pub const WINDOW_WAL_BYTES: u64 = 32 << 20;
 /// Sections of a frame.
 pub const SECTIONS: usize = 18;
 /// The most images and splits in a frame: what refers to pages.

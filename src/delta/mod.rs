@@ -4,7 +4,7 @@
 //! [`Encoder`] is fed with raw WAL in LSN order and hands out [`Frame`]s; [`FrameDecoder`] undoes them, in the same order, with the
 //! pages that a [`PageSource`] gives. The way of a frame: `walk` cuts the range and finds records, `framing` takes page headers
 //! off, `records`, `structure` and `headers` take records apart, `columns` stores their contents, `diff` the images, after `repack` unpacked
-//! those that `pglz` or `lz4` packed (`overlap` is what these share), `section` compresses;
+//! those that `pglz` or `lz4` packed (`overlap` is what these share), `section` compresses, digits with a `window` of earlier ones;
 //! `encode` and `decode` put these together. What a frame leaves for later ones `keep` puts into `cache` (images) and `history` (what
 //! records did to their pages since), from which `replay`, with `heap` and `slots`, makes the page that a later image is near to.
 //!
@@ -30,6 +30,7 @@ mod outline;
 mod overlap;
 mod pglz;
 mod records;
+mod referred;
 mod repack;
 mod replay;
 mod section;
@@ -37,6 +38,7 @@ mod slots;
 mod structure;
 mod varint;
 mod walk;
+mod window;
 
 pub use block::{BlockId, NoBase, Page, PageSource, Vouched, page_check, page_hash};
 pub use cache::{Cached, ImageCache};
@@ -47,3 +49,4 @@ pub use error::{DeltaError, MissingPage};
 pub use outline::{Origin, Reference};
 pub use section::sections;
 pub use walk::Surprise;
+pub use window::Window;

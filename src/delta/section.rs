@@ -1,22 +1,32 @@
 //! The sections of a delta frame: what of one kind stands together, and is compressed together. Spec: formats/deltas.md.
 
-use super::limits::{SECTIONS, SECTIONS_BYTES_MAX};
+use super::error::DeltaError;
+use super::limits::{SECTIONS, SECTIONS_BYTES_MAX, WINDOW_WAL_BYTES};
+use super::window::Window;
+use crate::base::crc32c;
 use crate::base::limits::WAL_FRAME_BYTES;
+use crate::base::{Lsn, LsnRange};
 use crate::format::delta::{DeltaHead, SectionCodec, SectionEntry, SectionKind};
 use crate::format::record::Field;
 use crate::format::{FormatError, Reader, Writer};
 use std::io;
-use zstd::bulk::{Compressor, Decompressor};
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::{DCtx, ErrorCode, get_error_name};
 
 /// zstd's level for sections: below it records lose a tenth, above it costs more than it gives.
 pub const ZSTD_LEVEL: i32 = 3;
 /// Sections shorter than this are not worth a zstd frame.
 const COMPRESS_FROM: usize = 32;
+/// The part of a section's stored bytes that a window has to save: a frame that stands alone is worth some.
+const WINDOW_SAVES_PART: usize = 16;
+/// Bytes of a section with a window before what is compressed: the window's check, and how far back it begins.
+const WINDOW_HEAD_BYTES: usize = 8;
 
 /// Compresses sections and puts a frame together.
 pub struct SectionWriter {
     compressor: Option<Compressor<'static>>,
     body: Vec<u8>,
+    windowed: Vec<u8>,
 }
 
 impl std::fmt::Debug for SectionWriter {
@@ -28,13 +38,28 @@ impl std::fmt::Debug for SectionWriter {
 impl SectionWriter {
     /// A writer at [`ZSTD_LEVEL`]; without memory for a context, sections are stored as they are.
     pub fn new() -> Self {
-        SectionWriter { compressor: Compressor::new(ZSTD_LEVEL).ok(), body: Vec::new() }
+        SectionWriter { compressor: Compressor::new(ZSTD_LEVEL).ok(), body: Vec::new(), windowed: Vec::new() }
     }
 
-    /// The frame of `head` and these sections, in the order of `SectionKind`; and the stored length of each.
-    pub fn frame(&mut self, mut head: DeltaHead, sections: &[&[u8]; SECTIONS]) -> (Vec<u8>, [u64; SECTIONS]) {
+    /// The frame of `head` and these sections, in the order of `SectionKind`; and the stored length of each. Digits may repeat what
+    /// `window` has from `window_from` on.
+    pub fn frame(
+        &mut self,
+        mut head: DeltaHead,
+        sections: &[&[u8]; SECTIONS],
+        window: &Window,
+        window_from: Lsn,
+    ) -> (Vec<u8>, [u64; SECTIONS]) {
         self.body.clear();
-        head.sections = sections.iter().map(|section| self.section(section)).collect();
+        let distance = head.start.bytes_since(window_from) as u32;
+        head.sections = SectionKind::ALL
+            .iter()
+            .zip(sections)
+            .map(|(kind, section)| match kind {
+                SectionKind::Digits => self.section_after(window.since(window_from), distance, section),
+                _ => self.section(section),
+            })
+            .collect();
         let mut to = Writer::new();
         head.put(&mut to);
         to.put(&self.body);
@@ -62,12 +87,38 @@ impl SectionWriter {
         self.body.extend_from_slice(plain);
         SectionEntry { codec: SectionCodec::Raw, plain_len, stored_len: plain_len }
     }
+
+    /// A section that may repeat what is in `window`, which begins so far back.
+    fn section_after(&mut self, window: &[u8], distance: u32, plain: &[u8]) -> SectionEntry {
+        let alone = self.section(plain);
+        let worth_it = plain.len() >= COMPRESS_FROM && !window.is_empty();
+        let Some(compressor) = self.compressor.as_mut().filter(|_| worth_it) else { return alone };
+        self.windowed.clear();
+        self.windowed.reserve(zstd::compress_bound(plain.len()));
+        let context = compressor.context_mut();
+        if context.compress_using_dict(&mut self.windowed, plain, window, ZSTD_LEVEL).is_err() {
+            return alone;
+        }
+        let (stored_len, alone_len) = (self.windowed.len() + WINDOW_HEAD_BYTES, alone.stored_len as usize);
+        if stored_len > alone_len - alone_len / WINDOW_SAVES_PART {
+            return alone;
+        }
+        self.body.truncate(self.body.len() - alone_len);
+        self.body.extend_from_slice(&crc32c::crc32c(window).to_le_bytes());
+        self.body.extend_from_slice(&distance.to_le_bytes());
+        self.body.extend_from_slice(&self.windowed);
+        SectionEntry {
+            codec: SectionCodec::Window,
+            plain_len: alone.plain_len,
+            stored_len: stored_len as u32,
+        }
+    }
 }
 
 /// Decompresses sections.
 #[derive(Default)]
 pub struct SectionReader {
-    decompressor: Option<Decompressor<'static>>,
+    context: Option<DCtx<'static>>,
     plain: Vec<Vec<u8>>,
 }
 
@@ -104,10 +155,16 @@ pub fn read_head(frame: &[u8]) -> Result<(DeltaHead, &[u8]), FormatError> {
     if stored != from.remaining() as u64 {
         return refuse(&format!("{} bytes of sections", from.remaining()), &stored.to_string());
     }
-    for section in &head.sections {
+    for (kind, section) in SectionKind::ALL.iter().zip(&head.sections) {
         let possible = match section.codec {
             SectionCodec::Raw => section.stored_len == section.plain_len,
             SectionCodec::Zstd => (1..section.plain_len).contains(&section.stored_len),
+            SectionCodec::Window if *kind != SectionKind::Digits => {
+                return refuse(&format!("section {kind:?} with a window"), "Digits alone with one");
+            }
+            SectionCodec::Window => {
+                (WINDOW_HEAD_BYTES as u32 + 1..section.plain_len).contains(&section.stored_len)
+            }
         };
         if !possible {
             return refuse(
@@ -121,36 +178,61 @@ pub fn read_head(frame: &[u8]) -> Result<(DeltaHead, &[u8]), FormatError> {
 }
 
 impl SectionReader {
-    /// Decompresses every section of `head`, which lie in `stored`. Takes as much memory as the head says, which is bounded.
-    pub fn read(&mut self, head: &DeltaHead, stored: &[u8], only: &[SectionKind]) -> Result<(), FormatError> {
+    /// Decompresses sections of `head`, which lie in `stored`: those of `only`, or all if there are none. Takes as much memory as the head
+    /// says, which is bounded. Digits may repeat what is in `window`.
+    pub fn read(
+        &mut self,
+        head: &DeltaHead,
+        stored: &[u8],
+        only: &[SectionKind],
+        window: &Window,
+    ) -> Result<(), DeltaError> {
         let mut from = Reader::new("delta frame section", stored);
-        for (number, entry) in head.sections.iter().enumerate() {
+        self.plain.resize_with(SECTIONS, Vec::new);
+        for (number, (entry, plain)) in head.sections.iter().zip(&mut self.plain).enumerate() {
             let packed = from.take(entry.stored_len as usize)?;
-            if number == self.plain.len() {
-                self.plain.push(Vec::new());
-            }
-            let Some(plain) = self.plain.get_mut(number) else { break };
             plain.clear();
             if !only.is_empty() && !only.iter().any(|kind| *kind as usize == number) {
                 continue;
             }
-            match entry.codec {
-                SectionCodec::Raw => plain.extend_from_slice(packed),
-                SectionCodec::Zstd => {
-                    let error = |found: String| {
-                        let expected = format!("{} bytes by zstd", entry.plain_len);
-                        FormatError::new("delta frame section", number, found, expected)
-                    };
-                    let decompressor = match &mut self.decompressor {
-                        Some(decompressor) => decompressor,
-                        none => none.insert(Decompressor::new().map_err(|why| error(why.to_string()))?),
-                    };
-                    plain.reserve_exact(entry.plain_len as usize);
-                    decompressor.decompress_to_buffer(packed, plain).map_err(|why| error(why.to_string()))?;
-                    if plain.len() != entry.plain_len as usize {
-                        return Err(error(format!("{} bytes", plain.len())));
-                    }
+            let wrong = |found: &str| {
+                let expected = format!("{} bytes by zstd", entry.plain_len);
+                FormatError::new("delta frame section", number, found, expected)
+            };
+            let (packed, window) = match entry.codec {
+                SectionCodec::Raw => {
+                    plain.extend_from_slice(packed);
+                    continue;
                 }
+                SectionCodec::Zstd => (packed, None),
+                SectionCodec::Window => {
+                    let (check, rest) = packed.split_first_chunk().ok_or_else(|| wrong("no check"))?;
+                    let (distance, packed) = rest.split_first_chunk().ok_or_else(|| wrong("no distance"))?;
+                    let distance = u64::from(u32::from_le_bytes(*distance));
+                    if distance > WINDOW_WAL_BYTES {
+                        return Err(wrong(&format!("a window {distance} bytes back")).into());
+                    }
+                    let from = head.start.saturating_sub(distance);
+                    let digits = window.since(from);
+                    if u32::from_le_bytes(*check) != crc32c::crc32c(digits) {
+                        let end = head.start.saturating_add(u64::from(head.raw_len));
+                        return Err(DeltaError::WrongWindow { range: LsnRange::new(head.start, end), from });
+                    }
+                    (packed, Some(digits))
+                }
+            };
+            let context = match &mut self.context {
+                Some(context) => context,
+                none => none.insert(DCtx::try_create().ok_or_else(|| wrong("no memory"))?),
+            };
+            plain.reserve_exact(entry.plain_len as usize);
+            let unpacked = match window {
+                Some(window) => context.decompress_using_dict(plain, packed, window),
+                None => context.decompress(plain, packed),
+            };
+            unpacked.map_err(|code: ErrorCode| wrong(get_error_name(code)))?;
+            if plain.len() != entry.plain_len as usize {
+                return Err(wrong(&format!("{} bytes", plain.len())).into());
             }
         }
         Ok(())
@@ -162,13 +244,15 @@ impl SectionReader {
     }
 }
 
-/// What the sections of `frame` hold, in stored order: for people who ask where the bytes go.
+/// What the sections of `frame` hold, in stored order: for people who ask where the bytes go. `window` is that of the frames of its epoch
+/// before it, and goes on.
 ///
 /// # Errors
 /// What no delta frame is.
-pub fn sections(frame: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, FormatError> {
+pub fn sections(frame: &[u8], window: &mut Window) -> Result<Vec<(SectionKind, Vec<u8>)>, DeltaError> {
     let (head, stored) = read_head(frame)?;
     let mut reader = SectionReader::default();
-    reader.read(&head, stored, &[])?;
+    reader.read(&head, stored, &[], window)?;
+    window.push(head.start, reader.section(SectionKind::Digits));
     Ok(SectionKind::ALL.iter().copied().zip(reader.plain).collect())
 }

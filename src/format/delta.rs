@@ -64,6 +64,8 @@ code! {
         Raw = 0,
         /// One zstd frame.
         Zstd = 1,
+        /// CRC-32C of the window, how far back it begins, and one zstd frame with the window as its dictionary. `Digits` alone.
+        Window = 2,
     }
 }
 

@@ -4,9 +4,11 @@ use super::{one_mib, record, version};
 use crate::base::{Lsn, SystemId, TimelineId};
 use crate::delta::{
     BlockId, Encoder, EncoderOptions, FrameBody, FrameDecoder, ImageCache, Page, PageSource, Verify, Vouched,
+    Window,
 };
+use crate::format::Reader;
 use crate::format::delta::{DeltaHead, DeltaTables};
-use crate::format::record::Record;
+use crate::format::record::{Field, Record};
 use crate::wal::Synth;
 
 /// A base with the even blocks.
@@ -34,6 +36,18 @@ pub fn delta_frame(bytes: &[u8]) {
     }
     if let Ok(head) = DeltaHead::decode(bytes) {
         assert_eq!(head.encode(), bytes);
+    }
+    let mut window = Window::default();
+    if let Ok(head) = DeltaHead::get(&mut Reader::new("delta frame", bytes)) {
+        // What the vectors have before a frame that repeats digits.
+        let digits: Vec<u8> =
+            (0..8u32).flat_map(|number| *blake3::hash(&number.to_le_bytes()).as_bytes()).collect();
+        window.push(head.start.saturating_sub(8), &digits);
+    }
+    let mut records = vec![1];
+    match decoder.decode_records(bytes, &mut window, &mut records) {
+        Ok(range) => assert_eq!(records.len() as u64, range.len()),
+        Err(_) => assert!(records.is_empty(), "a frame that failed left something"),
     }
 }
 

@@ -12,7 +12,7 @@ use super::layout;
 use super::walmap::{self, WalMap, WalPiece, WalSource};
 use crate::base::{Lsn, LsnRange, TimelineId};
 use crate::codec::object::PackedChunk;
-use crate::delta::{FrameDecoder, ImageCache};
+use crate::delta::{DeltaError, FrameDecoder, ImageCache, Window};
 use crate::format::wal::{DeltaEpoch, WalMeta};
 use bytes::Bytes;
 use piece::{OpenPiece, cut, frame_at, open};
@@ -30,7 +30,8 @@ pub enum Reading {
     /// Every byte. A delta frame is decoded after all those before it in its epoch.
     Exact,
     /// Records, for those who look for transactions: images may have zeros for what they take from other pages, and the records'
-    /// checksums fit that. Any place is as near as any other.
+    /// checksums fit that. Any place is nearly as near as any other: digits may repeat those of the 32 MiB before, as a rule in the same
+    /// object.
     Records,
 }
 
@@ -45,6 +46,8 @@ pub struct WalReader {
     near: Option<Box<dyn NearPages>>,
     /// Decodes what needs no epoch.
     decoder: FrameDecoder,
+    /// The digits of the last frames that it decoded.
+    window: Window,
     /// The delta frame decoded last: what is read of it in parts is decoded once.
     decoded: Option<(TimelineId, LsnRange, Bytes)>,
 }
@@ -66,6 +69,7 @@ impl WalReader {
             epoch: None,
             near: None,
             decoder,
+            window: Window::default(),
             decoded: None,
         }
     }
@@ -127,7 +131,7 @@ impl WalReader {
         let within = LsnRange::new(range.start, range.end.min(end));
         let Some(number) = open.delta_frame(range.start)? else { return open.read(&cluster, within).await };
         let (lies, bytes) = match self.reading {
-            Reading::Records => self.records_of(number).await?,
+            Reading::Records => self.records_of(timeline, number).await?,
             Reading::Exact => self.decode_up_to(timeline, range.start).await?,
         };
         let bytes = Bytes::from(bytes);
@@ -136,13 +140,46 @@ impl WalReader {
     }
 
     /// Delta frame `number` of the open segment, without what its images take from elsewhere.
-    async fn records_of(&mut self, number: usize) -> Result<Decoded, RepoError> {
+    async fn records_of(&mut self, timeline: TimelineId, number: usize) -> Result<Decoded, RepoError> {
         let Some(OpenPiece::Segment(segment)) = &mut self.open else { unreachable!("it has a delta frame") };
+        let (epoch, key) = (segment.deltas()?.epoch.clone(), segment.key.clone());
         let frame = segment.delta(&self.cluster, number).await?;
         let mut wal = Vec::new();
-        let range = self.decoder.decode_records(&frame, &mut wal);
-        let range = range.map_err(|error| RepoError::damage(&segment.key, error))?;
+        let mut decoded = self.decoder.decode_records(&frame, &mut self.window, &mut wal);
+        if let Err(DeltaError::WrongWindow { range, from }) = decoded {
+            // Reading begins here.
+            self.pass(timeline, &epoch, LsnRange::new(from.max(epoch.start), range.start)).await?;
+            decoded = self.decoder.decode_records(&frame, &mut self.window, &mut wal);
+        }
+        let range = decoded.map_err(|error| RepoError::damage(&key, error))?;
         Ok((range, wal))
+    }
+
+    /// Takes the digits of the delta frames of `epoch` that begin in `range`, and of no others.
+    async fn pass(
+        &mut self,
+        timeline: TimelineId,
+        epoch: &DeltaEpoch,
+        range: LsnRange,
+    ) -> Result<(), RepoError> {
+        self.window.clear();
+        let mut at = range.start;
+        while let Some(piece) = self.epoch_segment_from(timeline, epoch, at)
+            && piece.range.start < range.end
+            && at < range.end
+        {
+            self.open_piece(&piece).await?;
+            let Some(OpenPiece::Segment(segment)) = &mut self.open else {
+                unreachable!("flush objects are of no epoch")
+            };
+            for number in segment.delta_frames_in(LsnRange::new(at, range.end)) {
+                let frame = segment.delta(&self.cluster, number).await?;
+                let passed = self.decoder.pass(&frame, &mut self.window);
+                passed.map_err(|error| RepoError::damage(&segment.key, error))?;
+            }
+            at = at.max(segment.entry.end);
+        }
+        Ok(())
     }
 
     /// Decodes the epoch of the open segment, from where it was decoded to, up to the frame that holds `at`.

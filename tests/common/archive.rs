@@ -3,6 +3,7 @@
 
 use super::pg::Pg;
 use super::walden::Place;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +12,12 @@ use std::time::Duration;
 use walden::base::{Anonymous, Env, Lsn, LsnRange, Scratch, SegmentSize, TimelineId, WalFileName};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, SystemClock};
+use walden::format::frame::Codec;
 use walden::net::{ConnectOptions, Connection, ConnectionKind};
 use walden::receive::compact::{Compacted, Compactor, DeltaOptions, Extent};
 use walden::repo::epochs::NearPages;
 use walden::repo::walmap::Snapshot;
+use walden::repo::walread::Reading;
 use walden::repo::{Cluster, RepoError, Repository, WalReader, walmap};
 use walden::store::{self, StoreOptions};
 use zeroize::Zeroizing;
@@ -110,6 +113,44 @@ impl Archive {
             let range = snapshot.wal.ranges(timeline)[0];
             let mut reader = WalReader::new(cluster, snapshot.wal).with_near_pages(near);
             reader.read(timeline, range).await.unwrap()
+        })
+    }
+
+    /// The records of `timeline` from `from` on, part after part as they are read, up to `parts` of them.
+    pub fn records(
+        &self,
+        cluster: &str,
+        timeline: TimelineId,
+        from: Option<Lsn>,
+        parts: usize,
+    ) -> Result<Vec<(Lsn, Bytes)>, RepoError> {
+        self.runtime.block_on(async {
+            let cluster = Cluster::open(self.repo.clone(), cluster.parse().unwrap()).await.unwrap();
+            let snapshot = walmap::load(&cluster).await.unwrap();
+            let range = snapshot.wal.ranges(timeline)[0];
+            let mut reader = WalReader::reading(cluster, snapshot.wal, Reading::Records);
+            let (mut at, mut read) = (from.unwrap_or(range.start), Vec::new());
+            while at < range.end && read.len() < parts {
+                let part = reader.read_some(timeline, LsnRange::new(at, range.end)).await?;
+                let next = at.saturating_add(part.len() as u64);
+                read.push((std::mem::replace(&mut at, next), part));
+            }
+            Ok(read)
+        })
+    }
+
+    /// The delta frames of `timeline` that begin at `starts`.
+    pub fn delta_frames(&self, cluster: &str, timeline: TimelineId, starts: &[Lsn]) -> Vec<Vec<u8>> {
+        self.runtime.block_on(async {
+            let cluster = Cluster::open(self.repo.clone(), cluster.parse().unwrap()).await.unwrap();
+            let snapshot = walmap::load(&cluster).await.unwrap();
+            let mut reader = WalReader::new(cluster, snapshot.wal);
+            let mut frames = Vec::new();
+            for start in starts {
+                let (packed, _) = reader.packed_frame(timeline, *start).await.unwrap();
+                frames.extend((packed.codec == Codec::Delta).then_some(packed.bytes));
+            }
+            frames
         })
     }
 

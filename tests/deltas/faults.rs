@@ -5,7 +5,7 @@ use std::io;
 use walden::base::{Anonymous, Lsn, Memory, Scratch, SystemId, TimelineId, Timestamp};
 use walden::delta::{
     BlockId, DeltaError, Encoder, FrameBody, FrameDecoder, ImageCache, NoBase, Origin, PageSource, Surprise,
-    Verify,
+    Verify, Window,
 };
 use walden::format::wal::RelationRef;
 use walden::wal::record::RecordHeader;
@@ -311,7 +311,7 @@ fn records_are_read_without_a_base_and_without_the_frames_before() {
     let [_, (wal, second)] = two_frames(&mut encoder(), &mut Made::default(), |_| {});
     let mut decoder = FrameDecoder::new();
     let mut hollow = Vec::new();
-    let range = decoder.decode_records(&second, &mut hollow).unwrap();
+    let range = decoder.decode_records(&second, &mut Window::default(), &mut hollow).unwrap();
     assert_eq!((hollow.len(), range.len()), (wal.len(), wal.len() as u64));
     assert_ne!(hollow, wal, "images are not there");
 

@@ -18,3 +18,4 @@ mod generated;
 mod packed;
 mod servers;
 mod splits;
+mod windows;

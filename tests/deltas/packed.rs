@@ -5,7 +5,7 @@ use crate::packing;
 use proptest::prelude::*;
 use walden::base::{Lsn, SystemId, TimelineId};
 use walden::delta::{
-    DeltaError, Encoder, EncoderOptions, FrameBody, FrameDecoder, ImageCache, NoBase, Verify,
+    DeltaError, Encoder, EncoderOptions, FrameBody, FrameDecoder, ImageCache, NoBase, Verify, Window,
 };
 use walden::wal::{Synth, WalVersion};
 
@@ -186,9 +186,9 @@ fn a_flipped_byte_in_a_frame_of_packed_images_is_an_error_or_changes_nothing() {
 #[test]
 fn records_are_read_without_a_base_where_images_are_packed() {
     let frames = three_frames(How::Lz4);
-    let (mut decoder, mut back) = (FrameDecoder::new(), Vec::new());
+    let (mut decoder, mut window, mut back) = (FrameDecoder::new(), Window::default(), Vec::new());
     for (wal, frame, _) in &frames {
-        decoder.decode_records(frame, &mut back).unwrap();
+        decoder.decode_records(frame, &mut window, &mut back).unwrap();
         assert_eq!(back.len(), wal.len());
         // Images and the checksum of a record are others; where records begin and end is not.
         let differ = back.iter().zip(wal).filter(|(a, b)| a != b).count();

@@ -5,7 +5,7 @@ use crate::faults::records;
 use walden::base::{Lsn, SystemId, TimelineId};
 use walden::delta::{
     BlockId, DeltaError, Encoder, EncoderOptions, FrameBody, FrameDecoder, ImageCache, NoBase, Origin, Page,
-    PageSource, Surprise, Verify, Vouched, page_check,
+    PageSource, Surprise, Verify, Vouched, Window, page_check,
 };
 use walden::format::wal::RelationRef;
 use walden::wal::{Synth, WalVersion};
@@ -315,7 +315,7 @@ fn a_split_of_more_than_a_page_is_stored_plain() {
 fn records_of_splits_are_read_without_the_pages() {
     let [_, (wal, second)] = grown_and_split(|_| {});
     let mut hollow = Vec::new();
-    let range = FrameDecoder::new().decode_records(&second, &mut hollow).unwrap();
+    let range = FrameDecoder::new().decode_records(&second, &mut Window::default(), &mut hollow).unwrap();
     assert_eq!(hollow.len(), wal.len());
     assert_ne!(hollow, wal, "moved tuples are not there");
     assert_eq!(records(range.start, &hollow).all, records(range.start, &wal).all);

@@ -12,7 +12,7 @@ use walden::delta::{
     Verify, Vouched,
 };
 use walden::format::Writer;
-use walden::format::delta::{DeltaHead, SectionKind};
+use walden::format::delta::{DeltaHead, SectionCodec, SectionEntry, SectionKind};
 use walden::format::record::Field;
 use walden::wal::{Synth, WalVersion};
 
@@ -191,14 +191,13 @@ fn too_much() -> Vec<u8> {
     encode(START, &synth.take(), &mut { BASE })
 }
 
+fn options() -> EncoderOptions {
+    let segment_size = SegmentSize::new(1 << 20).unwrap();
+    EncoderOptions { segment_size, verify: Verify::Decode, page_key: KEY, cache_pages_max: 16 }
+}
+
 fn encode(start: Lsn, wal: &[u8], base: &mut dyn PageSource) -> Vec<u8> {
-    let options = EncoderOptions {
-        segment_size: SegmentSize::new(1 << 20).unwrap(),
-        verify: Verify::Decode,
-        page_key: KEY,
-        cache_pages_max: 16,
-    };
-    let mut encoder = Encoder::new(options, start);
+    let mut encoder = Encoder::new(options(), start);
     encoder.feed(wal);
     match encoder.flush_frame(base).unwrap().body {
         FrameBody::Delta(frame, _) => frame,
@@ -276,10 +275,9 @@ fn made(file: &str, bytes: Vec<u8>, refused: Option<(&'static str, &'static str)
 
 /// Frames, each behind its length, whose images need what records did to earlier ones.
 fn replays(version: WalVersion, file: &str) -> Made {
-    let frames = replaying::frames(version);
-    let bytes = frames.iter().flat_map(|frame| [&(frame.len() as u32).to_le_bytes()[..], frame].concat());
+    let bytes = joined(&replaying::frames(version));
     let reason = "records of every operation that is replayed, and images of what they changed";
-    Made { form: "deltas", name: "frames".to_owned(), ..made(file, bytes.collect(), None, reason) }
+    Made { form: "deltas", name: "frames".to_owned(), ..made(file, bytes, None, reason) }
 }
 
 /// A frame with another head; its sections as they are.
@@ -308,7 +306,7 @@ fn with_section(frame: &[u8], kind: SectionKind, change: impl FnOnce(&mut Vec<u8
         }
         let mut plain = plain_of(format!("{:?}", entry.codec).as_str(), stored);
         change.take().unwrap()(&mut plain);
-        entry.codec = walden::format::delta::SectionCodec::Raw;
+        entry.codec = SectionCodec::Raw;
         (entry.plain_len, entry.stored_len) = (plain.len() as u32, plain.len() as u32);
         body.extend(plain);
     }
@@ -320,13 +318,76 @@ fn with_section(frame: &[u8], kind: SectionKind, change: impl FnOnce(&mut Vec<u8
 }
 
 fn plain_of(codec: &str, stored: &[u8]) -> Vec<u8> {
-    if codec == "Raw" { stored.to_vec() } else { zstd::decode_all(stored).unwrap() }
+    match codec {
+        "Raw" => stored.to_vec(),
+        "Zstd" => zstd::decode_all(stored).unwrap(),
+        other => panic!("{other} without a window"),
+    }
+}
+
+/// A section that repeats what is in the window that `kept` has for a frame at `start`.
+fn plain_after(kept: &Kept, start: u64, stored: &[u8]) -> Vec<u8> {
+    let of = |at: usize| u32::from_le_bytes(stored[at..at + 4].try_into().unwrap());
+    let window = kept.window(start - u64::from(of(4)));
+    assert_eq!(of(0), crc32c::crc32c(&window));
+    let mut plain = Vec::new();
+    let mut from = zstd::stream::read::Decoder::with_dictionary(&stored[8..], &window).unwrap();
+    std::io::Read::read_to_end(&mut from, &mut plain).unwrap();
+    plain
+}
+
+/// WAL from `start` on with the identifiers of `numbers`.
+fn identifiers(start: Lsn, numbers: std::ops::Range<u32>) -> Vec<u8> {
+    let mut synth = Synth::new(WalVersion::V17, options().segment_size, SystemId(77), TimelineId(3), start);
+    for number in numbers {
+        let identifier = blake3::hash(&number.to_le_bytes()).to_hex();
+        synth.record(10, 0, 700, &insert_body(60, identifier.as_bytes()));
+    }
+    synth.take()
+}
+
+/// Frames that repeat identifiers of those before; the last two are of another object.
+fn windows() -> Vec<Vec<u8>> {
+    let mut encoder = Encoder::new(options(), START);
+    let (mut frames, mut at) = (Vec::new(), START);
+    for (number, identifiers) in [0..8, 4..12, 0..12, 0..12, 0..12].into_iter().enumerate() {
+        if number == 3 {
+            at = at.align_down(8192).saturating_add(50 * 8192);
+            encoder.seek(at);
+        }
+        let wal = self::identifiers(at, identifiers);
+        encoder.feed(&wal);
+        at = at.saturating_add(wal.len() as u64);
+        match encoder.flush_frame(&mut { BASE }).unwrap().body {
+            FrameBody::Delta(frame, _) => frames.push(frame),
+            FrameBody::Plain(_, surprise) => panic!("a plain frame: {surprise:?}"),
+        }
+    }
+    frames
+}
+
+/// The frame with another distance of its window.
+fn with_window_distance(frame: &[u8], distance: u32) -> Vec<u8> {
+    let head = DeltaHead::get(&mut walden::format::Reader::new("frame", frame)).unwrap();
+    let behind =
+        |entries: &[SectionEntry]| entries.iter().map(|entry| entry.stored_len as usize).sum::<usize>();
+    let at = frame.len() - behind(&head.sections[SectionKind::Digits as usize..]);
+    let mut frame = frame.to_vec();
+    frame[at + 4..at + 8].copy_from_slice(&distance.to_le_bytes());
+    frame
+}
+
+/// Frames one after the other, each behind its length.
+fn joined(frames: &[Vec<u8>]) -> Vec<u8> {
+    frames.iter().flat_map(|frame| [&(frame.len() as u32).to_le_bytes()[..], frame].concat()).collect()
 }
 
 pub fn all() -> Vec<Made> {
     let good = good();
     let packing = encode(START, &packed(), &mut { BASE });
     let splits = encode(START, &splits(), &mut { BASE });
+    let windows = windows();
+    let joined_made = |made: Made| Made { form: "deltas", name: "frames".to_owned(), ..made };
     let refused = |name: &str, bytes, error, says, reason| {
         made(&format!("refused/delta-{name}.bin"), bytes, Some((error, says)), reason)
     };
@@ -339,13 +400,7 @@ pub fn all() -> Vec<Made> {
         synth.record(0, 0xB0, 0, &image_body(3, &page(3), None, 2, b""));
         (first, synth.take())
     };
-    let options = EncoderOptions {
-        segment_size: SegmentSize::new(1 << 20).unwrap(),
-        verify: Verify::Decode,
-        page_key: KEY,
-        cache_pages_max: 16,
-    };
-    let mut encoder = Encoder::new(options, START);
+    let mut encoder = Encoder::new(options(), START);
     encoder.feed(&first);
     encoder.flush_frame(&mut { BASE }).unwrap();
     encoder.feed(&second);
@@ -359,6 +414,40 @@ pub fn all() -> Vec<Made> {
         made("deltas/everything.bin", good.clone(), None, "a frame with every kind of everything"),
         made("deltas/switch.bin", switched(), None, "a commit, a switch, and zeros"),
         made("deltas/splits.bin", splits.clone(), None, "what splits of pages move"),
+        joined_made(made(
+            "deltas/windows.bin",
+            joined(&windows),
+            None,
+            "frames that repeat identifiers of those before, in two objects",
+        )),
+        joined_made(refused(
+            "window-other",
+            joined(&[encode(START, &identifiers(START, 10..18), &mut { BASE }), windows[1].clone()]),
+            "wrong-window",
+            "digits repeat those of the delta frames",
+            "digits that repeat those of another frame than the one before",
+        )),
+        refused(
+            "window-none",
+            windows[1].clone(),
+            "wrong-window",
+            "digits repeat those of the delta frames",
+            "digits that repeat those of a frame that is not there",
+        ),
+        refused(
+            "window-far",
+            with_window_distance(&windows[1], (32 << 20) + 1),
+            "format",
+            "33554433 bytes back",
+            "digits that repeat those of a frame more than 32 MiB back",
+        ),
+        refused(
+            "window-of-rows",
+            with_head(&good, |head| head.sections[SectionKind::Rows as usize].codec = SectionCodec::Window),
+            "format",
+            "Digits alone",
+            "rows that are compressed as digits may be",
+        ),
         refused(
             "split-stored",
             with_section(&splits, SectionKind::Sources, |plain| plain[0] = 3),
@@ -572,6 +661,7 @@ fn open_frames(frames: &[&[u8]]) -> Result<(), Refusal> {
             DeltaError::WrongPage { .. } => "wrong-page",
             DeltaError::MissingImage { .. } => "missing-image",
             DeltaError::RottenImage { .. } => "rotten-image",
+            DeltaError::WrongWindow { .. } => "wrong-window",
             DeltaError::NoRoom { .. } => "no-room",
             DeltaError::Differs { .. } => "differs",
         };
@@ -607,6 +697,12 @@ impl Section {
 
 fn zigzag(value: u64) -> i64 {
     (value >> 1) as i64 ^ -((value & 1) as i64)
+}
+
+/// A position as it is written.
+fn position(text: &str) -> u64 {
+    let (high, low) = text.split_once('/').unwrap();
+    u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
 }
 
 fn number(value: &Value, field: &str) -> u64 {
@@ -651,6 +747,8 @@ struct Kept {
     pages: BTreeMap<Block, (u64, Vec<u8>)>,
     changes: BTreeMap<Block, Vec<Change>>,
     change_bytes: usize,
+    /// The digits of each frame, and where it begins.
+    digits: Vec<(u64, Vec<u8>)>,
 }
 
 /// Tablespace, database, relation, fork, block.
@@ -665,6 +763,14 @@ impl Kept {
             replaying::apply(change, block[4], &mut page);
         }
         Some((*lsn, page.0))
+    }
+
+    /// The window that begins at `from`.
+    fn window(&self, from: u64) -> Vec<u8> {
+        let since = self.digits.iter().filter(|(start, digits)| *start >= from && !digits.is_empty());
+        let window: Vec<u8> = since.flat_map(|(_, digits)| [&[0], &digits[..]].concat()).collect();
+        assert!(window.len() <= 524_288, "the vectors stay below the bound");
+        window
     }
 
     fn put(&mut self, block: Block, lsn: u64, page: Vec<u8>) {
@@ -687,12 +793,22 @@ fn tell_frame(pages: &Pages, bytes: &[u8], seen: &mut BTreeSet<String>, told: &m
     let head = pages.read_value("DeltaHead", &mut rest, seen);
     assert_eq!(number(&head, "magic"), u64::from(u32::from_le_bytes(*b"WDL\x01")));
     head.tell("head", 0, told);
+    let start = position(head.field("start"));
     let mut sections = BTreeMap::new();
     for (index, entry) in list(&head, "sections").iter().enumerate() {
         let Value::Plain(name) = pages.decode("SectionKind", &[index as u8], seen) else { panic!("a code") };
         let (stored, after) = rest.split_at(number(entry, "stored_len") as usize);
         rest = after;
-        let plain = plain_of(entry.field("codec"), stored);
+        let plain = match entry.field("codec") {
+            "Window" => {
+                assert_eq!(name, "Digits");
+                plain_after(kept, start, stored)
+            }
+            codec => plain_of(codec, stored),
+        };
+        if name == "Digits" {
+            kept.digits.push((start, plain.clone()));
+        }
         assert_eq!(plain.len() as u64, number(entry, "plain_len"));
         told.push_str(&format!("{name}: {} bytes, BLAKE3 {}\n", plain.len(), blake3::hash(&plain)));
         sections.insert(name, Section(plain, 0));
@@ -1029,12 +1145,7 @@ impl Rebuild<'_> {
 
     fn raw(&mut self) -> Vec<u8> {
         let head = self.head;
-        let lsn = |text: &str| {
-            text.split_once('/').map(|(high, low)| {
-                u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
-            })
-        };
-        let start = lsn(head.field("start")).unwrap();
+        let start = position(head.field("start"));
         let of = |field: &str| number(head, field) as usize;
         let (zero_len, head_len, tail_len, rest_len) =
             (of("zero_len"), of("head_len"), of("tail_len"), of("rest_len"));
@@ -1047,7 +1158,7 @@ impl Rebuild<'_> {
         body.extend(vec![0; pad]);
         // Where each record begins and ends in the body.
         let mut spans = if head_len > 0 { vec![(-1, head_len)] } else { Vec::new() };
-        let mut prev = lsn(head.field("prev")).unwrap();
+        let mut prev = position(head.field("prev"));
         let mut earlier = BTreeMap::new();
         let mut switched = false;
         for record in records {

@@ -3,11 +3,11 @@
 use crate::journal;
 use crate::load::Loaded;
 use crate::report::Report;
-use walden::base::ObjectKey;
+use walden::base::{Lsn, ObjectKey};
 use walden::codec::Keyring;
 use walden::codec::check::FrameAt;
 use walden::codec::object::{Expect, ObjectReader, OpenError, read_trailer, walk_frames};
-use walden::delta::{DeltaError, FrameDecoder};
+use walden::delta::{DeltaError, FrameDecoder, Window};
 use walden::format::directory::Directory;
 use walden::format::frame::{Codec, FrameKind};
 use walden::format::header::{HEADER_BYTES, ObjectHeader, ObjectKind};
@@ -152,10 +152,11 @@ fn open_all(
         let count = u32::try_from(frame.number + 1).unwrap_or(u32::MAX);
         reader.directory(count, at(bytes, frame)).map_err(|error| report.damage(error)).ok()
     });
+    let mut deltas = Deltas::default();
     for frame in found.iter().filter(|frame| frame.head.kind == FrameKind::Data) {
         let entry = directory.as_ref().and_then(|directory| directory.frames.get(frame.number as usize));
         let opened = match entry {
-            _ if frame.head.codec == Codec::Delta => delta_records(reader, frame.number, at(bytes, frame)),
+            _ if frame.head.codec == Codec::Delta => deltas.check(reader, frame.number, at(bytes, frame)),
             Some(entry) => reader.chunk(frame.number, entry, at(bytes, frame), keys),
             None => reader.frame(frame.number, FrameKind::Data, at(bytes, frame)),
         };
@@ -166,17 +167,32 @@ fn open_all(
     directory
 }
 
-/// The records of a delta frame: its images are for who has the frames before it.
-fn delta_records(reader: &ObjectReader, number: u64, bytes: &[u8]) -> Result<Vec<u8>, OpenError> {
-    let (_, frame) = reader.packed_frame(number, bytes)?;
-    let mut records = Vec::new();
-    let wrong = |error: DeltaError| OpenError::Content {
-        frame: number,
-        found: error.to_string(),
-        expected: "a delta frame".into(),
-    };
-    FrameDecoder::new().decode_records(&frame, &mut records).map_err(wrong)?;
-    Ok(records)
+/// Decodes the records of an object's delta frames: their images are for who has the frames before it.
+#[derive(Default)]
+struct Deltas {
+    decoder: FrameDecoder,
+    window: Window,
+    /// Where the first of them begins.
+    first: Option<Lsn>,
+}
+
+impl Deltas {
+    fn check(&mut self, reader: &ObjectReader, number: u64, bytes: &[u8]) -> Result<Vec<u8>, OpenError> {
+        let (_, frame) = reader.packed_frame(number, bytes)?;
+        let mut records = Vec::new();
+        let decoded = self.decoder.decode_records(&frame, &mut self.window, &mut records);
+        match decoded {
+            Ok(range) => self.first = self.first.or(Some(range.start)),
+            // Its digits repeat those of another object, which the object was cut from in a copy: its seal is enough.
+            Err(DeltaError::WrongWindow { range, from }) if from < *self.first.get_or_insert(range.start) => {
+            }
+            Err(error) => {
+                let (found, expected) = (error.to_string(), "a delta frame".into());
+                return Err(OpenError::Content { frame: number, found, expected });
+            }
+        }
+        Ok(records)
+    }
 }
 
 fn show_frames(found: &[FrameAt], directory: Option<&Directory>) -> Vec<Shown> {
@@ -191,7 +207,7 @@ fn show_frames(found: &[FrameAt], directory: Option<&Directory>) -> Vec<Shown> {
         if let Some(entry) = directory.and_then(|directory| directory.frames.get(frame.number as usize)) {
             fields.push(("chunk", entry.chunk.show()));
             if entry.position > 0 {
-                fields.push(("position", Shown::text(walden::base::Lsn::new(entry.position))));
+                fields.push(("position", Shown::text(Lsn::new(entry.position))));
             }
         }
         Shown::Record(fields)

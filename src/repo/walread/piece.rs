@@ -275,6 +275,14 @@ impl OpenSegment {
         Ok(None)
     }
 
+    /// The numbers of the delta frames that begin in `range`.
+    pub fn delta_frames_in(&self, range: LsnRange) -> Vec<usize> {
+        let frames = self.directory.frames.iter().enumerate();
+        let within =
+            |entry: &FrameEntry| entry.codec == Codec::Delta && range.contains(Lsn::new(entry.position));
+        frames.filter(|(_, entry)| within(entry)).map(|(number, _)| number).collect()
+    }
+
     /// Delta frame `number`, unsealed.
     pub async fn delta(&mut self, cluster: &Cluster, number: usize) -> Result<Vec<u8>, RepoError> {
         Ok(self.packed(cluster, number).await?.bytes)
