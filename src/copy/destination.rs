@@ -7,7 +7,7 @@ use super::plan::Group;
 use super::same;
 use super::selection::Selection;
 use super::source::{View, refuse_deleted};
-use crate::base::{BackupId, ClusterName, Generation, LsnRange, ObjectId, ObjectKey};
+use crate::base::{BackupId, ClusterName, Generation, LsnRange, ObjectId, ObjectKey, TimelineId};
 use crate::format::header::ObjectKind;
 use crate::format::index::{
     BackupEntry, BackupState, GapEntry, HistoryEntry, IndexPage, PagesEntry, PinEntry, RemovedEntry,
@@ -114,7 +114,7 @@ impl Destination {
             let histories: Vec<HistoryEntry> = fresh.cloned().collect();
             let mut of = root.clone();
             of.set_copied_from(from.repo().id(), from.name());
-            for (generation, timeline) in view.root.ended() {
+            for (generation, timeline) in ended(&view.root) {
                 if selection.has_generation(generation) {
                     of.set_ended(generation, timeline);
                 }
@@ -318,6 +318,12 @@ async fn compare(cluster: &Cluster, ours: &GenerationRecord) -> Result<(), CopyE
         .into());
     }
     Ok(())
+}
+
+/// On which timeline each generation before that of `root` ended: where it streamed last, or what the root says.
+fn ended(root: &Root) -> Vec<(Generation, TimelineId)> {
+    let past = root.streams.iter().rev().filter(|stream| stream.generation < root.generation);
+    past.map(|stream| (stream.generation, stream.timeline)).chain(root.ended()).collect()
 }
 
 /// What both sides let go, and nothing that the destination holds.

@@ -142,16 +142,24 @@ impl WalReader {
     /// Delta frame `number` of the open segment, without what its images take from elsewhere.
     async fn records_of(&mut self, timeline: TimelineId, number: usize) -> Result<Decoded, RepoError> {
         let Some(OpenPiece::Segment(segment)) = &mut self.open else { unreachable!("it has a delta frame") };
-        let (epoch, key) = (segment.deltas()?.epoch.clone(), segment.key.clone());
+        let (key, lies) = (segment.key.clone(), segment.lies(number));
         let frame = segment.delta(&self.cluster, number).await?;
         let mut wal = Vec::new();
         let mut decoded = self.decoder.decode_records(&frame, &mut self.window, &mut wal);
-        if let Err(DeltaError::WrongWindow { range, from }) = decoded {
+        if let Err(DeltaError::WrongWindow { range, from }) = decoded
+            && range == lies
+        {
             // Reading begins here.
-            self.pass(timeline, &epoch, LsnRange::new(from.max(epoch.start), range.start)).await?;
+            let epoch = segment.deltas()?.epoch.clone();
+            let start = from.max(epoch.start).min(range.start);
+            self.pass(timeline, &epoch, LsnRange::new(start, range.start)).await?;
             decoded = self.decoder.decode_records(&frame, &mut self.window, &mut wal);
         }
         let range = decoded.map_err(|error| RepoError::damage(&key, error))?;
+        if range != lies {
+            let reason = format!("frame {number} holds WAL {range}, its directory says {lies}");
+            return Err(RepoError::damage(&key, reason));
+        }
         Ok((range, wal))
     }
 

@@ -4,10 +4,10 @@ use crate::bed::{cluster, copy_all, copy_as, empty, open, verified};
 use crate::clusters::DELTAS;
 use crate::common::crash::{Mode, World, simulate};
 use crate::common::keeping::{with_backups, with_backups_and_wal};
-use walden::base::{SystemId, TimelineId};
+use walden::base::{Generation, StreamId, SystemId, TimelineId};
 use walden::copy::{BackupWal, CopyError, Scope};
 use walden::format::index::{BackupState, WalEntry};
-use walden::format::root::{GenerationRecord, Root};
+use walden::format::root::{GenerationRecord, Root, StreamEntry};
 use walden::receive::compact::{self, Extent};
 use walden::repo::index::IndexEdit;
 use walden::repo::walmap::{self, Snapshot};
@@ -25,7 +25,7 @@ fn records_of_generations_of_which_nothing_is_left_are_copied_too() {
         let repo = world.open(20).await.unwrap();
         let first = GenerationRecord {
             cluster: world.cluster.clone(),
-            generation: walden::base::Generation(1),
+            generation: Generation(1),
             system_id: SystemId(77),
             major_version: 15,
             segment_size: 1 << 20,
@@ -36,12 +36,23 @@ fn records_of_generations_of_which_nothing_is_left_are_copied_too() {
         for number in 1..3 {
             now.system_id = SystemId(77 + u64::from(number));
             now.major_version += 1;
-            source.begin_generation(walden::base::Generation(number), &now).await.unwrap();
+            source.begin_generation(Generation(number), &now).await.unwrap();
         }
-        let ended = (first.generation, TimelineId(3));
+        // One says itself on which timeline it ended, of the other its last stream does.
+        let ended = [(first.generation, TimelineId(3)), (Generation(2), TimelineId(5))];
         let say = |root: &Root| {
             let mut next = root.clone();
-            next.set_ended(ended.0, ended.1);
+            next.set_ended(ended[0].0, ended[0].1);
+            next.streams.push(StreamEntry {
+                id: StreamId([9; 16]),
+                generation: ended[1].0,
+                timeline: ended[1].1,
+                writer_epoch: 1,
+                low_water: 0,
+                low_water_lsn: None,
+                low_water_link: [0; 32],
+                low_water_key_epoch: 1,
+            });
             Ok(Some(RootChange::of(next)))
         };
         source.commit::<RepoError>(say).await.unwrap();
@@ -50,7 +61,7 @@ fn records_of_generations_of_which_nothing_is_left_are_copied_too() {
         let theirs = cluster(&to, &mut world).await;
         let root = theirs.newest_root().await.unwrap();
         assert_eq!(theirs.generations(&root).await.unwrap().len(), 3);
-        assert_eq!(root.ended(), [ended]);
+        assert_eq!(root.ended(), ended);
         assert_eq!(theirs.read_generation(first.generation).await.unwrap(), first);
         verified(&to, world.env()).await;
     });

@@ -249,12 +249,12 @@ fn a_flipped_byte_of_digits_with_a_window_is_an_error_or_changes_nothing() {
         flipped[at] ^= 1 << (at % 8);
         match decoder.decode(&flipped, &mut cache, &mut NoBase, &mut back) {
             Ok(_) => assert!(back == right, "byte {at}"),
-            Err(_) => assert!(back.is_empty(), "byte {at}"),
+            Err(_) => {
+                assert!(back.is_empty(), "byte {at}");
+                // Nothing of it was kept.
+                decoder.decode(second, &mut cache, &mut NoBase, &mut back).unwrap();
+                assert!(back == right, "byte {at}");
+            }
         }
-        // Nothing of it was kept.
-        decoder.decode(second, &mut cache, &mut NoBase, &mut back).map_or_else(
-            |error| assert!(matches!(error, DeltaError::WrongWindow { .. }), "byte {at}: {error}"),
-            |_| assert!(back == right, "byte {at}"),
-        );
     }
 }

@@ -152,7 +152,8 @@ fn open_all(
         let count = u32::try_from(frame.number + 1).unwrap_or(u32::MAX);
         reader.directory(count, at(bytes, frame)).map_err(|error| report.damage(error)).ok()
     });
-    let mut deltas = Deltas::default();
+    let first = directory.as_ref().and_then(|directory| directory.frames.first());
+    let mut deltas = Deltas::new(first.map(|first| Lsn::new(first.position)));
     for frame in found.iter().filter(|frame| frame.head.kind == FrameKind::Data) {
         let entry = directory.as_ref().and_then(|directory| directory.frames.get(frame.number as usize));
         let opened = match entry {
@@ -168,24 +169,28 @@ fn open_all(
 }
 
 /// Decodes the records of an object's delta frames: their images are for who has the frames before it.
-#[derive(Default)]
 struct Deltas {
     decoder: FrameDecoder,
     window: Window,
-    /// Where the first of them begins.
-    first: Option<Lsn>,
+    /// From where on all frames before the next one are here and good: none are when the last one was not.
+    good_from: Option<Lsn>,
 }
 
 impl Deltas {
+    /// Of an object whose first frame begins at `first`.
+    fn new(first: Option<Lsn>) -> Deltas {
+        Deltas { decoder: FrameDecoder::new(), window: Window::default(), good_from: first }
+    }
+
     fn check(&mut self, reader: &ObjectReader, number: u64, bytes: &[u8]) -> Result<Vec<u8>, OpenError> {
+        let good_from = self.good_from.take();
         let (_, frame) = reader.packed_frame(number, bytes)?;
         let mut records = Vec::new();
-        let decoded = self.decoder.decode_records(&frame, &mut self.window, &mut records);
-        match decoded {
-            Ok(range) => self.first = self.first.or(Some(range.start)),
-            // Its digits repeat those of another object, which the object was cut from in a copy: its seal is enough.
-            Err(DeltaError::WrongWindow { range, from }) if from < *self.first.get_or_insert(range.start) => {
-            }
+        match self.decoder.decode_records(&frame, &mut self.window, &mut records) {
+            Ok(range) => self.good_from = good_from.or(Some(range.start)),
+            // Its digits repeat those of a frame that is not good, which was told of, or of another object, which this one was cut from in
+            // a copy: its seal is enough.
+            Err(DeltaError::WrongWindow { from, .. }) if good_from.is_none_or(|good| from < good) => {}
             Err(error) => {
                 let (found, expected) = (error.to_string(), "a delta frame".into());
                 return Err(OpenError::Content { frame: number, found, expected });

@@ -275,6 +275,13 @@ impl OpenSegment {
         Ok(None)
     }
 
+    /// Where frame `number` lies, as the directory says.
+    pub fn lies(&self, number: usize) -> LsnRange {
+        let entry = self.directory.frames.get(number);
+        let start = Lsn::new(entry.map_or(0, |entry| entry.position));
+        LsnRange::new(start, start.saturating_add(entry.map_or(0, |entry| u64::from(entry.plain_len))))
+    }
+
     /// The numbers of the delta frames that begin in `range`.
     pub fn delta_frames_in(&self, range: LsnRange) -> Vec<usize> {
         let frames = self.directory.frames.iter().enumerate();
