@@ -5,7 +5,7 @@ use crate::faults::records;
 use walden::base::{Lsn, SystemId, TimelineId};
 use walden::delta::limits::{WINDOW_BYTES_MAX, WINDOW_WAL_BYTES};
 use walden::delta::{
-    DeltaError, Encoder, Frame, FrameBody, FrameDecoder, ImageCache, NoBase, Window, sections,
+    DeltaError, Encoder, Frame, FrameBody, FrameDecoder, ImageCache, NoBase, Surprise, Window, sections,
 };
 use walden::format::Reader;
 use walden::format::delta::{DeltaHead, SectionCodec, SectionKind};
@@ -206,6 +206,29 @@ fn plain_frames_add_nothing_to_a_window() {
         decoder.decode(delta(frame), &mut cache, &mut NoBase, &mut back).unwrap();
         let from = frame.range.start.bytes_since(START) as usize;
         assert!(back == wal[from..from + back.len()]);
+    }
+}
+
+#[test]
+fn a_frame_that_was_made_and_is_stored_plain_adds_nothing_to_a_window() {
+    let mut encoder = encoder();
+    let first = encode(&mut encoder, &rows(START, 1, POOL));
+    let small = encoder.position();
+    let mut synth = synth(small);
+    for number in 0..4u32 {
+        synth.main_record(10, 0, 9, &blake3::hash(&number.to_le_bytes()).to_hex().as_bytes()[..16]);
+    }
+    let plain = encode(&mut encoder, &synth.take());
+    assert!(matches!(plain[..], [Frame { body: FrameBody::Plain(_, Surprise::NoGain), .. }]), "{plain:?}");
+    for number in 0..9000 {
+        row(&mut synth, number, POOL);
+    }
+    let last = encode(&mut encoder, &synth.take());
+    assert_eq!(digits(&last[0]).0, SectionCodec::Window);
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(4096));
+    for frame in first.iter().chain(&last) {
+        let decoded = decoder.decode(delta(frame), &mut cache, &mut NoBase, &mut Vec::new());
+        assert_eq!(decoded, Ok(frame.range));
     }
 }
 
