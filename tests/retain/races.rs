@@ -5,7 +5,7 @@ use crate::common::keeping::{
     Seen, Stopped, grace_by_the_store, keep, keeping, keeping_beside_backups, stopped_keeper, window,
     with_backups, with_backups_and_wal, woken_below_the_floor,
 };
-use crate::common::sim_store::Request as Asked;
+use crate::common::sim_store::{Request as Asked, SimStore};
 use std::cell::Cell;
 use std::convert::Infallible as Never;
 use std::time::Duration;
@@ -229,6 +229,17 @@ fn wal_between_a_pinned_backup_and_the_window_goes_and_is_no_damage() {
     });
 }
 
+/// Lets `stalled` go on once it was held up, which `was_held` says then, and `others` are through; never ends.
+async fn go_on_after(stalled: &SimStore, was_held: &Cell<bool>, others: impl Future<Output = ()>) -> Never {
+    while !stalled.is_held() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    was_held.set(true);
+    others.await;
+    stalled.hold(false);
+    std::future::pending().await
+}
+
 /// What `verify` finds when WAL is compacted, and everything goes that the policy lets go, before the answer to its request of this number;
 /// none when it makes fewer.
 async fn verified_beside_keeping(before: &World, requests: u64) -> Option<Report> {
@@ -238,18 +249,12 @@ async fn verified_beside_keeping(before: &World, requests: u64) -> Option<Report
     let verifying = world.store.client(7);
     verifying.hold_after(requests);
     let was_held = Cell::new(false);
-    let keeping = async {
-        while !verifying.is_held() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        was_held.set(true);
+    let keeping = go_on_after(&verifying, &was_held, async {
         compact::compact(&ours, None, Extent::All).await.unwrap();
         for _ in 0..2 {
             keep(&ours, &window(0), Duration::ZERO).await.unwrap();
         }
-        verifying.hold(false);
-        std::future::pending::<Never>().await
-    };
+    });
     let report = tokio::select! {
         report = verify::with_key(&theirs, verify::Options::WHOLE, &Unwatched) => report.unwrap(),
         never = keeping => match never {},
@@ -295,18 +300,12 @@ async fn collected_late(before: &World, requests: u64) -> bool {
     let stalled = world.store.client(7);
     stalled.hold_after(requests);
     let was_held = Cell::new(false);
-    let others = async {
-        while !stalled.is_held() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        was_held.set(true);
+    let others = go_on_after(&stalled, &was_held, async {
         for _ in 0..6 {
             tokio::time::sleep(Duration::from_secs(2)).await;
             keep(&ours, &window(0), Duration::ZERO).await.unwrap();
         }
-        stalled.hold(false);
-        std::future::pending::<Never>().await
-    };
+    });
     let told = format!("held up at request {requests}");
     tokio::select! {
         done = gc::collect_with(&theirs, Duration::ZERO, WORK_GRACE) => match done {
