@@ -19,6 +19,13 @@ pub const ZSTD_LEVEL: i32 = 3;
 const COMPRESS_FROM: usize = 32;
 /// The part of a section's stored bytes that a window has to save: a frame that stands alone is worth some.
 const WINDOW_SAVES_PART: usize = 16;
+/// Digits of fewer bytes do without a window: they have little to save, and tell nothing about those of other frames.
+const WINDOW_FROM: usize = 1024;
+/// To try both ways costs a tenth of encoding, and identifiers that come again do so for long: after a window that saved enough, as many
+/// sections take theirs without being compressed alone, as long as they would save as much of what that took.
+const WINDOWS_TRUSTED: u32 = 7;
+/// After windows that did not, as many sections try none as there were such windows in turn, and this many at most.
+const WINDOWS_PASSED_MAX: u32 = 7;
 /// Bytes of a section with a window before what is compressed: the window's check, and how far back it begins.
 const WINDOW_HEAD_BYTES: usize = 8;
 
@@ -27,6 +34,14 @@ pub struct SectionWriter {
     compressor: Option<Compressor<'static>>,
     body: Vec<u8>,
     windowed: Vec<u8>,
+    /// Of the section that was last compressed both ways: its bytes, and those it took alone.
+    alone: (usize, usize),
+    /// Sections that may still go by that.
+    trusted: u32,
+    /// Windows in turn that did not save enough.
+    lost: u32,
+    /// Sections that have to pass before one is tried again.
+    passing: u32,
 }
 
 impl std::fmt::Debug for SectionWriter {
@@ -38,7 +53,15 @@ impl std::fmt::Debug for SectionWriter {
 impl SectionWriter {
     /// A writer at [`ZSTD_LEVEL`]; without memory for a context, sections are stored as they are.
     pub fn new() -> Self {
-        SectionWriter { compressor: Compressor::new(ZSTD_LEVEL).ok(), body: Vec::new(), windowed: Vec::new() }
+        SectionWriter {
+            compressor: Compressor::new(ZSTD_LEVEL).ok(),
+            body: Vec::new(),
+            windowed: Vec::new(),
+            alone: (0, 0),
+            trusted: 0,
+            lost: 0,
+            passing: 0,
+        }
     }
 
     /// The frame of `head` and these sections, in the order of `SectionKind`; and the stored length of each. Digits may repeat what
@@ -90,26 +113,43 @@ impl SectionWriter {
 
     /// A section that may repeat what is in `window`, which begins so far back.
     fn section_after(&mut self, window: &[u8], distance: u32, plain: &[u8]) -> SectionEntry {
-        let alone = self.section(plain);
-        let worth_it = plain.len() >= COMPRESS_FROM && !window.is_empty();
-        let Some(compressor) = self.compressor.as_mut().filter(|_| worth_it) else { return alone };
+        if plain.len() < WINDOW_FROM || window.is_empty() {
+            return self.section(plain);
+        }
+        if self.passing > 0 {
+            self.passing -= 1;
+            return self.section(plain);
+        }
+        let Some(compressor) = self.compressor.as_mut() else { return self.section(plain) };
         self.windowed.clear();
         self.windowed.reserve(zstd::compress_bound(plain.len()));
         let context = compressor.context_mut();
         if context.compress_using_dict(&mut self.windowed, plain, window, ZSTD_LEVEL).is_err() {
-            return alone;
+            return self.section(plain);
         }
-        let (stored_len, alone_len) = (self.windowed.len() + WINDOW_HEAD_BYTES, alone.stored_len as usize);
-        if stored_len > alone_len - alone_len / WINDOW_SAVES_PART {
-            return alone;
+        let stored_len = self.windowed.len() + WINDOW_HEAD_BYTES;
+        let saves = |alone: usize| stored_len <= alone - alone / WINDOW_SAVES_PART;
+        if self.trusted > 0 && saves(plain.len() * self.alone.1 / self.alone.0) {
+            self.trusted -= 1;
+        } else {
+            let before = self.body.len();
+            let alone = self.section(plain);
+            if !saves(alone.stored_len as usize) {
+                self.trusted = 0;
+                self.lost = (self.lost + 1).min(WINDOWS_PASSED_MAX);
+                self.passing = self.lost;
+                return alone;
+            }
+            self.body.truncate(before);
+            (self.alone, self.trusted) = ((plain.len(), alone.stored_len as usize), WINDOWS_TRUSTED);
+            self.lost = 0;
         }
-        self.body.truncate(self.body.len() - alone_len);
         self.body.extend_from_slice(&crc32c::crc32c(window).to_le_bytes());
         self.body.extend_from_slice(&distance.to_le_bytes());
         self.body.extend_from_slice(&self.windowed);
         SectionEntry {
             codec: SectionCodec::Window,
-            plain_len: alone.plain_len,
+            plain_len: plain.len() as u32,
             stored_len: stored_len as u32,
         }
     }
@@ -255,4 +295,72 @@ pub fn sections(frame: &[u8], window: &mut Window) -> Result<Vec<(SectionKind, V
     reader.read(&head, stored, &[], window)?;
     window.push(head.start, reader.section(SectionKind::Digits));
     Ok(SectionKind::ALL.iter().copied().zip(reader.plain).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hexadecimal digits, two a byte; or decimal ones, which zstd makes a sixth smaller by themselves.
+    fn digits(seed: u32, decimal: bool) -> Vec<u8> {
+        let mut bytes = vec![0; 40_000];
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        if decimal {
+            bytes.iter_mut().for_each(|byte| *byte = *byte / 16 * 10 / 16 * 16 + *byte % 10);
+        }
+        bytes
+    }
+
+    /// How a section is stored whose window has so many bytes of it, and how many bytes it takes.
+    fn store(writer: &mut SectionWriter, plain: &[u8], known: usize) -> (SectionCodec, u32) {
+        writer.body.clear();
+        let window = [&[0], &plain[..known], &digits(u32::MAX, false)].concat();
+        let entry = writer.section_after(&window, 1 << 20, plain);
+        assert_eq!(writer.body.len(), entry.stored_len as usize);
+        (entry.codec, entry.stored_len)
+    }
+
+    #[test]
+    fn windows_that_save_nothing_are_tried_more_and_more_seldom() {
+        let mut writer = SectionWriter::new();
+        let tried: Vec<bool> = (0..60)
+            .map(|turn| {
+                let passing = writer.passing;
+                let (codec, _) = store(&mut writer, &digits(turn, false), 0);
+                assert_eq!(codec, SectionCodec::Raw);
+                passing == 0
+            })
+            .collect();
+        let at: Vec<usize> = (0..60).filter(|turn| tried[*turn]).collect();
+        assert_eq!(at, [0, 2, 5, 9, 14, 20, 27, 35, 43, 51, 59]);
+        // The next one that is tried and saves is taken, and so are those behind it.
+        let codecs: Vec<SectionCodec> =
+            (60..80).map(|turn| store(&mut writer, &digits(turn, false), 30_000).0).collect();
+        assert_eq!(codecs.iter().filter(|codec| **codec == SectionCodec::Window).count(), 13);
+        assert!(codecs[7..].iter().all(|codec| *codec == SectionCodec::Window));
+    }
+
+    #[test]
+    fn what_sections_take_alone_is_found_out_anew() {
+        let mut writer = SectionWriter::new();
+        for turn in 0..20 {
+            let (codec, len) = store(&mut writer, &digits(turn, false), 30_000);
+            assert!(codec == SectionCodec::Window && len < 20_000, "turn {turn}: {codec:?}, {len}");
+        }
+        // By what those took alone, a window would save a sixth of these, which take the same without one.
+        let codecs: Vec<SectionCodec> =
+            (20..60).map(|turn| store(&mut writer, &digits(turn, true), 0).0).collect();
+        assert!(codecs[8..].iter().all(|codec| *codec == SectionCodec::Zstd), "{codecs:?}");
+        assert!(codecs[..8].contains(&SectionCodec::Window), "nothing was trusted");
+    }
+
+    #[test]
+    fn few_digits_do_without_a_window_and_tell_nothing() {
+        let mut writer = SectionWriter::new();
+        for turn in 0..4 {
+            let plain = digits(turn, false);
+            assert_eq!(store(&mut writer, &plain[..WINDOW_FROM - 1], WINDOW_FROM - 1).0, SectionCodec::Raw);
+            assert_eq!(store(&mut writer, &plain, 30_000).0, SectionCodec::Window);
+        }
+    }
 }

@@ -8,12 +8,14 @@ use crate::base::Lsn;
 use std::collections::VecDeque;
 
 /// The digits of the last delta frames of an epoch: of as many as have room in [`WINDOW_BYTES_MAX`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Window {
     /// Where each frame begins, and how many of the bytes are its.
     frames: VecDeque<(Lsn, usize)>,
     /// Of each frame a 0 and its digits: zstd takes what begins with its magic for a dictionary of its own form.
     bytes: Vec<u8>,
+    /// Bytes before those of the first frame: frames that went, as long as it costs less to leave them than to move all others.
+    gone: usize,
 }
 
 impl Window {
@@ -21,7 +23,7 @@ impl Window {
     pub fn since(&self, from: Lsn) -> &[u8] {
         let before = self.frames.partition_point(|(start, _)| *start < from);
         let skipped: usize = self.frames.iter().take(before).map(|(_, len)| len).sum();
-        self.bytes.get(skipped..).unwrap_or(&[])
+        self.bytes.get(self.gone + skipped..).unwrap_or(&[])
     }
 
     /// The next frame begins at `start` and has these digits.
@@ -30,12 +32,15 @@ impl Window {
             return;
         }
         let len = 1 + digits.len();
-        let (mut gone, mut left) = (0, self.bytes.len() + len);
+        let mut left = self.bytes.len() - self.gone + len;
         while left > WINDOW_BYTES_MAX {
             let Some((_, oldest)) = self.frames.pop_front() else { break };
-            (gone, left) = (gone + oldest, left - oldest);
+            (self.gone, left) = (self.gone + oldest, left - oldest);
         }
-        self.bytes.drain(..gone);
+        if self.gone >= WINDOW_BYTES_MAX {
+            self.bytes.drain(..self.gone);
+            self.gone = 0;
+        }
         if len <= WINDOW_BYTES_MAX {
             self.frames.push_back((start, len));
             self.bytes.push(0);
@@ -47,6 +52,7 @@ impl Window {
     pub fn clear(&mut self) {
         self.frames.clear();
         self.bytes.clear();
+        self.gone = 0;
     }
 }
 
@@ -75,7 +81,8 @@ mod tests {
         let half = vec![1; WINDOW_BYTES_MAX / 2 - 1];
         for number in 1..=5 {
             window.push(Lsn::new(number), &half);
-            assert_eq!(window.bytes.len(), number.min(2) as usize * (WINDOW_BYTES_MAX / 2));
+            assert_eq!(window.since(Lsn::ZERO).len(), number.min(2) as usize * (WINDOW_BYTES_MAX / 2));
+            assert!(window.bytes.len() <= 2 * WINDOW_BYTES_MAX, "{} bytes", window.bytes.len());
         }
         assert_eq!(window.since(Lsn::new(4)).len(), WINDOW_BYTES_MAX);
         window.push(Lsn::new(6), b"a");

@@ -120,6 +120,30 @@ fn identifiers_that_do_not_come_again_leave_every_frame_by_itself() {
 }
 
 #[test]
+fn identifiers_that_come_again_after_long_are_found_soon() {
+    let mut synth = synth(START);
+    // Each once, in nine frames, then some of few.
+    for number in 0..80_000 {
+        row(&mut synth, number, u32::MAX);
+    }
+    let anew = synth.position();
+    for number in 0..120_000 {
+        row(&mut synth, number, POOL);
+    }
+    let wal = synth.take();
+    let outcome = bed::round_trip(bed::options(mib(1)), START, &wal, 100_000, 1000, &mut NoBase);
+    let windows = |frames: &[Frame]| {
+        frames.iter().map(|frame| digits(frame).0 == SectionCodec::Window).collect::<Vec<_>>()
+    };
+    let before = outcome.frames.partition_point(|frame| frame.range.start < anew);
+    let (alone, again) = outcome.frames.split_at(before);
+    assert!(alone.len() >= 8 && windows(alone).iter().all(|window| !window), "{:?}", windows(alone));
+    let again = windows(again);
+    let first = again.iter().position(|window| *window).unwrap();
+    assert!(again.len() > 8 && first <= 8 && again[first..].iter().all(|window| *window), "{again:?}");
+}
+
+#[test]
 fn a_frame_whose_window_is_not_there_says_from_where_on_and_leaves_nothing() {
     let wal = rows(START, 2, POOL);
     let frames = encode(&mut encoder(), &wal);
