@@ -10,20 +10,20 @@
 
 use super::block::{BlockId, Page, page_check};
 use super::history::{self, Change, ChangePlace, Check, History, NO_CHANGE};
-use super::records::QuickHasher;
 use super::replay;
+use super::table::{BlockTable, NONE};
 use super::window::Window;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Anonymous, Lsn, Memory, Scratch};
-use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasherDefault;
+use std::collections::VecDeque;
 use std::io;
 
 /// Bytes of changes kept for each page that may be.
 const HISTORY_BYTES_PER_PAGE: usize = BLOCK_BYTES / 8;
 
-/// An image that the cache holds, in the slot of its number.
+/// An image that the cache holds, in the slot of its number. It lies in one line of the processor's cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[repr(align(64))]
 struct Entry {
     block: BlockId,
     check: u32,
@@ -40,7 +40,7 @@ pub struct Near(u32);
 
 impl Default for Near {
     fn default() -> Self {
-        Near(u32::MAX)
+        Near(NONE)
     }
 }
 
@@ -104,7 +104,7 @@ pub struct ImageCache {
     pages_max: usize,
     /// By slot: a page's place among all.
     entries: Vec<Entry>,
-    slots: HashMap<BlockId, u32, BuildHasherDefault<QuickHasher>>,
+    slots: BlockTable,
     /// Slots, in the order of images.
     queue: VecDeque<(u32, u64)>,
     pages: Box<dyn Memory>,
@@ -129,7 +129,7 @@ impl ImageCache {
         Ok(ImageCache {
             pages_max,
             entries: Vec::new(),
-            slots: HashMap::default(),
+            slots: BlockTable::default(),
             queue: VecDeque::new(),
             pages: scratch.memory(pages_max * BLOCK_BYTES)?,
             turn: 0,
@@ -150,7 +150,7 @@ impl ImageCache {
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.slots.len() == 0
     }
 
     /// Forgets everything: a new epoch begins.
@@ -164,7 +164,7 @@ impl ImageCache {
 
     /// The last image of `block`.
     pub fn get(&self, block: &BlockId) -> Option<Cached<'_>> {
-        let slot = *self.slots.get(block)? as usize;
+        let slot = self.slot(block)? as usize;
         let entry = self.entries.get(slot)?;
         let page = self.pages.bytes().get(slot * BLOCK_BYTES..)?.first_chunk()?;
         let Entry { lsn, check, last_change, .. } = *entry;
@@ -172,14 +172,15 @@ impl ImageCache {
     }
 
     /// Brings what records did to `blocks` near, before it is asked for block by block.
-    pub fn bring_near(&self, blocks: impl Iterator<Item = BlockId>) {
-        let entries = blocks.filter_map(|block| self.entries.get(*self.slots.get(&block)? as usize));
+    pub fn bring_near(&self, blocks: &[BlockId]) {
+        let found = self.find(blocks);
+        let entries = found.iter().filter_map(|Near(slot)| self.entries.get(*slot as usize));
         self.history.bring_near(entries.map(|entry| entry.last_change).collect());
     }
 
     /// Makes `page`, the page of `block` with what records did to it, its page: what they did is forgotten, its LSN stays.
     pub fn fold(&mut self, block: &BlockId, page: &Page) {
-        let Some(slot) = self.slots.get(block).map(|slot| *slot as usize) else { return };
+        let Some(slot) = self.slot(block).map(|slot| slot as usize) else { return };
         let pages = self.pages.bytes_mut().get_mut(slot * BLOCK_BYTES..);
         let (Some(to), Some(entry)) =
             (pages.and_then(|pages| pages.first_chunk_mut()), self.entries.get_mut(slot))
@@ -204,21 +205,26 @@ impl ImageCache {
         Ok(())
     }
 
-    /// Where `block` is now, which may be `guess`, with what a change of it will touch brought near.
-    pub fn near(&self, block: &BlockId, guess: Near) -> Near {
-        let Some(slot) = self.slot_of(block, guess) else { return Near::default() };
-        if guess != Near(slot) {
-            std::hint::black_box(self.entries.get(slot as usize).map(|entry| entry.last_change));
+    /// Where each of `blocks` is, with what a change of it will touch brought near: hardly one waits for the memory of another.
+    pub fn find(&self, blocks: &[BlockId]) -> Vec<Near> {
+        let mut slots = Vec::with_capacity(blocks.len());
+        self.slots.guess(blocks.iter(), &mut slots);
+        let entries = slots.iter().filter_map(|slot| self.entries.get(*slot as usize));
+        std::hint::black_box(entries.fold(0, |bits, entry| bits ^ entry.check));
+        for (slot, block) in slots.iter_mut().zip(blocks) {
+            *slot = self.slot_of(block, Near(*slot)).unwrap_or(NONE);
         }
-        Near(slot)
+        slots.into_iter().map(Near).collect()
     }
 
     /// The slot of `block`, which was at `near` before other blocks came and went.
     fn slot_of(&self, block: &BlockId, Near(slot): Near) -> Option<u32> {
-        match self.entries.get(slot as usize) {
-            Some(entry) if entry.block == *block => Some(slot),
-            _ => self.slots.get(block).copied(),
-        }
+        if has(&self.entries, slot, block) { Some(slot) } else { self.slot(block) }
+    }
+
+    /// The slot of `block`.
+    fn slot(&self, block: &BlockId) -> Option<u32> {
+        self.slots.get(block, |slot| has(&self.entries, slot, block))
     }
 
     /// The block's page is an empty one from the record at `lsn` on.
@@ -238,8 +244,8 @@ impl ImageCache {
             return Ok(());
         }
         self.turn += 1;
-        let slot = match self.slots.get(&block) {
-            Some(slot) => *slot,
+        let slot = match self.slot(&block) {
+            Some(slot) => slot,
             None => self.free_slot(block),
         };
         let at = slot as usize * BLOCK_BYTES;
@@ -270,7 +276,7 @@ impl ImageCache {
         if let Some(entry) = self.entries.get_mut(slot as usize) {
             entry.block = block;
         }
-        self.slots.insert(block, slot);
+        self.slots.insert(&block, slot, block_of(&self.entries));
         slot
     }
 
@@ -278,7 +284,7 @@ impl ImageCache {
     fn evict(&mut self) -> u32 {
         while let Some((slot, turn)) = self.queue.pop_front() {
             if let Some(entry) = self.entries.get(slot as usize).filter(|entry| entry.turn == turn) {
-                self.slots.remove(&entry.block);
+                self.slots.remove(&entry.block, slot, block_of(&self.entries));
                 return slot;
             }
         }
@@ -288,9 +294,8 @@ impl ImageCache {
     /// Flips a bit of a cached page, for tests of what happens then.
     #[doc(hidden)]
     pub fn rot(&mut self, block: &BlockId, at: usize) {
-        if let Some(slot) = self.slots.get(block)
-            && let Some(byte) =
-                self.pages.bytes_mut().get_mut(*slot as usize * BLOCK_BYTES + at % BLOCK_BYTES)
+        if let Some(slot) = self.slot(block)
+            && let Some(byte) = self.pages.bytes_mut().get_mut(slot as usize * BLOCK_BYTES + at % BLOCK_BYTES)
         {
             *byte ^= 1;
         }
@@ -305,8 +310,16 @@ impl ImageCache {
     /// The blocks it holds, for tests.
     #[doc(hidden)]
     pub fn blocks(&self) -> impl Iterator<Item = &BlockId> {
-        self.slots.keys()
+        self.slots.numbers().filter_map(block_of(&self.entries))
     }
+}
+
+fn block_of<'a>(entries: &'a [Entry]) -> impl Fn(u32) -> Option<&'a BlockId> {
+    |slot| entries.get(slot as usize).map(|entry| &entry.block)
+}
+
+fn has(entries: &[Entry], slot: u32, block: &BlockId) -> bool {
+    entries.get(slot as usize).is_some_and(|entry| entry.block == *block)
 }
 
 /// Whether the image of this turn is still the last one in `slot`.

@@ -256,7 +256,8 @@ impl FrameDecoder {
         let mut edges = cursor("delta frame edges", SectionKind::Edges);
         if let Some(cache) = cache {
             let of_cache = |made: &&Reference| matches!(made.origin, Origin::Image { .. });
-            cache.bring_near(outline.all_references().filter(of_cache).map(|made| made.block));
+            let blocks = outline.all_references().filter(of_cache).map(|made| made.block);
+            cache.bring_near(&blocks.collect::<Vec<BlockId>>());
         }
         for (moved, reference) in &outline.moved {
             let place = |field: usize| {

@@ -180,7 +180,7 @@ struct SplitPage {
 #[derive(Debug)]
 pub struct FrameEncoder {
     key: [u8; 32],
-    /// The records of the last frame.
+    /// The records of the next frame, and then of the last.
     pub splitter: RecordSplitter,
     /// The pages of the base that the last frame refers to.
     pub used: UsedPages,
@@ -222,7 +222,8 @@ impl FrameEncoder {
         }
     }
 
-    /// The frame of `raw`, which has `parts`, `body` and `marks`. It may repeat digits of frames from `window_from` on.
+    /// The frame of `raw`, which has `parts`, `body` and `marks`, and whose records the splitter took apart. It may repeat digits of
+    /// frames from `window_from` on.
     #[allow(clippy::too_many_arguments)]
     pub fn encode(
         &mut self,
@@ -237,7 +238,6 @@ impl FrameEncoder {
     ) -> Result<(Vec<u8>, FrameStats), Surprise> {
         let place = parts.place;
         let mut stats = FrameStats { raw: raw.len() as u64, ..FrameStats::default() };
-        self.splitter.split(parts.version, body, &parts.records)?;
         context.learn(raw, marks);
         let expected = Expected {
             version: parts.version,
@@ -257,7 +257,8 @@ impl FrameEncoder {
         let lsns = record_lsns(parts, marks);
         let (mut sources, mut references, mut stored) = (Vec::new(), Vec::new(), Vec::new());
         let moved = self.splitter.moved.iter().map(|moved| moved.block);
-        cache.bring_near(moved.chain(self.splitter.images.iter().map(|image| image.shape.block)));
+        let images = self.splitter.images.iter().map(|image| image.shape.block);
+        cache.bring_near(&moved.chain(images).collect::<Vec<BlockId>>());
         for number in 0..self.splitter.moved.len() {
             let moved = self.splitter.moved[number];
             let lsn = lsns.get(moved.record).copied().unwrap_or(Lsn::ZERO);

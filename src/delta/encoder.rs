@@ -8,7 +8,7 @@ use super::cache::ImageCache;
 use super::decode::FrameDecoder;
 use super::encode::{Context, FrameEncoder, FrameStats};
 use super::limits::WINDOW_WAL_BYTES;
-use super::walk::{More, Next, Surprise, Walker};
+use super::walk::{Cut, More, Next, Surprise, Walker};
 use crate::base::limits::WAL_FRAME_BYTES;
 use crate::base::{Lsn, LsnRange, SegmentSize};
 use crate::wal::record::ImageCompression;
@@ -61,6 +61,8 @@ pub struct Encoder {
     next: Next,
     buffer: Vec<u8>,
     walker: Walker,
+    /// The first frame's range of the buffer, once it was looked at; the walker and the splitter have what is in it.
+    cut: Option<Cut>,
     context: Context,
     /// Where the first frame begins whose digits the next one may repeat.
     window_from: Lsn,
@@ -85,6 +87,7 @@ impl Encoder {
             next: Next::Unknown,
             buffer: Vec::new(),
             walker: Walker::new(options.segment_size),
+            cut: None,
             context: Context::default(),
             window_from: start,
             frames: FrameEncoder::new(options.page_key),
@@ -117,16 +120,13 @@ impl Encoder {
     /// The blocks of the next frame's images and splits that the base may have a page for: those without an earlier image. What
     /// [`Self::next_frame`] will ask for, but for images that the frame itself repeats.
     pub fn base_blocks(&mut self) -> Vec<BlockId> {
-        let (more, window) = match self.buffer.get(..WAL_FRAME_BYTES) {
-            Some(window) if self.buffer.len() > WAL_FRAME_BYTES => (More::Follows, window),
-            _ => (More::Ends, self.buffer.as_slice()),
-        };
-        if window.is_empty() || self.broken {
+        if self.buffer.is_empty() || self.broken {
             return Vec::new();
         }
-        let cut = self.walker.cut(self.next, self.at, window, more);
-        let Ok(parts) = cut.parts else { return Vec::new() };
-        if self.frames.splitter.split(parts.version, &self.walker.body, &parts.records).is_err() {
+        let cut = self.cut();
+        let known = cut.parts.is_ok();
+        self.cut = Some(cut);
+        if !known {
             return Vec::new();
         }
         let images = self
@@ -166,37 +166,50 @@ impl Encoder {
 
     /// Takes the next bytes. Take frames between calls: what was fed and not taken is held in memory.
     pub fn feed(&mut self, bytes: &[u8]) {
+        self.cut = None;
         self.buffer.extend_from_slice(bytes);
     }
 
     /// The next frame, once enough was fed for one that does not depend on what comes later.
     pub fn next_frame(&mut self, pages: &mut dyn PageSource) -> Option<Frame> {
-        (self.buffer.len() > WAL_FRAME_BYTES).then(|| self.frame(pages, More::Follows))
+        (self.buffer.len() > WAL_FRAME_BYTES).then(|| self.frame(pages))
     }
 
     /// The next frame of what is left: the end of an object. More may be fed afterwards.
     pub fn flush_frame(&mut self, pages: &mut dyn PageSource) -> Option<Frame> {
-        match self.buffer.len() {
-            0 => None,
-            len if len > WAL_FRAME_BYTES => Some(self.frame(pages, More::Follows)),
-            _ => Some(self.frame(pages, More::Ends)),
-        }
+        (!self.buffer.is_empty()).then(|| self.frame(pages))
     }
 
-    fn frame(&mut self, pages: &mut dyn PageSource, more: More) -> Frame {
-        let window = self.buffer.get(..WAL_FRAME_BYTES).unwrap_or(&self.buffer);
+    /// Cuts the first frame's range off the buffer and takes its records apart, unless that was done.
+    fn cut(&mut self) -> Cut {
+        if let Some(cut) = self.cut.take() {
+            return cut;
+        }
+        let (more, window) = match self.buffer.get(..WAL_FRAME_BYTES) {
+            Some(window) if self.buffer.len() > WAL_FRAME_BYTES => (More::Follows, window),
+            _ => (More::Ends, self.buffer.as_slice()),
+        };
         let cut = self.walker.cut(self.next, self.at, window, more);
         assert!(cut.len > 0 && cut.len <= window.len(), "a frame of {} bytes", cut.len);
-        let raw = window.get(..cut.len).unwrap_or(window);
+        let parts = cut.parts.and_then(|parts| {
+            if self.broken {
+                return Err(Surprise::NoRoom);
+            }
+            self.frames.splitter.split(parts.version, &self.walker.body, &parts.records)?;
+            Ok(parts)
+        });
+        Cut { parts, ..cut }
+    }
+
+    fn frame(&mut self, pages: &mut dyn PageSource) -> Frame {
+        let cut = self.cut();
+        let raw = self.buffer.get(..cut.len).unwrap_or(&self.buffer);
         let range = LsnRange::new(self.at, self.at.saturating_add(raw.len() as u64));
         if range.start.bytes_since(self.window_from) > WINDOW_WAL_BYTES {
             self.window_from = range.start;
         }
         let (body, marks) = (&self.walker.body, &self.walker.marks);
         let encoded = cut.parts.and_then(|parts| {
-            if self.broken {
-                return Err(Surprise::NoRoom);
-            }
             let (frame, stats) = self.frames.encode(
                 raw,
                 &parts,

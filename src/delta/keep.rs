@@ -145,29 +145,41 @@ fn try_keep(
     Ok(())
 }
 
-/// Where the cache has the blocks that records change and have no image of, in order. All are looked for before any is changed: so
-/// that none waits for the memory of another.
+/// Where the cache has the blocks that records change and have no image of, in order. All are looked for before any is changed, and so
+/// are those of images, which are here or not.
 fn near_blocks(records: &KeptRecords<'_>, cache: &ImageCache) -> Vec<Near> {
     let structure = records.structure;
-    let mut near = Vec::with_capacity(2 * records.stretches.len());
+    let (mut blocks, mut wanted) = (Vec::new(), Vec::with_capacity(2 * records.stretches.len()));
     // Records of a kind have the same block more often than not.
-    let mut last = vec![Near::default(); structure.plans.len()];
+    let mut last: Vec<Option<(BlockId, usize)>> = vec![None; structure.plans.len()];
     for number in 0..records.stretches.len() {
         let Some((kind, plan)) = structure.kind_of(number) else { break };
-        if !replay::knows(kind.rmgr) {
+        let known = replay::knows(kind.rmgr);
+        if !known && plan.images.is_empty() {
             continue;
         }
         let fields = structure.numbers(number, plan);
         let mut last = structure.kinds.get(number).and_then(|kind| last.get_mut(usize::from(*kind)));
-        for (block, at) in kind.blocks.iter().zip(&plan.blocks).filter(|(_, at)| at.image.is_none()) {
+        for (block, at) in kind.blocks.iter().zip(&plan.blocks) {
             let id = records.block(block, fields.get(at.block).copied().unwrap_or(0));
-            let of_kind = last.as_deref().copied().unwrap_or_default();
-            let found = id.map_or(of_kind, |id| cache.near(&id, of_kind));
-            near.push(found);
-            if let Some(last) = &mut last {
-                **last = found;
+            let before = last.as_ref().and_then(|last| **last).filter(|(of_kind, _)| Some(*of_kind) == id);
+            let place = match (before, id) {
+                (Some((_, place)), _) => Some(place),
+                (None, Some(id)) => {
+                    blocks.push(id);
+                    if let Some(last) = &mut last {
+                        **last = Some((id, blocks.len() - 1));
+                    }
+                    Some(blocks.len() - 1)
+                }
+                (None, None) => None,
+            };
+            if known && at.image.is_none() {
+                wanted.push(place);
             }
         }
     }
-    near
+    let found = cache.find(&blocks);
+    let near = |place: Option<usize>| place.and_then(|place| found.get(place)).copied().unwrap_or_default();
+    wanted.into_iter().map(near).collect()
 }

@@ -129,7 +129,7 @@ pub struct RecordSplitter {
 impl RecordSplitter {
     /// Takes the records of `body` at `stretches` apart.
     pub fn split(&mut self, version: WalVersion, body: &[u8], stretches: &[Stretch]) -> Result<(), Surprise> {
-        self.structure = Structure::default();
+        self.structure.clear();
         self.images.clear();
         self.contents.clear();
         self.kinds.clear();

@@ -84,6 +84,13 @@ impl Line {
     }
 }
 
+/// Where the tuple of a line pointer is and its bytes, if it has one.
+fn tuple_of(word: u32) -> Option<(usize, usize)> {
+    let (has, len) = (word >> 15 & 1 != 0, (word >> 17) as usize);
+    let dead = word >> 15 & 2 != 0;
+    (has && !(dead && len == 0)).then_some(((word & OFFSET_BITS) as usize, len))
+}
+
 /// Two bytes at `at`, or 0.
 pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u16::from_le_bytes(*bytes))
@@ -276,33 +283,40 @@ impl<'a> Slots<'a> {
         let (head, _) = self.0.split_at_checked(lower)?;
         let (mut upper, mut unused, mut moves) = (special, false, false);
         for word in head.get(HEADER_BYTES..)?.as_chunks::<LINE_BYTES>().0 {
-            match Line::of(u32::from_le_bytes(*word)) {
-                Line::Normal { offset, len } | Line::DeadTuple { offset, len } => {
-                    upper =
-                        upper.checked_sub(len.next_multiple_of(ALIGNMENT)).filter(|place| *place >= lower)?;
-                    (offset + len <= BLOCK_BYTES).then_some(())?;
-                    moves |= upper != offset;
-                }
-                line => unused |= line == Line::Unused,
-            }
+            let word = u32::from_le_bytes(*word);
+            let Some((offset, len)) = tuple_of(word) else {
+                unused |= word >> 15 & 3 == 0;
+                continue;
+            };
+            upper = upper.checked_sub(len.next_multiple_of(ALIGNMENT)).filter(|place| *place >= lower)?;
+            (offset + len <= BLOCK_BYTES).then_some(())?;
+            moves |= upper != offset;
         }
         if !moves {
             return Some((upper, unused));
         }
         let older = *self.0;
         let (head, tuples) = self.0.split_at_mut_checked(lower)?;
-        let mut place = special;
+        // Tuples that lie side by side move together, where no byte between them has to stay.
+        let (mut place, mut run) = (special, 0..0);
+        let mut shift = |from: std::ops::Range<usize>, to: usize| {
+            if to != from.start {
+                put(tuples, to - lower, older.get(from).unwrap_or(&[]));
+            }
+        };
         for word in head.get_mut(HEADER_BYTES..)?.as_chunks_mut::<LINE_BYTES>().0 {
             let bits = u32::from_le_bytes(*word);
-            let (Line::Normal { offset, len } | Line::DeadTuple { offset, len }) = Line::of(bits) else {
-                continue;
-            };
-            place -= len.next_multiple_of(ALIGNMENT);
-            if place != offset {
-                put(tuples, place - lower, older.get(offset..offset + len)?);
-                *word = (bits & !OFFSET_BITS | place as u32).to_le_bytes();
+            let Some((offset, len)) = tuple_of(bits) else { continue };
+            if offset + len == run.start && len.is_multiple_of(ALIGNMENT) {
+                run.start = offset;
+            } else {
+                shift(run, place);
+                run = offset..offset + len;
             }
+            place -= len.next_multiple_of(ALIGNMENT);
+            *word = (bits & !OFFSET_BITS | place as u32).to_le_bytes();
         }
+        shift(run, place);
         Some((upper, unused))
     }
 }
@@ -322,8 +336,10 @@ mod tests {
             let mut page: Page = std::array::from_fn(|at| (at * at / 7) as u8 ^ seed);
             let mut slots = Slots::new(&mut page);
             slots.init(usize::from(8192 - special / 8 * 8));
-            for (number, (len, _)) in lens.iter().enumerate() {
-                if let Some(tuple) = slots.add(number + 1, *len, false) {
+            for (number, (len, fate)) in lens.iter().enumerate() {
+                // Most tuples fill their room.
+                let len = if *fate < 5 { len.next_multiple_of(8) } else { *len };
+                if let Some(tuple) = slots.add(number + 1, len, false) {
                     tuple.fill(number as u8 ^ seed);
                 }
             }

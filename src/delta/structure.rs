@@ -211,6 +211,17 @@ pub struct Structure {
 }
 
 impl Structure {
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        let Structure { tables, kinds, xids, fields, starts, plans } = self;
+        *tables = DeltaTables::default();
+        kinds.clear();
+        xids.clear();
+        fields.clear();
+        starts.clear();
+        plans.clear();
+    }
+
     /// The numbers of record `record`, whose plan is `plan`.
     pub fn numbers(&self, record: usize, plan: &FieldPlan) -> &[u32] {
         let start = self.starts.get(record).copied().unwrap_or(0);

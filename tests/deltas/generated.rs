@@ -2,8 +2,8 @@
 
 use crate::bed::{self, Made, image_body, made_page, mib};
 use proptest::prelude::*;
-use walden::base::{Lsn, SystemId, TimelineId, Timestamp};
-use walden::delta::{FrameBody, Surprise};
+use walden::base::{Lsn, LsnRange, SystemId, TimelineId, Timestamp};
+use walden::delta::{Encoder, Frame, FrameBody, Surprise};
 use walden::wal::{Synth, WalVersion};
 
 #[derive(Debug, Clone)]
@@ -108,6 +108,52 @@ proptest! {
             wal[at] ^= byte;
         }
         bed::round_trip(bed::options(mib(1)), start, &wal, 50_000, 100, &mut Made::default());
+    }
+}
+
+/// Frames of `wal`, fed in pieces, the blocks of each asked for so often before.
+fn frames_asked(start: Lsn, wal: &[u8], piece: usize, times: usize) -> Vec<(LsnRange, Vec<u8>)> {
+    let mut encoder = Encoder::new(bed::options(mib(1)), start);
+    let mut frames = Vec::new();
+    let mut take = |encoder: &mut Encoder, last: bool| loop {
+        (0..times).for_each(|_| drop(encoder.base_blocks()));
+        let frame = if last {
+            encoder.flush_frame(&mut Made::default())
+        } else {
+            encoder.next_frame(&mut Made::default())
+        };
+        let Some(Frame { range, body: FrameBody::Plain(bytes, _) | FrameBody::Delta(bytes, _) }) = frame
+        else {
+            break;
+        };
+        frames.push((range, bytes));
+    };
+    for bytes in wal.chunks(piece) {
+        encoder.feed(bytes);
+        take(&mut encoder, false);
+    }
+    take(&mut encoder, true);
+    frames
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_blocks_are_asked_for_changes_no_frame(
+        version in version(),
+        steps in prop::collection::vec(step(), 1..120),
+        piece in 50_000usize..900_000,
+        damage in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+    ) {
+        let start = Lsn::new(1 << 32);
+        let mut wal = wal_of(version, start, &steps);
+        if let Some((at, byte)) = damage {
+            let at = at.index(wal.len());
+            wal[at] ^= byte;
+        }
+        let frames = frames_asked(start, &wal, piece, 0);
+        prop_assert!(frames == frames_asked(start, &wal, piece, 1) && frames == frames_asked(start, &wal, piece, 2));
     }
 }
 
