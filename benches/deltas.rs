@@ -14,11 +14,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use walden::base::crc32c::crc32c;
+use walden::base::limits::BLOCK_BYTES;
 use walden::base::{Lsn, SegmentSize, WalFileName};
 use walden::delta::{
     Encoder, EncoderOptions, Frame, FrameBody, FrameDecoder, FrameStats, ImageCache, Surprise, Verify,
     Window, sections,
 };
+use walden::disk::ScratchDir;
 use walden::format::delta::SectionKind;
 use walden::wal::{DecodeFrom, Decoder, Record};
 
@@ -41,6 +43,13 @@ impl CoreTime {
 const PIECE: usize = 128 << 10;
 /// 4 GiB, the default of an epoch.
 const CACHE_PAGES: usize = 524_288;
+
+/// An empty cache, in memory as `wal-fetch` takes it.
+fn image_cache() -> ImageCache {
+    let memory = ScratchDir::first_of(vec![std::env::temp_dir()]).with_memory(2 * CACHE_PAGES * BLOCK_BYTES);
+    ImageCache::within(&memory, CACHE_PAGES).expect("room for a cache")
+}
+
 /// The WAL in a folder: its first byte, and the bytes.
 fn read_wal(dir: &Path) -> (SegmentSize, Lsn, Vec<u8>) {
     let mut names: Vec<(String, WalFileName)> = fs::read_dir(dir)
@@ -110,8 +119,8 @@ fn main() {
     let raw = wal.2.len();
     let mut base = DataDirectory::open(base_dir);
     // Epochs follow each other in the same memory; the first one takes it. Once before, to have the base's pages in memory.
-    encode(&wal, &mut base, Verify::Skip, &mut ImageCache::new(CACHE_PAGES));
-    let mut cache = ImageCache::new(CACHE_PAGES);
+    encode(&wal, &mut base, Verify::Skip, &mut image_cache());
+    let mut cache = image_cache();
     let (_, first) = encode(&wal, &mut base, Verify::Skip, &mut cache);
     let (frames, quick) = encode(&wal, &mut base, Verify::Skip, &mut cache);
     let (checked, verified) = encode(&wal, &mut base, Verify::Decode, &mut cache);
@@ -130,7 +139,7 @@ fn main() {
         }
     }
     // Twice: the memory of the cache is taken by the first run.
-    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(CACHE_PAGES));
+    let (mut decoder, mut cache) = (FrameDecoder::new(), image_cache());
     let mut back = Vec::new();
     let [cold, warm] = [(); 2].map(|()| {
         cache.clear();

@@ -4,13 +4,14 @@
 //!
 //! ```text
 //! cargo bench --bench end_to_end -- [--customers N] [--wal-mb N] [--rounds N] [--seconds N] [--only NAME[,NAME]] [--server DIR] [--peers]
-//!                                   [--pgbench] [--one-way]
+//!                                   [--pgbench] [--first-vacuum] [--one-way]
 //! ```
 //!
 //! `--server DIR` keeps the server's data directory there for the next run. `--peers` measures pgBackRest on the same
 //! server in the same run (`tools/bench-peers` installs it). Names: catch_up, acknowledge, backup, restore, wal_fetch; and, on a server
 //! of their own with a load of `--seconds` (90 by default) after a backup: wal_stored (`--one-way`: archived in the default way only;
-//! `--pgbench`: pgbench's own transactions), recovery, random_reads. Everything shares the machine with the server, as it says.
+//! `--pgbench`: pgbench's own transactions; `--first-vacuum`: the tables are as they were filled, and autovacuum, which begins with the
+//! load, logs an image of each of their pages), recovery, random_reads. Everything shares the machine with the server, as it says.
 
 mod common;
 mod meter;
@@ -46,6 +47,7 @@ struct Options {
     server: Option<PathBuf>,
     peers: bool,
     tpcb: bool,
+    first_vacuum: bool,
     one_way: bool,
 }
 
@@ -64,6 +66,7 @@ fn options() -> Options {
         server: None,
         peers: false,
         tpcb: false,
+        first_vacuum: false,
         one_way: false,
     };
     let mut arguments = std::env::args().skip(1);
@@ -79,6 +82,7 @@ fn options() -> Options {
             "--server" => options.server = Some(PathBuf::from(value())),
             "--peers" => options.peers = true,
             "--pgbench" => options.tpcb = true,
+            "--first-vacuum" => options.first_vacuum = true,
             "--one-way" => options.one_way = true,
             // What cargo bench says to every benchmark.
             "--bench" => {}
@@ -91,6 +95,10 @@ fn options() -> Options {
 fn main() {
     let options = options();
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    assert!(
+        !(options.tpcb && options.first_vacuum),
+        "pgbench -i vacuums its tables: --pgbench goes without --first-vacuum"
+    );
     if wanted("wal_fetch") {
         wal_fetch::wal_fetch();
     }
@@ -98,6 +106,7 @@ fn main() {
         stored::wal_stored(&stored::Wanted {
             seconds: options.seconds,
             tpcb: options.tpcb,
+            first_vacuum: options.first_vacuum,
             customers: options.customers,
             peers: options.peers,
             variants: wanted("wal_stored") && !options.one_way,

@@ -68,7 +68,7 @@ impl Server {
         pg.start_again();
         let mut server = Server { pg, customers: size.customers, wal_start: 0, wal_end: 0 };
         if server.pg.sql("SELECT to_regclass('purchase') IS NULL") == "t" {
-            server.fill(size.customers);
+            server.fill(size.customers, true);
         }
         if server.pg.sql("SELECT to_regclass('bench') IS NULL") == "t" {
             server.write_wal(size);
@@ -82,24 +82,31 @@ impl Server {
         server
     }
 
-    /// A server with `customers`, in a folder that goes away, that keeps the WAL written from now on.
-    pub fn filled(customers: u64) -> Server {
+    /// A server with `customers`, in a folder that goes away, that keeps the WAL written from now on. With `first_vacuum` its tables were
+    /// never vacuumed, and are not until [`Server::autovacuum`] says so.
+    pub fn filled(customers: u64, first_vacuum: bool) -> Server {
         let mut pg = Pg::builder(15).create();
         set_options(&mut pg);
         // Checkpoints as PostgreSQL makes them by default, and every file is still there afterwards.
         pg.set_option("max_wal_size", "1GB");
         pg.set_option("max_replication_slots", "20");
         pg.set_option("max_wal_senders", "20");
+        if first_vacuum {
+            // It begins when it may, not up to a minute later.
+            pg.set_option("autovacuum_naptime", "1s");
+        }
         pg.start_again();
         let server = Server { pg, customers, wal_start: 0, wal_end: 0 };
-        server.fill(customers);
+        server.autovacuum(!first_vacuum);
+        server.fill(customers, !first_vacuum);
         // A shop that has sold before: indexes of random keys that begin empty would stay in a few pages for long.
         let purchases = customers / 3;
+        let analyze = if first_vacuum { "ANALYZE" } else { "VACUUM ANALYZE" };
         server.pg.sql(&format!(
             "INSERT INTO purchase (customer, amount, points, basket)
              SELECT 1 + n % {customers}, n % 5000, n % 50, jsonb_build_object('article', md5(n::text), 'pieces', 1 + n % 5, 'shop', n % 900,
                     'till', md5((n % 5000)::text)) FROM generate_series(1, {purchases}) AS n;
-             VACUUM ANALYZE purchase; CHECKPOINT"
+             {analyze} purchase; CHECKPOINT"
         ));
         server.archive_all_with("/bin/true");
         server.archive_with("");
@@ -108,13 +115,19 @@ impl Server {
         server
     }
 
-    fn fill(&self, customers: u64) {
+    /// Whether the server vacuums by itself.
+    pub fn autovacuum(&self, wanted: bool) {
+        self.pg.sql(&format!("ALTER SYSTEM SET autovacuum = {wanted}; SELECT pg_reload_conf()"));
+    }
+
+    fn fill(&self, customers: u64, vacuum: bool) {
         let pg = &self.pg;
         // Filling is not measured, and its WAL is nobody's.
         eprintln!("filling a server with {customers} customers");
         self.archive_with("/bin/true");
         let psql_file = std::fs::read_to_string(workload("schema.sql")).expect("the workload's schema");
-        pg.sql(&format!("\\set customers {customers}\n{psql_file}\nVACUUM;\nCHECKPOINT;"));
+        let vacuum = if vacuum { "VACUUM;" } else { "" };
+        pg.sql(&format!("\\set customers {customers}\n{psql_file}\n{vacuum}\nCHECKPOINT;"));
     }
 
     fn write_wal(&self, size: &Size) {

@@ -31,6 +31,8 @@ pub struct Wanted {
     pub seconds: u64,
     /// pgbench's own transactions, instead of the loyalty workload.
     pub tpcb: bool,
+    /// The first vacuum of the tables falls into the load.
+    pub first_vacuum: bool,
     /// Customers of the loyalty workload.
     pub customers: Option<u64>,
     /// Beside pgBackRest.
@@ -131,7 +133,7 @@ impl Variant {
 /// Archives one load in several ways, and says what each takes.
 pub fn wal_stored(wanted: &Wanted) {
     let customers = wanted.customers.unwrap_or(CUSTOMERS);
-    let server = Server::filled(customers);
+    let server = Server::filled(customers, wanted.first_vacuum);
     if wanted.tpcb {
         server.fill_tpcb(TPCB_SCALE);
     }
@@ -139,6 +141,7 @@ pub fn wal_stored(wanted: &Wanted) {
     let context = [
         ("workload", json!(if wanted.tpcb { "pgbench" } else { "loyalty" })),
         ("seconds", json!(wanted.seconds)),
+        ("first_vacuum", json!(wanted.first_vacuum)),
         ("data_bytes", json!(data_bytes)),
     ];
     figure("wal_stored_load", "this run", 0.0, "", &context);
@@ -197,6 +200,7 @@ pub fn wal_stored(wanted: &Wanted) {
 /// The load, with backups at even distances in it where `more_backups` is.
 fn load(server: &Server, wanted: &Wanted, more_backups: Option<&Variant>) {
     let seconds = wanted.seconds.to_string();
+    server.autovacuum(true);
     let mut load = match wanted.tpcb {
         true => server.load_tpcb(&seconds, CLIENTS),
         false => server.load(server.customers, &seconds, CLIENTS),
