@@ -9,7 +9,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::block::{BlockId, Page, page_check};
-use super::history::{self, Change, ChangePlace, Check, History, NO_CHANGE};
+use super::history::{self, Chains, Change, ChangePlace, Check, History, NO_CHANGE};
 use super::replay;
 use super::table::{BlockTable, NONE};
 use super::window::Window;
@@ -54,6 +54,21 @@ pub struct Cached<'a> {
     check: u32,
     last_change: ChangePlace,
     history: &'a History,
+    chains: Option<&'a Chains>,
+}
+
+/// A cache, some blocks of which are near.
+#[derive(Debug)]
+pub struct NearCache<'a> {
+    cache: &'a ImageCache,
+    chains: Chains,
+}
+
+impl NearCache<'_> {
+    /// The last image of `block`.
+    pub fn get(&self, block: &BlockId) -> Option<Cached<'_>> {
+        Some(Cached { chains: Some(&self.chains), ..self.cache.get(block)? })
+    }
 }
 
 /// What the cache holds of a block is not what was put there.
@@ -88,10 +103,16 @@ impl<'a> Cached<'a> {
             return Ok(self.page);
         }
         *room = *self.page;
-        let mut places = Vec::new();
-        self.history.chain(self.last_change, &mut places);
+        let mut found = Vec::new();
+        let places = match self.chains.and_then(|chains| chains.of(self.last_change)) {
+            Some(known) => known,
+            None => {
+                self.history.chain(self.last_change, &mut found);
+                &found
+            }
+        };
         for place in places {
-            let change = self.history.get(place, check).map_err(|history::Rotten| Rotten)?;
+            let change = self.history.get(*place, check).map_err(|history::Rotten| Rotten)?;
             replay::apply(&change, self.block, room);
         }
         Ok(room)
@@ -168,14 +189,25 @@ impl ImageCache {
         let entry = self.entries.get(slot)?;
         let page = self.pages.bytes().get(slot * BLOCK_BYTES..)?.first_chunk()?;
         let Entry { lsn, check, last_change, .. } = *entry;
-        Some(Cached { lsn, block: block.block, page, check, last_change, history: &self.history })
+        Some(Cached {
+            lsn,
+            block: block.block,
+            page,
+            check,
+            last_change,
+            history: &self.history,
+            chains: None,
+        })
     }
 
-    /// Brings what records did to `blocks` near, before it is asked for block by block.
-    pub fn bring_near(&self, blocks: &[BlockId]) {
+    /// The cache with what records did to `blocks` near, before it is asked for block by block.
+    pub fn near(&self, blocks: &[BlockId]) -> NearCache<'_> {
         let found = self.find(blocks);
         let entries = found.iter().filter_map(|Near(slot)| self.entries.get(*slot as usize));
-        self.history.bring_near(entries.map(|entry| entry.last_change).collect());
+        NearCache {
+            cache: self,
+            chains: self.history.chains(entries.map(|entry| entry.last_change).collect()),
+        }
     }
 
     /// Makes `page`, the page of `block` with what records did to it, its page: what they did is forgotten, its LSN stays.

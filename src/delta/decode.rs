@@ -254,11 +254,11 @@ impl FrameDecoder {
         };
         let mut stored = cursor("delta frame stored images", SectionKind::Stored);
         let mut edges = cursor("delta frame edges", SectionKind::Edges);
-        if let Some(cache) = cache {
-            let of_cache = |made: &&Reference| matches!(made.origin, Origin::Image { .. });
+        let of_cache = |made: &&Reference| matches!(made.origin, Origin::Image { .. });
+        let near = cache.map(|cache| {
             let blocks = outline.all_references().filter(of_cache).map(|made| made.block);
-            cache.bring_near(&blocks.collect::<Vec<BlockId>>());
-        }
+            cache.near(&blocks.collect::<Vec<BlockId>>())
+        });
         for (moved, reference) in &outline.moved {
             let place = |field: usize| {
                 let [start, len] =
@@ -277,7 +277,9 @@ impl FrameDecoder {
                             Some((page, _)) => Some(page),
                             None => return Err(DeltaError::MissingPages(vec![missing_page(reference)])),
                         },
-                        Origin::Image { lsn } => Some(cached_image(reference, lsn, cache, &mut room)?),
+                        Origin::Image { lsn } => {
+                            Some(cached_image(reference, lsn, near.as_ref(), &mut room)?)
+                        }
                     };
                     page.map(|page| place.insert(Box::new(*page)))
                 }
@@ -352,7 +354,7 @@ impl FrameDecoder {
                         (ImageSource::Image, Origin::Image { lsn: earlier_lsn }) => {
                             let earlier = latest.get(&reference.block).map(|at| (*at, outline.images[*at]));
                             Some(match earlier {
-                                None => cached_image(&reference, earlier_lsn, cache, &mut room)?,
+                                None => cached_image(&reference, earlier_lsn, near.as_ref(), &mut room)?,
                                 Some((at, earlier))
                                     if outline.lsns.get(earlier.record) == Some(&earlier_lsn) =>
                                 {

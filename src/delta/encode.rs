@@ -1,7 +1,7 @@
 //! One range of WAL into one delta frame. Spec: formats/deltas.md.
 
 use super::block::{BlockId, Page, PageSource, Vouched, page_check, page_hash};
-use super::cache::{ImageCache, Rotten};
+use super::cache::{ImageCache, NearCache, Rotten};
 use super::columns::{ColumnWriter, Columns};
 use super::diff::{Differ, Differences, Hole, page_of};
 use super::framing::{Dressed, Expected, Mark, Positions};
@@ -131,7 +131,7 @@ impl PageSource for &UsedPages {
 struct Older<'a> {
     key: &'a [u8; 32],
     used: &'a mut UsedPages,
-    cache: &'a ImageCache,
+    cache: &'a NearCache<'a>,
     pages: &'a mut dyn PageSource,
 }
 
@@ -258,11 +258,11 @@ impl FrameEncoder {
         let (mut sources, mut references, mut stored) = (Vec::new(), Vec::new(), Vec::new());
         let moved = self.splitter.moved.iter().map(|moved| moved.block);
         let images = self.splitter.images.iter().map(|image| image.shape.block);
-        cache.bring_near(&moved.chain(images).collect::<Vec<BlockId>>());
+        let near = cache.near(&moved.chain(images).collect::<Vec<BlockId>>());
         for number in 0..self.splitter.moved.len() {
             let moved = self.splitter.moved[number];
             let lsn = lsns.get(moved.record).copied().unwrap_or(Lsn::ZERO);
-            sources.push(self.moved(body, moved, lsn, cache, pages, &mut references, &mut stats) as u8);
+            sources.push(self.moved(body, moved, lsn, &near, pages, &mut references, &mut stats) as u8);
         }
         let mut latest: HashMap<BlockId, usize> = HashMap::new();
         for number in 0..self.splitter.images.len() {
@@ -272,7 +272,7 @@ impl FrameEncoder {
                 number,
                 &lsns,
                 &latest,
-                cache,
+                &near,
                 pages,
                 &mut references,
                 &mut stored,
@@ -353,7 +353,7 @@ impl FrameEncoder {
         number: usize,
         lsns: &[Lsn],
         latest: &HashMap<BlockId, usize>,
-        cache: &ImageCache,
+        cache: &NearCache<'_>,
         pages: &mut dyn PageSource,
         references: &mut Vec<u8>,
         stored: &mut Vec<u8>,
@@ -408,7 +408,7 @@ impl FrameEncoder {
         body: &[u8],
         moved: MovedTuples,
         lsn: Lsn,
-        cache: &ImageCache,
+        cache: &NearCache<'_>,
         pages: &mut dyn PageSource,
         references: &mut Vec<u8>,
         stats: &mut FrameStats,

@@ -51,6 +51,25 @@ pub type ChangePlace = u64;
 /// The place of no change, which is before the first of a block: like one that was forgotten.
 pub const NO_CHANGE: ChangePlace = u64::MAX;
 
+/// Changes of some blocks, each block's in order.
+#[derive(Debug, Default)]
+pub struct Chains {
+    /// The last change of each, in ascending order.
+    lasts: Vec<ChangePlace>,
+    /// Where the places of each end.
+    ends: Vec<usize>,
+    places: Vec<ChangePlace>,
+}
+
+impl Chains {
+    /// The change at `last` and those before it that are still there, in order, if they were asked for.
+    pub fn of(&self, last: ChangePlace) -> Option<&[ChangePlace]> {
+        let chain = self.lasts.binary_search(&last).ok()?;
+        let start = chain.checked_sub(1).map_or(Some(&0), |before| self.ends.get(before))?;
+        self.places.get(*start..*self.ends.get(chain)?)
+    }
+}
+
 /// The last changes of an epoch.
 #[derive(Debug)]
 pub struct History {
@@ -149,19 +168,47 @@ impl History {
         self.ring.bytes().get(at + LINE_BYTES).copied().unwrap_or(0)
     }
 
-    /// Brings the changes at `lasts` and those before them near: one step of each in turn, so that none waits for the memory of another.
-    pub fn bring_near(&self, mut lasts: Vec<ChangePlace>) {
+    /// The chains of the changes at `lasts`, which are brought near: one step of each in turn, so that none waits for the memory of another.
+    pub fn chains(&self, mut lasts: Vec<ChangePlace>) -> Chains {
         lasts.retain(|last| self.has(*last));
         lasts.sort_unstable();
         lasts.dedup();
-        let mut touched = 0;
-        while !lasts.is_empty() {
-            lasts.retain_mut(|place| {
+        let (mut ends, mut touched) = (vec![0usize; lasts.len()], 0);
+        let mut going: Vec<(usize, ChangePlace)> = lasts.iter().copied().enumerate().collect();
+        let mut steps = going.clone();
+        while !going.is_empty() {
+            going.retain_mut(|(chain, place)| {
                 touched ^= self.middle(*place);
-                self.before(*place).inspect(|before| *place = *before).is_some()
+                let before = self.before(*place);
+                if let Some(before) = before {
+                    *place = before;
+                    steps.push((*chain, before));
+                }
+                before.is_some()
             });
         }
         std::hint::black_box(touched);
+        for (chain, _) in &steps {
+            if let Some(len) = ends.get_mut(*chain) {
+                *len += 1;
+            }
+        }
+        let mut sum = 0;
+        for end in &mut ends {
+            sum += *end;
+            *end = sum;
+        }
+        // Each chain's steps go back from its last change.
+        let (mut places, mut free) = (vec![NO_CHANGE; steps.len()], ends.clone());
+        for (chain, place) in steps {
+            if let Some(end) = free.get_mut(chain) {
+                *end -= 1;
+                if let Some(to) = places.get_mut(*end) {
+                    *to = place;
+                }
+            }
+        }
+        Chains { lasts, ends, places }
     }
 
     /// The change at `place`, which is still there; an error when it rotted, as far as `check` finds out.
@@ -293,6 +340,12 @@ mod tests {
             history.chain(last[of], &mut places);
             let there: Vec<ChangePlace> = kept[of].iter().copied().filter(|at| history.has(*at)).collect();
             assert_eq!(places, there, "turn {turn}");
+            let chains = history.chains(vec![last[1], NO_CHANGE, last[0], last[1]]);
+            for (of, last) in last.into_iter().enumerate().filter(|(_, last)| *last != NO_CHANGE) {
+                let there = kept[of].iter().copied().filter(|at| history.has(*at));
+                assert_eq!(chains.of(last).unwrap(), there.collect::<Vec<_>>(), "turn {turn}");
+            }
+            assert_eq!((chains.of(NO_CHANGE), chains.of(1)), (None, None));
         }
         assert!(places.len() == 2 && kept[1].len() == 10);
     }

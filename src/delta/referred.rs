@@ -3,7 +3,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::block::{BlockId, Page, PageSource, Vouched, page_check};
-use super::cache::{ImageCache, Rotten};
+use super::cache::{ImageCache, NearCache, Rotten};
 use super::encode::range_of;
 use super::error::{DeltaError, MissingPage};
 use super::outline::{Origin, Outline, Reference};
@@ -74,7 +74,7 @@ pub fn missing_page(reference: &Reference) -> MissingPage {
 pub fn cached_image<'a>(
     reference: &Reference,
     image: Lsn,
-    cache: Option<&'a ImageCache>,
+    cache: Option<&'a NearCache<'_>>,
     room: &'a mut Page,
 ) -> Result<&'a Page, DeltaError> {
     let (block, lsn) = (reference.block, reference.lsn);

@@ -280,45 +280,46 @@ impl<'a> Slots<'a> {
     /// The same for pages as servers make them, where all tuples have room behind the line pointers; nothing is done to others.
     fn compact_quickly(&mut self) -> Option<(usize, bool)> {
         let (lower, special) = (HEADER_BYTES + LINE_BYTES * self.count(), self.special());
-        let (head, _) = self.0.split_at_checked(lower)?;
-        let (mut upper, mut unused, mut moves) = (special, false, false);
-        for word in head.get(HEADER_BYTES..)?.as_chunks::<LINE_BYTES>().0 {
-            let word = u32::from_le_bytes(*word);
-            let Some((offset, len)) = tuple_of(word) else {
-                unused |= word >> 15 & 3 == 0;
-                continue;
-            };
-            upper = upper.checked_sub(len.next_multiple_of(ALIGNMENT)).filter(|place| *place >= lower)?;
-            (offset + len <= BLOCK_BYTES).then_some(())?;
-            moves |= upper != offset;
-        }
-        if !moves {
-            return Some((upper, unused));
-        }
         let older = *self.0;
-        let (head, tuples) = self.0.split_at_mut_checked(lower)?;
-        // Tuples that lie side by side move together, where no byte between them has to stay.
-        let (mut place, mut run) = (special, 0..0);
-        let mut shift = |from: std::ops::Range<usize>, to: usize| {
-            if to != from.start {
-                put(tuples, to - lower, older.get(from).unwrap_or(&[]));
-            }
-        };
-        for word in head.get_mut(HEADER_BYTES..)?.as_chunks_mut::<LINE_BYTES>().0 {
-            let bits = u32::from_le_bytes(*word);
-            let Some((offset, len)) = tuple_of(bits) else { continue };
-            if offset + len == run.start && len.is_multiple_of(ALIGNMENT) {
-                run.start = offset;
-            } else {
-                shift(run, place);
-                run = offset..offset + len;
-            }
-            place -= len.next_multiple_of(ALIGNMENT);
-            *word = (bits & !OFFSET_BITS | place as u32).to_le_bytes();
+        let done = compact_into(self.0, &older, lower, special);
+        if done.is_none() {
+            *self.0 = older;
         }
-        shift(run, place);
-        Some((upper, unused))
+        done
     }
+}
+
+/// Moves the tuples of `page`, which is as `older` and has lines up to `lower`, together before `special`; see [`Slots::compact_quickly`].
+/// On failure the page is anything.
+fn compact_into(page: &mut Page, older: &Page, lower: usize, special: usize) -> Option<(usize, bool)> {
+    let (head, tuples) = page.split_at_mut_checked(lower)?;
+    // Tuples that lie side by side move together, where no byte between them has to stay.
+    let (mut place, mut run, mut unused) = (special, 0..0, false);
+    let mut shift = |from: std::ops::Range<usize>, to: usize| {
+        if let Some(to) = to.checked_sub(lower).filter(|_| to != from.start) {
+            put(tuples, to, older.get(from).unwrap_or(&[]));
+        }
+    };
+    for word in head.get_mut(HEADER_BYTES..)?.as_chunks_mut::<LINE_BYTES>().0 {
+        let bits = u32::from_le_bytes(*word);
+        let Some((offset, len)) = tuple_of(bits) else {
+            unused |= bits >> 15 & 3 == 0;
+            continue;
+        };
+        if offset + len > BLOCK_BYTES {
+            return None;
+        }
+        if offset + len == run.start && len.is_multiple_of(ALIGNMENT) {
+            run.start = offset;
+        } else {
+            shift(run, place);
+            run = offset..offset + len;
+        }
+        place = place.checked_sub(len.next_multiple_of(ALIGNMENT)).filter(|place| *place >= lower)?;
+        *word = (bits & !OFFSET_BITS | place as u32).to_le_bytes();
+    }
+    shift(run, place);
+    Some((place, unused))
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ pub const PAGE_KEY: [u8; 32] = [7; 32];
 /// Blocks of a relation file before the next one begins.
 const RELATION_FILE_BLOCKS: u32 = 131_072;
 
-type Kept = Option<(Box<Page>, [u8; 32])>;
+/// Where a page is among those in memory, and its hash.
+type Kept = Option<(usize, [u8; 32])>;
 
 /// Pages of a data directory. Those asked for before are in memory, as a local cache would have them, with their hashes.
 #[derive(Debug)]
@@ -19,12 +20,14 @@ pub struct DataDirectory {
     dir: PathBuf,
     files: HashMap<PathBuf, Option<File>>,
     pages: HashMap<BlockId, Kept>,
+    /// One behind the other, as in a file.
+    bytes: Vec<u8>,
 }
 
 impl DataDirectory {
     /// The data directory at `dir`.
     pub fn open(dir: &Path) -> Self {
-        DataDirectory { dir: dir.to_owned(), files: HashMap::new(), pages: HashMap::new() }
+        DataDirectory { dir: dir.to_owned(), files: HashMap::new(), pages: HashMap::new(), bytes: Vec::new() }
     }
 
     fn read(&mut self, block: &BlockId) -> Kept {
@@ -40,10 +43,10 @@ impl DataDirectory {
         };
         let path = self.dir.join(folder).join(format!("{}{fork}{part}", block.relation.relation));
         let file = self.files.entry(path.clone()).or_insert_with(|| File::open(path).ok()).as_ref()?;
-        let mut page = Box::new([0; 8192]);
-        file.read_exact_at(&mut page[..], u64::from(block.block % RELATION_FILE_BLOCKS) * 8192).ok()?;
-        let hash = page_hash(&PAGE_KEY, &page);
-        Some((page, hash))
+        let mut page = [0; 8192];
+        file.read_exact_at(&mut page, u64::from(block.block % RELATION_FILE_BLOCKS) * 8192).ok()?;
+        self.bytes.extend_from_slice(&page);
+        Some((self.bytes.len() - page.len(), page_hash(&PAGE_KEY, &page)))
     }
 
     fn page(&mut self, block: &BlockId) -> Option<(&Page, Vouched)> {
@@ -51,8 +54,8 @@ impl DataDirectory {
             let found = self.read(block);
             self.pages.insert(*block, found);
         }
-        let (kept, hash) = self.pages.get(block)?.as_ref()?;
-        Some((kept, Vouched::ByHash(*hash)))
+        let (at, hash) = self.pages.get(block)?.as_ref()?;
+        Some((self.bytes.get(*at..)?.first_chunk()?, Vouched::ByHash(*hash)))
     }
 }
 
