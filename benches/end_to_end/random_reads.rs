@@ -10,15 +10,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-use walden::base::{Anonymous, Env, Lsn, LsnRange, ObjectKey, TimelineId};
+use walden::base::{Env, Lsn, LsnRange, ObjectKey, TimelineId};
 use walden::codec::keyslot::Unlock;
-use walden::disk::{OsEntropy, SystemClock};
+use walden::disk::{OsEntropy, ScratchDir, SystemClock};
 use walden::repo::{Cluster, Repository, WalReader, walmap};
 use walden::store::{self, ObjectMeta, Store, StoreError, StoreOptions};
 use zeroize::Zeroizing;
 
 const READ_BYTES: u64 = 16 << 20;
 const SEED: u64 = 7;
+/// Memory for pages: of an epoch and of its base.
+const SCRATCH_BYTES: usize = 10 << 30;
 
 /// A store that counts what is read of it.
 #[derive(Debug)]
@@ -72,8 +74,9 @@ pub fn random_reads(place: &Place, start: u64, end: u64, count: usize) {
     let counted: Arc<dyn Store> = Arc::new(Counted { store, bytes: bytes.clone() });
     let passphrase = std::fs::read_to_string(place.path("passphrase")).expect("its passphrase");
     let unlock = Unlock::Passphrase(Zeroizing::new(passphrase.trim_end().to_owned()));
-    let env =
-        Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(Anonymous) };
+    // In memory, as wal-fetch takes it.
+    let scratch = ScratchDir::first_of(vec![place.path("scratch")]).with_memory(SCRATCH_BYTES);
+    let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), scratch: Arc::new(scratch) };
     let repo = Arc::new(runtime.block_on(Repository::open(counted, &unlock, env)).expect("its repository"));
 
     let mut rng = fastrand::Rng::with_seed(SEED);
