@@ -14,6 +14,8 @@ const CHECK_BYTES: usize = 4;
 const FIELDS_BYTES: usize = 40;
 /// Bytes that a processor gets from memory at once.
 const LINE_BYTES: usize = 64;
+/// Changes of one frame's blocks whose places are held at once: a few blocks may have all changes of the ring.
+const CHAINED_MAX: usize = 1 << 16;
 /// A change of more bytes than this is not kept.
 pub const CHANGE_BYTES_MAX: usize = 9000;
 /// The block of a block reference that a record does not have.
@@ -62,7 +64,7 @@ pub struct Chains {
 }
 
 impl Chains {
-    /// The change at `last` and those before it that are still there, in order, if they were asked for.
+    /// The change at `last` and those before it that are still there, in order, if they were asked for and there were not too many.
     pub fn of(&self, last: ChangePlace) -> Option<&[ChangePlace]> {
         let chain = self.lasts.binary_search(&last).ok()?;
         let start = chain.checked_sub(1).map_or(Some(&0), |before| self.ends.get(before))?;
@@ -169,6 +171,7 @@ impl History {
     }
 
     /// The chains of the changes at `lasts`, which are brought near: one step of each in turn, so that none waits for the memory of another.
+    /// None at all when they are more than [`CHAINED_MAX`] changes together: then each is for [`Self::chain`].
     pub fn chains(&self, mut lasts: Vec<ChangePlace>) -> Chains {
         lasts.retain(|last| self.has(*last));
         lasts.sort_unstable();
@@ -177,6 +180,9 @@ impl History {
         let mut going: Vec<(usize, ChangePlace)> = lasts.iter().copied().enumerate().collect();
         let mut steps = going.clone();
         while !going.is_empty() {
+            if steps.len() > CHAINED_MAX {
+                return Chains::default();
+            }
             going.retain_mut(|(chain, place)| {
                 touched ^= self.middle(*place);
                 let before = self.before(*place);
@@ -348,6 +354,23 @@ mod tests {
             assert_eq!((chains.of(NO_CHANGE), chains.of(1)), (None, None));
         }
         assert!(places.len() == 2 && kept[1].len() == 10);
+    }
+
+    #[test]
+    fn chains_of_too_many_changes_are_not_held_at_once() {
+        let mut history = history((CHAINED_MAX + 10) * (ENTRY_BYTES + 4));
+        let (mut last, mut places) = ([NO_CHANGE; 2], Vec::new());
+        for turn in 0..=CHAINED_MAX {
+            last[turn % 2] = history.put(&change(b""), last[turn % 2]).unwrap().unwrap();
+            if turn + 1 == CHAINED_MAX {
+                let chains = history.chains(last.to_vec());
+                assert_eq!(last.map(|last| chains.of(last).map(<[_]>::len)), [Some(CHAINED_MAX / 2); 2]);
+            }
+        }
+        let chains = history.chains(last.to_vec());
+        assert_eq!((chains.of(last[0]), chains.of(last[1])), (None, None));
+        history.chain(last[0], &mut places);
+        assert_eq!(places.len(), CHAINED_MAX / 2 + 1);
     }
 
     #[test]
