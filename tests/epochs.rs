@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use walden::base::{Anonymous, BackupId, Memory, Scratch, SegmentSize, TimelineId};
+use walden::base::{Anonymous, BackupId, LsnRange, Memory, Scratch, SegmentSize, TimelineId};
 use walden::delta::{BlockId, Page};
 use walden::format::Reader;
 use walden::format::delta::{DeltaHead, SectionCodec, SectionKind};
@@ -415,6 +415,105 @@ fn records_are_read_at_any_place_where_identifiers_come_again() {
         let from = starts.iter().position(|start| *start >= entry.start).unwrap();
         let read = archive.records("shop", timeline, Some(starts[from]), 3).unwrap();
         assert!(read == all[from..all.len().min(from + 3)], "from {} on", starts[from]);
+    }
+}
+
+/// Room whose bytes are counted.
+#[derive(Debug, Default)]
+struct Counted(Arc<AtomicUsize>);
+
+#[derive(Debug)]
+struct CountedMemory {
+    memory: Box<dyn Memory>,
+    reached: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Scratch for Counted {
+    fn memory(&self, len: usize) -> io::Result<Box<dyn Memory>> {
+        Ok(Box::new(CountedMemory { memory: Anonymous.memory(len)?, reached: 0, all: self.0.clone() }))
+    }
+}
+
+impl Memory for CountedMemory {
+    fn bytes(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory.bytes_mut()
+    }
+
+    fn reach(&mut self, len: usize) -> io::Result<()> {
+        self.all.fetch_add(len.saturating_sub(self.reached), Ordering::SeqCst);
+        self.reached = self.reached.max(len);
+        self.memory.reach(len)
+    }
+}
+
+#[test]
+fn a_range_far_into_its_epoch_is_read_with_the_pages_that_it_needs_alone() {
+    let pg = server(16);
+    let place = Place::init();
+    let receiving = receive(&place, &pg);
+    backup(&place, &pg);
+    pg.sql("CREATE TABLE long (a int PRIMARY KEY, b text)");
+    // Pages of the base, images of them, rows and splits in between, and images of those.
+    for step in [3, 4, 5] {
+        change(&pg, step);
+        let rows = format!("SELECT i, md5(i::text) FROM generate_series({step}00000, {step}99999) i");
+        pg.sql(&format!("INSERT INTO long {rows} ORDER BY i % 7919"));
+        compact(&place, &pg);
+    }
+    drop(receiving);
+    let (timeline, size) = (TimelineId(1), SegmentSize::new(16 << 20).unwrap());
+    let whole = Archive::open(&place).compare("shop", &pg, timeline, size);
+    let entries = deltas(&snapshot(&place));
+    let of = |entry: &WalEntry| entry.deltas.as_ref().unwrap().epoch.clone();
+    let (epoch, end) = (of(entries.last().unwrap()), entries.last().unwrap().end);
+    assert!(end.bytes_since(epoch.start) > 100 << 20, "{} to {end}", epoch.start);
+    let all = Archive::open(&place).read_each("shop", timeline, &[whole]).remove(0);
+
+    let from = |back: u64, len: u64| {
+        let start = end.saturating_sub(back);
+        LsnRange::new(start, start.saturating_add(len).min(end))
+    };
+    // Within a frame, over many, over the end of a segment, to the end.
+    let mib = 1 << 20;
+    let ranges =
+        [from(30 * mib, 100), from(20 * mib + 77, 3 * mib), from(25 * mib, 24 * mib), from(mib, mib)];
+    let mut room = Vec::new();
+    for range in ranges.into_iter().chain([LsnRange::new(epoch.start, end)]) {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let archive = Archive::open_within(&place, Arc::new(Counted(taken.clone())));
+        let read = archive.read_each("shop", timeline, &[range]).remove(0);
+        let at = range.start.bytes_since(whole.start) as usize;
+        assert!(read == all[at..at + read.len()] && read.len() as u64 == range.len(), "{range}");
+        room.push(taken.load(Ordering::SeqCst));
+    }
+    let everything = room.pop().unwrap();
+    assert!(room.iter().all(|part| 2 * part < everything), "{room:?} of {everything}");
+}
+
+#[test]
+fn who_goes_on_behind_a_range_far_into_its_epoch_decodes_it_once() {
+    let pg = server(15);
+    let place = Place::init();
+    let receiving = receive(&place, &pg);
+    backup(&place, &pg);
+    pg.sql("CREATE TABLE long AS SELECT i, md5(i::text) AS b FROM generate_series(1, 700000) i");
+    pg.sql("UPDATE long SET b = b || i WHERE i % 3 = 0");
+    compact(&place, &pg);
+    drop(receiving);
+    let entries = deltas(&snapshot(&place));
+    let (start, end) = (entries[0].deltas.as_ref().unwrap().epoch.start, entries.last().unwrap().end);
+    assert!(end.bytes_since(start) > 80 << 20, "{start} to {end}");
+    let archive = Archive::open(&place);
+    let from = end.saturating_sub(12 << 20);
+    let whole = archive.read_each("shop", TimelineId(1), &[LsnRange::new(start, end)]).remove(0);
+    for piece in [1 << 20, 3 << 20, 777_777] {
+        let read = archive.read_on("shop", TimelineId(1), LsnRange::new(from, end), piece);
+        assert!(read == whole[from.bytes_since(start) as usize..], "pieces of {piece}");
     }
 }
 

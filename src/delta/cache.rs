@@ -1,6 +1,5 @@
-//! The last images of blocks in an epoch, kept alike by encoder and decoder. The policy is part of the format: at most so many
-//! pages; a new image replaces the block's last one; when there are too many, the block whose last image is the oldest goes.
-//! Spec: formats/deltas.md.
+//! The last images of blocks in an epoch, kept alike by encoder and decoder: which, is for the `directory` to say. Spec:
+//! formats/deltas.md.
 //!
 //! Beside them are what records did to their pages since (`history`), and digits of the last frames (`window`).
 //!
@@ -9,40 +8,13 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::block::{BlockId, Page, page_check};
-use super::history::{self, Chains, Change, ChangePlace, Check, History, NO_CHANGE};
+use super::directory::{Directory, Entry, Near};
+use super::history::{self, Chains, Change, ChangePlace, Check, History, NO_CHANGE, Ring};
 use super::replay;
-use super::table::{BlockTable, NONE};
 use super::window::Window;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Anonymous, Lsn, Memory, Scratch};
-use std::collections::VecDeque;
 use std::io;
-
-/// Bytes of changes kept for each page that may be.
-const HISTORY_BYTES_PER_PAGE: usize = BLOCK_BYTES / 8;
-
-/// An image that the cache holds, in the slot of its number. It lies in one line of the processor's cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[repr(align(64))]
-struct Entry {
-    block: BlockId,
-    check: u32,
-    lsn: Lsn,
-    /// Counts images; tells a block's entry in the queue from those of images it replaced.
-    turn: u64,
-    /// Where the last change of the block since then is.
-    last_change: ChangePlace,
-}
-
-/// Where a block was in the cache, if anywhere: looked at first when it is asked for next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Near(u32);
-
-impl Default for Near {
-    fn default() -> Self {
-        Near(NONE)
-    }
-}
 
 /// What the cache says about a block.
 #[derive(Debug, Clone, Copy)]
@@ -122,15 +94,10 @@ impl<'a> Cached<'a> {
 /// The last images of an epoch's blocks.
 #[derive(Debug)]
 pub struct ImageCache {
-    pages_max: usize,
     /// By slot: a page's place among all.
-    entries: Vec<Entry>,
-    slots: BlockTable,
-    /// Slots, in the order of images.
-    queue: VecDeque<(u32, u64)>,
+    directory: Directory,
     pages: Box<dyn Memory>,
-    turn: u64,
-    history: History,
+    pub(super) history: History,
     /// The digits that the next frame may repeat.
     pub(super) window: Window,
 }
@@ -146,48 +113,42 @@ impl ImageCache {
 
     /// The same in memory that `scratch` gives. Room is taken as it fills.
     pub fn within(scratch: &dyn Scratch, pages_max: usize) -> io::Result<Self> {
-        let history_bytes = pages_max * HISTORY_BYTES_PER_PAGE;
+        let ring = Ring::of(pages_max);
         Ok(ImageCache {
-            pages_max,
-            entries: Vec::new(),
-            slots: BlockTable::default(),
-            queue: VecDeque::new(),
+            directory: Directory::new(pages_max),
             pages: scratch.memory(pages_max * BLOCK_BYTES)?,
-            turn: 0,
-            history: History::new(history_bytes, scratch.memory(history_bytes)?),
+            history: History::new(ring, scratch.memory(ring.bytes_max())?),
             window: Window::default(),
         })
     }
 
     /// The most pages it holds.
     pub fn pages_max(&self) -> usize {
-        self.pages_max
+        self.directory.blocks_max()
     }
 
     /// The pages it holds.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.directory.len()
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.slots.len() == 0
+        self.len() == 0
     }
 
     /// Forgets everything: a new epoch begins.
     pub fn clear(&mut self) {
-        self.entries.clear();
-        self.slots.clear();
-        self.queue.clear();
-        self.history.clear();
+        self.directory.clear();
+        self.history.ring = self.history.ring.emptied();
         self.window.clear();
     }
 
     /// The last image of `block`.
     pub fn get(&self, block: &BlockId) -> Option<Cached<'_>> {
-        let slot = self.slot(block)? as usize;
-        let entry = self.entries.get(slot)?;
-        let page = self.pages.bytes().get(slot * BLOCK_BYTES..)?.first_chunk()?;
+        let slot = self.directory.slot(block)?;
+        let entry = self.directory.entry(slot)?;
+        let page = self.pages.bytes().get(slot as usize * BLOCK_BYTES..)?.first_chunk()?;
         let Entry { lsn, check, last_change, .. } = *entry;
         Some(Cached {
             lsn,
@@ -202,8 +163,8 @@ impl ImageCache {
 
     /// The cache with what records did to `blocks` near, before it is asked for block by block.
     pub fn near(&self, blocks: &[BlockId]) -> NearCache<'_> {
-        let found = self.find(blocks);
-        let entries = found.iter().filter_map(|Near(slot)| self.entries.get(*slot as usize));
+        let found = self.directory.find(blocks);
+        let entries = found.iter().filter_map(|near| self.directory.at(*near));
         NearCache {
             cache: self,
             chains: self.history.chains(entries.map(|entry| entry.last_change).collect()),
@@ -212,10 +173,10 @@ impl ImageCache {
 
     /// Makes `page`, the page of `block` with what records did to it, its page: what they did is forgotten, its LSN stays.
     pub fn fold(&mut self, block: &BlockId, page: &Page) {
-        let Some(slot) = self.slot(block).map(|slot| slot as usize) else { return };
-        let pages = self.pages.bytes_mut().get_mut(slot * BLOCK_BYTES..);
+        let Some(slot) = self.directory.slot(block) else { return };
+        let pages = self.pages.bytes_mut().get_mut(slot as usize * BLOCK_BYTES..);
         let (Some(to), Some(entry)) =
-            (pages.and_then(|pages| pages.first_chunk_mut()), self.entries.get_mut(slot))
+            (pages.and_then(|pages| pages.first_chunk_mut()), self.directory.entry_mut(slot))
         else {
             return;
         };
@@ -228,8 +189,8 @@ impl ImageCache {
     /// # Errors
     /// No room: the cache is not what others have who put the same into theirs, and has to be cleared.
     pub fn change(&mut self, block: &BlockId, near: Near, change: &Change<'_>) -> io::Result<()> {
-        if let Some(slot) = self.slot_of(block, near)
-            && let Some(entry) = self.entries.get_mut(slot as usize)
+        if let Some(slot) = self.directory.slot_of(block, near)
+            && let Some(entry) = self.directory.entry_mut(slot)
             && let Some(place) = self.history.put(change, entry.last_change)?
         {
             entry.last_change = place;
@@ -237,26 +198,29 @@ impl ImageCache {
         Ok(())
     }
 
-    /// Where each of `blocks` is, with what a change of it will touch brought near: hardly one waits for the memory of another.
-    pub fn find(&self, blocks: &[BlockId]) -> Vec<Near> {
-        let mut slots = Vec::with_capacity(blocks.len());
-        self.slots.guess(blocks.iter(), &mut slots);
-        let entries = slots.iter().filter_map(|slot| self.entries.get(*slot as usize));
-        std::hint::black_box(entries.fold(0, |bits, entry| bits ^ entry.check));
-        for (slot, block) in slots.iter_mut().zip(blocks) {
-            *slot = self.slot_of(block, Near(*slot)).unwrap_or(NONE);
+    /// The same at a place that has been taken for it.
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub fn change_at(
+        &mut self,
+        block: &BlockId,
+        near: Near,
+        change: &Change<'_>,
+        place: ChangePlace,
+    ) -> io::Result<()> {
+        if let Some(slot) = self.directory.slot_of(block, near)
+            && let Some(entry) = self.directory.entry_mut(slot)
+        {
+            self.history.write(place, change, entry.last_change)?;
+            entry.last_change = place;
         }
-        slots.into_iter().map(Near).collect()
+        Ok(())
     }
 
-    /// The slot of `block`, which was at `near` before other blocks came and went.
-    fn slot_of(&self, block: &BlockId, Near(slot): Near) -> Option<u32> {
-        if has(&self.entries, slot, block) { Some(slot) } else { self.slot(block) }
-    }
-
-    /// The slot of `block`.
-    fn slot(&self, block: &BlockId) -> Option<u32> {
-        self.slots.get(block, |slot| has(&self.entries, slot, block))
+    /// Where each of `blocks` is, with what a change of it will touch brought near.
+    pub fn find(&self, blocks: &[BlockId]) -> Vec<Near> {
+        self.directory.find(blocks)
     }
 
     /// The block's page is an empty one from the record at `lsn` on.
@@ -272,61 +236,22 @@ impl ImageCache {
     /// # Errors
     /// As [`Self::change`].
     pub fn insert(&mut self, block: BlockId, lsn: Lsn, fill: impl FnOnce(&mut Page)) -> io::Result<()> {
-        if self.pages_max == 0 {
-            return Ok(());
-        }
-        self.turn += 1;
-        let slot = match self.slot(&block) {
-            Some(slot) => slot,
-            None => self.free_slot(block),
-        };
+        let Some(slot) = self.directory.insert(block, lsn) else { return Ok(()) };
         let at = slot as usize * BLOCK_BYTES;
         self.pages.reach(at + BLOCK_BYTES)?;
         let room = self.pages.bytes_mut().get_mut(at..).and_then(|pages| pages.first_chunk_mut());
         let page: &mut Page = room.ok_or(io::ErrorKind::OutOfMemory)?;
         fill(page);
-        if let Some(entry) = self.entries.get_mut(slot as usize) {
-            (entry.lsn, entry.check, entry.turn) = (lsn, page_check(page), self.turn);
-            entry.last_change = NO_CHANGE;
-        }
-        self.queue.push_back((slot, self.turn));
-        if self.queue.len() > 2 * self.pages_max.max(64) {
-            let entries = &self.entries;
-            self.queue.retain(|(slot, turn)| is_last(entries, *slot, *turn));
+        if let Some(entry) = self.directory.entry_mut(slot) {
+            entry.check = page_check(page);
         }
         Ok(())
-    }
-
-    /// A slot for `block`, which has none: that of the block whose last image is the oldest when there is no other.
-    fn free_slot(&mut self, block: BlockId) -> u32 {
-        let slot = if self.slots.len() < self.pages_max {
-            self.entries.push(Entry { block, check: 0, lsn: Lsn::ZERO, turn: 0, last_change: NO_CHANGE });
-            (self.entries.len() - 1) as u32
-        } else {
-            self.evict()
-        };
-        if let Some(entry) = self.entries.get_mut(slot as usize) {
-            entry.block = block;
-        }
-        self.slots.insert(&block, slot, block_of(&self.entries));
-        slot
-    }
-
-    /// Removes the block whose last image is the oldest; its slot is free.
-    fn evict(&mut self) -> u32 {
-        while let Some((slot, turn)) = self.queue.pop_front() {
-            if let Some(entry) = self.entries.get(slot as usize).filter(|entry| entry.turn == turn) {
-                self.slots.remove(&entry.block, slot, block_of(&self.entries));
-                return slot;
-            }
-        }
-        unreachable!("a full cache has every block in its queue")
     }
 
     /// Flips a bit of a cached page, for tests of what happens then.
     #[doc(hidden)]
     pub fn rot(&mut self, block: &BlockId, at: usize) {
-        if let Some(slot) = self.slot(block)
+        if let Some(slot) = self.directory.slot(block)
             && let Some(byte) = self.pages.bytes_mut().get_mut(slot as usize * BLOCK_BYTES + at % BLOCK_BYTES)
         {
             *byte ^= 1;
@@ -342,21 +267,8 @@ impl ImageCache {
     /// The blocks it holds, for tests.
     #[doc(hidden)]
     pub fn blocks(&self) -> impl Iterator<Item = &BlockId> {
-        self.slots.numbers().filter_map(block_of(&self.entries))
+        self.directory.blocks()
     }
-}
-
-fn block_of<'a>(entries: &'a [Entry]) -> impl Fn(u32) -> Option<&'a BlockId> {
-    |slot| entries.get(slot as usize).map(|entry| &entry.block)
-}
-
-fn has(entries: &[Entry], slot: u32, block: &BlockId) -> bool {
-    entries.get(slot as usize).is_some_and(|entry| entry.block == *block)
-}
-
-/// Whether the image of this turn is still the last one in `slot`.
-fn is_last(entries: &[Entry], slot: u32, turn: u64) -> bool {
-    entries.get(slot as usize).is_some_and(|entry| entry.turn == turn)
 }
 
 #[cfg(test)]
@@ -396,13 +308,12 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_stays_in_proportion() {
+    fn pages_take_no_more_room_than_they_may() {
         let mut cache = ImageCache::new(4);
-        for turn in 0..10_000u64 {
+        for turn in 0..100u64 {
             cache.insert(block((turn % 5) as u32), Lsn::new(turn), |to| *to = page(turn as u8)).unwrap();
         }
-        assert!(cache.queue.len() <= 129 && cache.len() == 4);
-        assert_eq!(cache.pages.bytes().len(), 4 * BLOCK_BYTES);
+        assert_eq!((cache.len(), cache.pages.bytes().len()), (4, 4 * BLOCK_BYTES));
     }
 
     #[test]

@@ -1,20 +1,20 @@
 //! One delta frame into the WAL it was made of. Everything in a frame is held against bounds before memory is taken for it, and what
 //! comes out against the frame's BLAKE3. Spec: formats/deltas.md.
 
-use super::block::{BlockId, Page, PageSource};
+use super::block::{BlockId, PageSource};
 use super::cache::ImageCache;
 use super::columns::ColumnReader;
-use super::diff::{DifferenceReader, Hole, page_of};
+use super::diff::{DifferenceReader, page_of};
 use super::encode::range_of;
 use super::error::DeltaError;
 use super::framing::{Dressed, Dresser, Expected};
 use super::headers::KindHeaders;
-use super::keep::{KeptRecords, keep};
+use super::keep::{KeptRecords, keep_all};
+use super::moved::{MovedRows, SplitPages, near_of};
 use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
 use super::records::{Groups, QuickHasher};
 use super::referred::{ZeroPages, all_missing, blame, cached_image, check_of, missing_page};
 use super::repack::{Known, PlainImages, Repacker};
-use super::replay::moved_tuples;
 use super::section::{SectionReader, read_head};
 use super::varint::Cursor;
 use super::walk::edge_stretches;
@@ -25,7 +25,6 @@ use crate::format::FormatError;
 use crate::format::delta::{ImageSource, SectionKind};
 use crate::wal::record::{RECORD_HEADER_BYTES, RecordHeader};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::BuildHasherDefault;
 
 /// Where the checksum stands in a record's header, at its end.
@@ -34,20 +33,20 @@ const RECORD_CRC_AT: usize = RECORD_HEADER_BYTES - 4;
 /// Decodes frames of one epoch, in order.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
-    sections: SectionReader,
-    contents: Vec<u8>,
+    pub(super) sections: SectionReader,
+    pub(super) contents: Vec<u8>,
     /// Where contents begin in `contents`, by the field that has their length.
-    places: Vec<u32>,
+    pub(super) places: Vec<u32>,
     groups: Groups,
     /// A record that page headers are put into.
-    room: Vec<u8>,
+    pub(super) room: Vec<u8>,
     /// The last image of each block in the frame so far.
     latest: HashMap<BlockId, usize, BuildHasherDefault<QuickHasher>>,
     /// The images of the frame that PostgreSQL compressed and that are not stored so.
-    plain: PlainImages,
+    pub(super) plain: PlainImages,
     repacker: Repacker,
     /// The pages that were split in the frame, as they were before.
-    split_pages: HashMap<(BlockId, Origin), Box<Page>>,
+    pub(super) split_pages: SplitPages,
     /// What was made of the last frame that was checked.
     made: Vec<u8>,
 }
@@ -78,19 +77,31 @@ impl FrameDecoder {
             let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
             if same { Ok(outline) } else { Err(blame(&outline, cache, pages)) }
         });
-        let outline = match done {
-            Ok(outline) => outline,
-            Err(error) => {
-                to.clear();
-                return Err(error);
-            }
-        };
+        let outline = done.inspect_err(|_| to.clear())?;
+        self.fold(cache);
+        let body = Dressed::new(to, outline.place, &outline.marks);
+        let kept = keep_all(&self.kept(&outline), body, &self.plain, (outline.place, &outline.marks), cache);
+        let range = range_of(&outline.head);
+        kept.map_err(|error| {
+            to.clear();
+            DeltaError::NoRoom { range, reason: error.to_string() }
+        })?;
+        cache.window.push(range.start, self.sections.section(SectionKind::Digits));
+        Ok(range)
+    }
+
+    /// Makes the pages of images that were split what they were found to be with what records did to them.
+    pub(super) fn fold(&self, cache: &mut ImageCache) {
         for ((block, origin), page) in &self.split_pages {
             if matches!(origin, Origin::Image { .. }) {
                 cache.fold(block, page);
             }
         }
-        let records = KeptRecords {
+    }
+
+    /// The records of the frame of `outline`, whose contents were decoded.
+    pub(super) fn kept<'a>(&'a self, outline: &'a Outline) -> KeptRecords<'a> {
+        KeptRecords {
             version: outline.version,
             structure: &outline.structure,
             stretches: &outline.records,
@@ -98,16 +109,7 @@ impl FrameDecoder {
             images: &outline.images,
             contents: &self.contents,
             places: &self.places,
-            plain: &self.plain,
-        };
-        let range = range_of(&outline.head);
-        let body = Dressed::new(to, outline.place, &outline.marks);
-        keep(&records, body, outline.place, &outline.marks, cache).map_err(|error| {
-            to.clear();
-            DeltaError::NoRoom { range, reason: error.to_string() }
-        })?;
-        cache.window.push(range.start, self.sections.section(SectionKind::Digits));
-        Ok(range)
+        }
     }
 
     /// Puts the WAL of `frame` into `to` with zeros in the place of what images and moved tuples take from other pages, and of images
@@ -156,7 +158,7 @@ impl FrameDecoder {
 
     /// Puts what `frame` says into `to`; whether that is right is not known yet. Without a cache, zeros take the place of the pages
     /// that it would give.
-    fn restore(
+    pub(super) fn restore(
         &mut self,
         frame: &[u8],
         cache: Option<&ImageCache>,
@@ -177,7 +179,7 @@ impl FrameDecoder {
     }
 
     /// Fills `contents` with rows, and takes room there for moved tuples, which [`Self::records`] decodes first; fills `places`.
-    fn contents(&mut self, outline: &Outline) -> Result<(), DeltaError> {
+    pub(super) fn contents(&mut self, outline: &Outline) -> Result<(), DeltaError> {
         let section = |kind| self.sections.section(kind);
         let cursor = |what, kind| Cursor::new(what, section(kind));
         let mut from = ColumnReader {
@@ -233,69 +235,14 @@ impl FrameDecoder {
         known: Option<Known<'_>>,
         to: &mut Vec<u8>,
     ) -> Result<(), DeltaError> {
-        let FrameDecoder {
-            sections,
-            contents,
-            places,
-            room: among,
-            latest,
-            plain,
-            repacker,
-            split_pages,
-            ..
-        } = self;
-        split_pages.clear();
+        let FrameDecoder { sections, contents, places, room: among, latest, plain, repacker, .. } = self;
         let cursor = |what, kind| Cursor::new(what, sections.section(kind));
-        let mut differences = DifferenceReader {
-            literal_lens: cursor("delta frame literal lengths", SectionKind::LiteralLens),
-            copy_lens: cursor("delta frame copy lengths", SectionKind::CopyLens),
-            shifts: cursor("delta frame shifts", SectionKind::Shifts),
-            literals: cursor("delta frame literals", SectionKind::Literals),
-        };
+        let mut differences = DifferenceReader::of(sections);
         let mut stored = cursor("delta frame stored images", SectionKind::Stored);
         let mut edges = cursor("delta frame edges", SectionKind::Edges);
-        let of_cache = |made: &&Reference| matches!(made.origin, Origin::Image { .. });
-        let near = cache.map(|cache| {
-            let blocks = outline.all_references().filter(of_cache).map(|made| made.block);
-            cache.near(&blocks.collect::<Vec<BlockId>>())
-        });
-        for (moved, reference) in &outline.moved {
-            let place = |field: usize| {
-                let [start, len] =
-                    [&*places, &outline.structure.fields].map(|of| of.get(field).copied().unwrap_or(0));
-                start as usize..start as usize + len as usize
-            };
-            let (tuples, main) = (place(moved.data), place(moved.main));
-            among.clear();
-            let split = match split_pages.entry((reference.block, reference.origin)) {
-                Entry::Occupied(known) => Some(known.into_mut()),
-                Entry::Vacant(place) => {
-                    let mut room = [0; BLOCK_BYTES];
-                    let page = match reference.origin {
-                        Origin::Alone => None,
-                        Origin::Base { check } => match pages.lend_page(&reference.block, check, &mut room) {
-                            Some((page, _)) => Some(page),
-                            None => return Err(DeltaError::MissingPages(vec![missing_page(reference)])),
-                        },
-                        Origin::Image { lsn } => {
-                            Some(cached_image(reference, lsn, near.as_ref(), &mut room)?)
-                        }
-                    };
-                    page.map(|page| place.insert(Box::new(*page)))
-                }
-            };
-            match split {
-                Some(split) => {
-                    let mut near = [0; BLOCK_BYTES];
-                    moved_tuples(contents.get(main).unwrap_or(&[]), &mut split.clone(), &mut near);
-                    differences.image(Hole::before(tuples.len()), &near, among)?;
-                }
-                None => among.extend_from_slice(differences.literals.take(tuples.len())?),
-            }
-            if let Some(to) = contents.get_mut(tuples) {
-                to.copy_from_slice(among);
-            }
-        }
+        let near = cache.map(|cache| near_of(cache, outline.all_references()));
+        let rows = MovedRows { contents, places, split_pages: &mut self.split_pages };
+        rows.take(outline, near.as_ref(), pages, &mut differences, |_| true)?;
         let Outline { head, structure, place, marks, .. } = outline;
         let raw_len = head.raw_len as usize;
         to.reserve(raw_len);

@@ -4,9 +4,11 @@
 //! The bytes of an image are those outside of its hole, in order; places are places in the page.
 
 use super::block::Page;
+use super::section::SectionReader;
 use super::varint::{self, Cursor};
 use crate::base::limits::BLOCK_BYTES;
 use crate::format::FormatError;
+use crate::format::delta::SectionKind;
 
 /// An equal run shorter than this inside literals is not worth a copy.
 const COPY_MIN: usize = 6;
@@ -294,7 +296,40 @@ pub struct DifferenceReader<'a> {
     pub literals: Cursor<'a>,
 }
 
-impl DifferenceReader<'_> {
+impl<'a> DifferenceReader<'a> {
+    /// Those of a frame.
+    pub fn of(sections: &'a SectionReader) -> Self {
+        let cursor = |what, kind| Cursor::new(what, sections.section(kind));
+        DifferenceReader {
+            literal_lens: cursor("delta frame literal lengths", SectionKind::LiteralLens),
+            copy_lens: cursor("delta frame copy lengths", SectionKind::CopyLens),
+            shifts: cursor("delta frame shifts", SectionKind::Shifts),
+            literals: cursor("delta frame literals", SectionKind::Literals),
+        }
+    }
+
+    /// Passes over an image with `hole`.
+    pub fn pass(&mut self, hole: Hole) -> Result<(), FormatError> {
+        let (mut done, total) = (0, hole.image_bytes());
+        while done < total {
+            let first = self.literal_lens.varint()?;
+            let literals = (first >> 1) as usize;
+            if literals > total - done {
+                return Err(self.literal_lens.error(literals, "literals that the image has room for"));
+            }
+            self.literals.take(literals)?;
+            if first & 1 != 0 {
+                self.shifts.signed()?;
+            }
+            let copy = self.copy_lens.varint()? as usize;
+            if copy > total - done - literals || copy + literals == 0 {
+                return Err(self.copy_lens.error(copy, "a copy that the image has room for"));
+            }
+            done += literals + copy;
+        }
+        Ok(())
+    }
+
     /// Appends the image with `hole` to `to`.
     pub fn image(&mut self, hole: Hole, older: &Page, to: &mut Vec<u8>) -> Result<(), FormatError> {
         let (start, total) = (to.len(), hole.image_bytes());

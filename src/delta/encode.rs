@@ -5,7 +5,7 @@ use super::cache::{ImageCache, NearCache, Rotten};
 use super::columns::{ColumnWriter, Columns};
 use super::diff::{Differ, Differences, Hole, page_of};
 use super::framing::{Dressed, Expected, Mark, Positions};
-use super::keep::{KeptRecords, keep};
+use super::keep::{KeptRecords, keep_all};
 use super::limits::{SECTIONS, SECTIONS_BYTES_MAX};
 use super::outline::Origin;
 use super::records::{ImageAt, RecordSplitter};
@@ -459,9 +459,9 @@ impl FrameEncoder {
             images: &self.splitter.images,
             contents: body,
             places: &self.splitter.contents,
-            plain: &self.plain,
         };
-        keep(&records, Dressed::bare(body, parts.place), parts.place, marks, cache)?;
+        let bare = Dressed::bare(body, parts.place);
+        keep_all(&records, bare, &self.plain, (parts.place, marks), cache)?;
         cache.window.push(parts.place.start, &self.columns.digits);
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Lsn, Memory};
 use crate::wal::WalVersion;
 use std::io;
@@ -12,6 +13,8 @@ const ENTRY_BYTES: usize = CHECK_BYTES + FIELDS_BYTES;
 /// A check of what follows.
 const CHECK_BYTES: usize = 4;
 const FIELDS_BYTES: usize = 40;
+/// Bytes of changes for each page that a cache may have.
+const HISTORY_BYTES_PER_PAGE: usize = BLOCK_BYTES / 8;
 /// Bytes that a processor gets from memory at once.
 const LINE_BYTES: usize = 64;
 /// Changes of one frame's blocks whose places are held at once: a few blocks may have all changes of the ring.
@@ -48,6 +51,13 @@ pub struct Change<'a> {
     pub main: &'a [u8],
 }
 
+impl Change<'_> {
+    /// Bytes of its data and main data.
+    fn contents(&self) -> usize {
+        self.data.len() + self.main.len()
+    }
+}
+
 /// A place in a history: how many bytes were put there before.
 pub type ChangePlace = u64;
 /// The place of no change, which is before the first of a block: like one that was forgotten.
@@ -72,26 +82,69 @@ impl Chains {
     }
 }
 
-/// The last changes of an epoch.
-#[derive(Debug)]
-pub struct History {
+/// Where changes come to lie in a history, and which of them are still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ring {
     bytes_max: usize,
-    ring: Box<dyn Memory>,
-    /// Bytes of the ring that have room.
-    reached: usize,
     /// Counts all bytes; the last `bytes_max` of them are there.
     head: u64,
 }
 
-impl History {
-    /// An empty history of at most `bytes_max` bytes, in `ring`, which is as long. Room is taken as it fills.
-    pub fn new(bytes_max: usize, ring: Box<dyn Memory>) -> Self {
-        History { bytes_max, ring, reached: 0, head: 0 }
+impl Ring {
+    /// That of a cache of at most `pages_max` pages, empty.
+    pub fn of(pages_max: usize) -> Ring {
+        Ring { bytes_max: pages_max * HISTORY_BYTES_PER_PAGE, head: 0 }
     }
 
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.head = 0;
+    /// The same with nothing in it.
+    pub fn emptied(self) -> Ring {
+        Ring { head: 0, ..self }
+    }
+
+    /// The most bytes.
+    pub fn bytes_max(self) -> usize {
+        self.bytes_max
+    }
+
+    /// Takes room for a change with data and main data of `contents` bytes, unless that is too long; returns its place.
+    pub fn take(&mut self, contents: usize) -> Option<ChangePlace> {
+        let len = ENTRY_BYTES + contents;
+        if len > CHANGE_BYTES_MAX.min(self.bytes_max) {
+            return None;
+        }
+        // A change lies in one piece.
+        let at = self.at(self.head);
+        let place =
+            if self.bytes_max - at < len { self.head + (self.bytes_max - at) as u64 } else { self.head };
+        self.head = place + len as u64;
+        Some(place)
+    }
+
+    /// Whether the change at `place` is still there.
+    pub fn has(self, place: ChangePlace) -> bool {
+        self.head.checked_sub(place).is_some_and(|since| since <= self.bytes_max as u64)
+    }
+
+    /// Where the change at `place` begins.
+    fn at(self, place: ChangePlace) -> usize {
+        (place % self.bytes_max as u64) as usize
+    }
+}
+
+/// The last changes of an epoch.
+#[derive(Debug)]
+pub struct History {
+    /// Where they are.
+    pub ring: Ring,
+    memory: Box<dyn Memory>,
+    /// Bytes of the memory that have room.
+    reached: usize,
+}
+
+impl History {
+    /// An empty history in `memory`, which is as long as `ring`. Room is taken as it fills.
+    pub fn new(ring: Ring, memory: Box<dyn Memory>) -> Self {
+        History { ring, memory, reached: 0 }
     }
 
     /// Keeps `change`, which comes after the one at `before`, unless it is too long; returns its place.
@@ -99,22 +152,23 @@ impl History {
     /// # Errors
     /// No room for it: nothing is kept.
     pub fn put(&mut self, change: &Change<'_>, before: ChangePlace) -> io::Result<Option<ChangePlace>> {
-        let len = ENTRY_BYTES + change.data.len() + change.main.len();
-        if len > CHANGE_BYTES_MAX.min(self.bytes_max) {
-            return Ok(None);
-        }
-        // A change lies in one piece.
-        let mut at = (self.head % self.bytes_max as u64) as usize;
-        let mut place = self.head;
-        if self.bytes_max - at < len {
-            place += (self.bytes_max - at) as u64;
-            at = 0;
-        }
+        let mut ring = self.ring;
+        let Some(place) = ring.take(change.contents()) else { return Ok(None) };
+        self.write(place, change, before)?;
+        self.ring = ring;
+        Ok(Some(place))
+    }
+
+    /// Puts `change` at `place`, which has room for it.
+    ///
+    /// # Errors
+    /// No room for it: nothing is put.
+    pub fn write(&mut self, place: ChangePlace, change: &Change<'_>, before: ChangePlace) -> io::Result<()> {
+        let (at, len) = (self.ring.at(place), ENTRY_BYTES + change.contents());
         if at + len > self.reached {
-            self.ring.reach(at + len)?;
+            self.memory.reach(at + len)?;
             self.reached = at + len;
         }
-        self.head = place + len as u64;
         let [b0, b1, b2] = change.blocks.map(u64::from);
         let role = change.role & !INIT | if change.init { INIT } else { 0 };
         let words = [
@@ -127,7 +181,7 @@ impl History {
             b2 | u64::from(u32::from_le_bytes([change.version as u8, change.rmgr, change.info, role])) << 32,
         ];
         let fields = words.map(u64::to_le_bytes);
-        let entry = self.ring.bytes_mut().get_mut(at..at + len);
+        let entry = self.memory.bytes_mut().get_mut(at..at + len);
         if let Some((check, entry)) = entry.and_then(|entry| entry.split_first_chunk_mut::<CHECK_BYTES>()) {
             let mut room = &mut *entry;
             for part in [fields.as_flattened(), change.data, change.main] {
@@ -137,12 +191,12 @@ impl History {
             }
             *check = check_of(entry).to_le_bytes();
         }
-        Ok(Some(place))
+        Ok(())
     }
 
     /// Whether the change at `place` is still there.
     pub fn has(&self, place: ChangePlace) -> bool {
-        self.head.checked_sub(place).is_some_and(|since| since <= self.bytes_max as u64)
+        self.ring.has(place)
     }
 
     /// Puts the places of the change at `last` and of those before it that are still there into `places`, in order.
@@ -158,16 +212,16 @@ impl History {
 
     /// The change of the same block before the one at `place`, if both are still there.
     fn before(&self, place: ChangePlace) -> Option<ChangePlace> {
-        let at = (place % self.bytes_max as u64) as usize + CHECK_BYTES;
-        let before = u64::from_le_bytes(*self.ring.bytes().get(at..)?.first_chunk()?);
+        let at = self.ring.at(place) + CHECK_BYTES;
+        let before = u64::from_le_bytes(*self.memory.bytes().get(at..)?.first_chunk()?);
         // What rotted may say anything; the check of the change then says so.
         (before < place && self.has(before)).then_some(before)
     }
 
     /// A byte of the line of memory after that in which the change at `place` begins: most have no more than both.
     fn middle(&self, place: ChangePlace) -> u8 {
-        let at = (place % self.bytes_max as u64) as usize;
-        self.ring.bytes().get(at + LINE_BYTES).copied().unwrap_or(0)
+        let at = self.ring.at(place);
+        self.memory.bytes().get(at + LINE_BYTES).copied().unwrap_or(0)
     }
 
     /// The chains of the changes at `lasts`, which are brought near: one step of each in turn, so that none waits for the memory of another.
@@ -219,8 +273,9 @@ impl History {
 
     /// The change at `place`, which is still there; an error when it rotted, as far as `check` finds out.
     pub fn get(&self, place: ChangePlace, check: Check) -> Result<Change<'_>, Rotten> {
-        let at = (place % self.bytes_max as u64) as usize;
-        let checked = self.ring.bytes().get(at..).and_then(|bytes| bytes.split_first_chunk::<CHECK_BYTES>());
+        let at = self.ring.at(place);
+        let checked =
+            self.memory.bytes().get(at..).and_then(|bytes| bytes.split_first_chunk::<CHECK_BYTES>());
         let (expected, entry) = checked.ok_or(Rotten)?;
         let (fields, rest) = entry.split_first_chunk::<FIELDS_BYTES>().ok_or(Rotten)?;
         let mut words = [0u64; FIELDS_BYTES / 8];
@@ -253,7 +308,7 @@ impl History {
     /// Flips a bit of byte `at`, for tests of what happens then.
     #[doc(hidden)]
     pub fn rot(&mut self, at: usize) {
-        if let Some(byte) = self.ring.bytes_mut().get_mut(at) {
+        if let Some(byte) = self.memory.bytes_mut().get_mut(at) {
             *byte ^= 1;
         }
     }
@@ -302,7 +357,7 @@ mod tests {
     use crate::base::{Anonymous, Scratch};
 
     fn history(bytes: usize) -> History {
-        History::new(bytes, Anonymous.memory(bytes).unwrap())
+        History::new(Ring { bytes_max: bytes, head: 0 }, Anonymous.memory(bytes).unwrap())
     }
 
     fn change(data: &[u8]) -> Change<'_> {
@@ -379,7 +434,7 @@ mod tests {
         let mut put = |byte, len| history.put(&change(&vec![byte; len]), NO_CHANGE).unwrap();
         assert_eq!([put(1, 10), put(2, 10), put(3, 10)], [Some(0), Some(58), Some(116)]);
         assert_eq!(put(4, 30), Some(232));
-        assert!(!history.has(116) && history.ring.bytes().len() == 116);
+        assert!(!history.has(116) && history.memory.bytes().len() == 116);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::block::BlockId;
-use super::cache::{ImageCache, Near};
+use super::cache::ImageCache;
 use super::diff::page_of;
+use super::directory::Near;
 use super::framing::{Dressed, Mark, Place, Positions, Stretch};
 use super::history::{Change, NO_BLOCK};
 use super::records::ImageAt;
@@ -13,7 +14,6 @@ use super::repack::PlainImages;
 use super::replay;
 use super::structure::{Structure, flag};
 use crate::base::Lsn;
-use crate::format::delta::KindBlock;
 use crate::wal::WalVersion;
 use crate::wal::record::ImageCompression;
 use std::io;
@@ -31,12 +31,10 @@ pub struct KeptRecords<'a> {
     pub lsns: &'a [Lsn],
     /// Their images.
     pub images: &'a [ImageAt],
-    /// Where their contents are.
+    /// Where their contents are, if they are wanted.
     pub contents: &'a [u8],
     /// Where each begins there, by the field that has its length.
     pub places: &'a [u32],
-    /// Those of them that PostgreSQL compressed and that are not stored so.
-    pub plain: &'a PlainImages,
 }
 
 impl<'a> KeptRecords<'a> {
@@ -48,44 +46,117 @@ impl<'a> KeptRecords<'a> {
             [self.places, &self.structure.fields].map(|of| of.get(at).copied().unwrap_or(0) as usize);
         self.contents.get(start..start + len).unwrap_or(&[])
     }
+}
 
-    /// The block of a block reference.
-    fn block(&self, block: &KindBlock, number: u32) -> Option<BlockId> {
-        let relation = *self.structure.tables.relations.get(usize::from(block.relation))?;
-        Some(BlockId { relation, fork: block.flags & flag::FORK_MASK, block: number })
+/// What is done with what the records of a frame leave.
+pub trait Keeper {
+    /// Where blocks are, before anything is done.
+    fn find(&self, blocks: &[BlockId]) -> Vec<Near>;
+
+    /// Image `number` of the frame is in the record at `lsn`.
+    fn image(&mut self, number: usize, image: &ImageAt, lsn: Lsn) -> io::Result<()>;
+
+    /// The page of `block` is an empty one from the record at `lsn` on.
+    fn init(&mut self, block: BlockId, lsn: Lsn) -> io::Result<()>;
+
+    /// A record changes `block`, which was at `near`. Data and main data of the change have `len` bytes.
+    fn change(&mut self, block: &BlockId, near: Near, change: &Change<'_>, len: usize) -> io::Result<()>;
+}
+
+/// The images of a frame where they lie in its body.
+#[derive(Debug)]
+pub struct BodyImages<'a> {
+    body: Dressed<'a>,
+    plain: &'a PlainImages,
+    room: Vec<u8>,
+}
+
+impl<'a> BodyImages<'a> {
+    /// Those in `body`, but for those of `plain`.
+    pub fn new(body: Dressed<'a>, plain: &'a PlainImages) -> Self {
+        BodyImages { body, plain, room: Vec::new() }
+    }
+
+    /// Image `number`, without its hole; `None` for one that is stored compressed.
+    fn bytes(&mut self, number: usize, image: &ImageAt) -> Option<&[u8]> {
+        match image.shape.compression {
+            ImageCompression::None => {
+                Some(self.body.bytes(image.start, image.start + image.shape.len, &mut self.room))
+            }
+            _ => self.plain.get(number),
+        }
+    }
+
+    /// Puts image `number`, of the record at `lsn`, into `cache`. Images that are stored compressed are passed over.
+    pub fn put(
+        &mut self,
+        number: usize,
+        image: &ImageAt,
+        lsn: Lsn,
+        cache: &mut ImageCache,
+    ) -> io::Result<()> {
+        match self.bytes(number, image) {
+            Some(bytes) => {
+                cache.insert(image.shape.block, lsn, |page| page_of(bytes, image.shape.hole, page))
+            }
+            None => Ok(()),
+        }
     }
 }
 
-/// Keeps what `records` have of images, and what they do to pages. Images that are stored compressed are passed over. The images lie in
-/// `body`, in a range with page headers at `marks`.
+/// Keeps everything.
+#[derive(Debug)]
+struct Everything<'a> {
+    images: BodyImages<'a>,
+    cache: &'a mut ImageCache,
+}
+
+impl Keeper for Everything<'_> {
+    fn find(&self, blocks: &[BlockId]) -> Vec<Near> {
+        self.cache.find(blocks)
+    }
+
+    fn image(&mut self, number: usize, image: &ImageAt, lsn: Lsn) -> io::Result<()> {
+        self.images.put(number, image, lsn, self.cache)
+    }
+
+    fn init(&mut self, block: BlockId, lsn: Lsn) -> io::Result<()> {
+        self.cache.init(block, lsn)
+    }
+
+    fn change(&mut self, block: &BlockId, near: Near, change: &Change<'_>, _len: usize) -> io::Result<()> {
+        self.cache.change(block, near, change)
+    }
+}
+
+/// Keeps everything that `records` leave, whose images lie in `body`, in a range with page headers at `marks`.
 ///
 /// # Errors
 /// No room for it: `cache` is of no use any more, and empty.
-pub fn keep(
+pub fn keep_all(
     records: &KeptRecords<'_>,
     body: Dressed<'_>,
-    place: Place,
-    marks: &[Mark],
+    plain: &PlainImages,
+    (place, marks): (Place, &[Mark]),
     cache: &mut ImageCache,
 ) -> io::Result<()> {
-    let kept = try_keep(records, body, place, marks, cache);
+    let images = BodyImages::new(body, plain);
+    let kept = keep(records, (place, marks), &mut Everything { images, cache });
     if kept.is_err() {
         cache.clear();
     }
     kept
 }
 
-fn try_keep(
+/// Tells `keeper` what `records` leave, in order. They lie in a range with page headers at `marks`.
+pub fn keep(
     records: &KeptRecords<'_>,
-    mut body: Dressed<'_>,
-    place: Place,
-    marks: &[Mark],
-    cache: &mut ImageCache,
+    (place, marks): (Place, &[Mark]),
+    keeper: &mut impl Keeper,
 ) -> io::Result<()> {
     let structure = records.structure;
-    let mut near = near_blocks(records, cache).into_iter();
+    let mut near = near_blocks(records, keeper).into_iter();
     let mut positions = Positions::new(place, marks);
-    let mut room = Vec::new();
     let mut images = records.images.iter().enumerate();
     for (number, (stretch, lsn)) in records.stretches.iter().zip(records.lsns).enumerate() {
         let Some((kind, plan)) = structure.kind_of(number) else { break };
@@ -117,26 +188,19 @@ fn try_keep(
         }
         for (block, at) in kind.blocks.iter().zip(&plan.blocks) {
             match at.image.and_then(|_| images.next()) {
-                Some((image_number, image)) => {
-                    let (end, hole) = (image.start + image.shape.len, image.shape.hole);
-                    let bytes = match image.shape.compression {
-                        ImageCompression::None => Some(body.bytes(image.start, end, &mut room)),
-                        _ => records.plain.get(image_number),
-                    };
-                    if let Some(bytes) = bytes {
-                        cache.insert(image.shape.block, *lsn, |page| page_of(bytes, hole, page))?;
-                    }
-                }
+                Some((image_number, image)) => keeper.image(image_number, image, *lsn)?,
                 None if known => {
                     let Some(near) = near.next() else { continue };
-                    let Some(id) = records.block(block, of(at.block)) else { continue };
+                    let Some(id) = structure.block(block, of(at.block)) else { continue };
                     change.role = block.id;
                     change.init = block.flags & flag::WILL_INIT != 0;
                     change.data = records.content(number, at.data);
                     if change.init {
-                        cache.init(id, *lsn)?;
+                        keeper.init(id, *lsn)?;
                     }
-                    cache.change(&id, near, &change)?;
+                    let len =
+                        [at.data, plan.main].into_iter().flatten().map(|field| of(field) as usize).sum();
+                    keeper.change(&id, near, &change, len)?;
                 }
                 None => {}
             }
@@ -147,7 +211,7 @@ fn try_keep(
 
 /// Where the cache has the blocks that records change and have no image of, in order. All are looked for before any is changed, and so
 /// are those of images, which are here or not.
-fn near_blocks(records: &KeptRecords<'_>, cache: &ImageCache) -> Vec<Near> {
+fn near_blocks(records: &KeptRecords<'_>, keeper: &impl Keeper) -> Vec<Near> {
     let structure = records.structure;
     let (mut blocks, mut wanted) = (Vec::new(), Vec::with_capacity(2 * records.stretches.len()));
     // Records of a kind have the same block more often than not.
@@ -161,7 +225,7 @@ fn near_blocks(records: &KeptRecords<'_>, cache: &ImageCache) -> Vec<Near> {
         let fields = structure.numbers(number, plan);
         let mut last = structure.kinds.get(number).and_then(|kind| last.get_mut(usize::from(*kind)));
         for (block, at) in kind.blocks.iter().zip(&plan.blocks) {
-            let id = records.block(block, fields.get(at.block).copied().unwrap_or(0));
+            let id = structure.block(block, fields.get(at.block).copied().unwrap_or(0));
             let before = last.as_ref().and_then(|last| **last).filter(|(of_kind, _)| Some(*of_kind) == id);
             let place = match (before, id) {
                 (Some((_, place)), _) => Some(place),
@@ -179,7 +243,7 @@ fn near_blocks(records: &KeptRecords<'_>, cache: &ImageCache) -> Vec<Near> {
             }
         }
     }
-    let found = cache.find(&blocks);
+    let found = keeper.find(&blocks);
     let near = |place: Option<usize>| place.and_then(|place| found.get(place)).copied().unwrap_or_default();
     wanted.into_iter().map(near).collect()
 }

@@ -57,6 +57,8 @@ pub struct BlockFields {
 pub struct SplitFields {
     /// The page that was split, among the block references.
     pub reference: usize,
+    /// The new page, among them.
+    pub new: usize,
     /// The length of the tuples that went to the new page.
     pub data: usize,
     /// The length of main data.
@@ -70,6 +72,8 @@ pub struct MovedTuples {
     pub record: usize,
     /// The page that was split.
     pub block: BlockId,
+    /// The new page.
+    pub new: BlockId,
     /// The field that has their length, in [`Structure::fields`].
     pub data: usize,
     /// The field that has the length of main data.
@@ -136,10 +140,12 @@ impl FieldPlan {
         };
         slots.extend(main);
         let of = |id: u8| kind.blocks.iter().position(|block| block.id == id);
-        let data = of(1).and_then(|number| blocks.get(number)).and_then(|block: &BlockFields| block.data);
-        let split = match (of(0), data, main) {
-            (Some(reference), Some(data), Some(main)) if replay::is_split(kind.rmgr, kind.info) => {
-                Some(SplitFields { reference, data, main })
+        let data = |number: usize| blocks.get(number).and_then(|block: &BlockFields| block.data);
+        let split = match (of(0), of(1), of(1).and_then(data), main) {
+            (Some(reference), Some(new), Some(data), Some(main))
+                if replay::is_split(kind.rmgr, kind.info) =>
+            {
+                Some(SplitFields { reference, new, data, main })
             }
             _ => None,
         };
@@ -266,13 +272,11 @@ impl Structure {
     pub fn moved(&self, by_kind: &ByKind) -> Result<Vec<MovedTuples>, FormatError> {
         let mut moved = Vec::new();
         for ((records, plan), kind) in by_kind.iter().zip(&self.plans).zip(&self.tables.kinds) {
-            let Some(SplitFields { reference, data, main }) = plan.split else { continue };
-            let (Some(block), Some(at)) = (kind.blocks.get(reference), plan.blocks.get(reference)) else {
+            let Some(SplitFields { reference, new, data, main }) = plan.split else { continue };
+            let [Some(split), Some(new)] =
+                [reference, new].map(|number| Some((kind.blocks.get(number)?, plan.blocks.get(number)?)))
+            else {
                 continue;
-            };
-            let Some(relation) = self.tables.relations.get(usize::from(block.relation)) else {
-                let found = format!("relation {}", block.relation);
-                return Err(FormatError::new("delta frame kind", 0, found, "one in the table"));
             };
             for record in records {
                 let record = *record as usize;
@@ -283,12 +287,25 @@ impl Structure {
                     return Err(FormatError::new("delta frame", 0, found, format!("{BLOCK_BYTES} at most")));
                 }
                 let start = self.starts.get(record).copied().unwrap_or(0);
-                let block =
-                    BlockId { relation: *relation, fork: block.flags & flag::FORK_MASK, block: of(at.block) };
-                moved.push(MovedTuples { record, block, data: start + data, main: start + main });
+                let id = |(block, at): (&KindBlock, &BlockFields)| self.known_block(block, of(at.block));
+                let (block, new) = (id(split)?, id(new)?);
+                moved.push(MovedTuples { record, block, new, data: start + data, main: start + main });
             }
         }
         Ok(moved)
+    }
+
+    /// The block of a block reference, if its relation is in the table.
+    pub fn block(&self, block: &KindBlock, number: u32) -> Option<BlockId> {
+        let relation = *self.tables.relations.get(usize::from(block.relation))?;
+        Some(BlockId { relation, fork: block.flags & flag::FORK_MASK, block: number })
+    }
+
+    fn known_block(&self, block: &KindBlock, number: u32) -> Result<BlockId, FormatError> {
+        self.block(block, number).ok_or_else(|| {
+            let found = format!("relation {}", block.relation);
+            FormatError::new("delta frame kind", 0, found, "one in the table")
+        })
     }
 
     /// The image of block reference `number` of a record with these `fields`, if it has one.
@@ -313,19 +330,7 @@ impl Structure {
             let found = format!("{len} bytes with a hole of {hole_len} at {offset}");
             return Err(FormatError::new("delta frame image", 0, found, "an image of 8192 bytes"));
         }
-        let Some(relation) = self.tables.relations.get(usize::from(block.relation)) else {
-            return Err(FormatError::new(
-                "delta frame kind",
-                0,
-                format!("relation {}", block.relation),
-                "one in the table",
-            ));
-        };
-        let id = BlockId {
-            relation: *relation,
-            fork: block.flags & flag::FORK_MASK,
-            block: fields.get(plan.block).copied().unwrap_or(0),
-        };
+        let id = self.known_block(block, fields.get(plan.block).copied().unwrap_or(0))?;
         Ok(Some(ImageShape { block: id, len, hole: Hole { offset, len: hole_len }, compression }))
     }
 

@@ -9,7 +9,8 @@ use super::error::RepoError;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{BackupId, Lsn, LsnRange, ObjectId, ObjectKey};
 use crate::delta::{
-    BlockId, DeltaError, FrameDecoder, ImageCache, Origin, Page, PageSource, Reference, Vouched,
+    BlockId, DeltaError, FrameDecoder, FrameTrace, FrameWants, ImageCache, Origin, Page, PageSource,
+    Reference, Vouched,
 };
 use crate::format::wal::{DeltaEpoch, WalDeltas};
 use futures_util::future::BoxFuture;
@@ -49,6 +50,9 @@ impl PageSource for Pages<'_> {
         self.base.as_mut()?.lend_page(block, expected, room)
     }
 }
+
+/// What a frame does, and what is wanted of that.
+type Traced<'a> = (&'a FrameTrace, &'a FrameWants);
 
 /// Decodes the frames of one epoch in order.
 #[derive(Debug)]
@@ -125,6 +129,47 @@ impl EpochDecoder {
         Ok((range, wal))
     }
 
+    /// The WAL of `frame`, of which `traced` wants all, with a cache that has what was wanted of the frames before. Pages of the base were
+    /// fetched.
+    pub fn decode_wanted(
+        &mut self,
+        deltas: &WalDeltas,
+        key: &ObjectKey,
+        frame: &[u8],
+        traced: Traced<'_>,
+    ) -> Result<Vec<u8>, RepoError> {
+        let mut wal = Vec::new();
+        let (decoder, cache, mut pages) = self.parts(deltas);
+        let decoded = decoder.decode_wanted(frame, traced, cache, &mut pages, &mut wal);
+        decoded.map_err(|error| explained(key, deltas, error))?;
+        Ok(wal)
+    }
+
+    /// Takes of `frame` the pages that `traced` wants; pages of the base were fetched.
+    pub fn pages(
+        &mut self,
+        deltas: &WalDeltas,
+        key: &ObjectKey,
+        frame: &[u8],
+        traced: Traced<'_>,
+    ) -> Result<(), RepoError> {
+        let (decoder, cache, mut pages) = self.parts(deltas);
+        let taken = decoder.pages(frame, traced, cache, &mut pages);
+        taken.map(drop).map_err(|error| explained(key, deltas, error))
+    }
+
+    /// Nothing of `frame` is wanted.
+    pub fn pass_over(&mut self, deltas: &WalDeltas, key: &ObjectKey, frame: &[u8]) -> Result<(), RepoError> {
+        let passed = self.decoder.pass_over(frame, &mut self.cache);
+        passed.map(drop).map_err(|error| explained(key, deltas, error))
+    }
+
+    /// What decodes with pages of the repository alone.
+    fn parts(&mut self, deltas: &WalDeltas) -> (&mut FrameDecoder, &mut ImageCache, Pages<'_>) {
+        let base = self.base.as_mut().filter(|base| Some(base.backup()) == deltas.base.as_ref());
+        (&mut self.decoder, &mut self.cache, Pages { near: None, base })
+    }
+
     /// The bytes from here up to `position` are plain frames: they leave nothing.
     pub fn skip_to(&mut self, position: Lsn) {
         self.next = self.next.max(position);
@@ -145,8 +190,8 @@ impl EpochDecoder {
         self.decoder.decode(frame, &mut self.cache, &mut pages, wal)
     }
 
-    /// Boxed, so that the compiler can tell that it is [`Send`].
-    fn fetch<'a>(
+    /// Fetches pages of the base of `deltas`. Boxed, so that the compiler can tell that it is [`Send`].
+    pub fn fetch<'a>(
         &'a mut self,
         deltas: &'a WalDeltas,
         key: &'a ObjectKey,

@@ -1,6 +1,7 @@
 //! Reading durable WAL back, in order, from whatever holds it. Every byte is checked by seal and chunk id; of delta frames, which
 //! need those before them in their epoch, see [`Reading`].
 
+mod part;
 mod piece;
 
 pub use piece::{check_segment, open_segment};
@@ -15,6 +16,7 @@ use crate::codec::object::PackedChunk;
 use crate::delta::{DeltaError, FrameDecoder, ImageCache, Window};
 use crate::format::wal::{DeltaEpoch, WalMeta};
 use bytes::Bytes;
+use part::{PART_BYTES_MAX, PART_FROM};
 use piece::{OpenPiece, cut, frame_at, open};
 use std::sync::Arc;
 
@@ -48,8 +50,10 @@ pub struct WalReader {
     decoder: FrameDecoder,
     /// The digits of the last frames that it decoded.
     window: Window,
-    /// The delta frame decoded last: what is read of it in parts is decoded once.
-    decoded: Option<(TimelineId, LsnRange, Bytes)>,
+    /// The delta frames decoded last: what is read of them in parts is decoded once.
+    decoded: Vec<(TimelineId, LsnRange, Bytes)>,
+    /// Where the part of an epoch ends that was decoded last: who goes on there reads everything, and may as well decode it.
+    part_end: Option<(TimelineId, Lsn)>,
 }
 
 impl WalReader {
@@ -70,7 +74,8 @@ impl WalReader {
             near: None,
             decoder,
             window: Window::default(),
-            decoded: None,
+            decoded: Vec::new(),
+            part_end: None,
         }
     }
 
@@ -120,23 +125,46 @@ impl WalReader {
     }
 
     async fn try_read(&mut self, timeline: TimelineId, range: LsnRange) -> Result<Bytes, RepoError> {
-        if let Some((of, lies, bytes)) = &self.decoded
-            && *of == timeline
-            && lies.contains(range.start)
-        {
+        let known =
+            |(of, lies, _): &&(TimelineId, LsnRange, Bytes)| *of == timeline && lies.contains(range.start);
+        if let Some((_, lies, bytes)) = self.decoded.iter().find(known) {
             return Ok(cut(bytes.clone(), lies.start, range));
         }
         let cluster = self.cluster.clone();
         let (open, end) = self.open_at(timeline, range.start).await?;
         let within = LsnRange::new(range.start, range.end.min(end));
         let Some(number) = open.delta_frame(range.start)? else { return open.read(&cluster, within).await };
-        let (lies, bytes) = match self.reading {
-            Reading::Records => self.records_of(timeline, number).await?,
-            Reading::Exact => self.decode_up_to(timeline, range.start).await?,
+        let decoded = match self.reading {
+            Reading::Records => vec![self.records_of(timeline, number).await?],
+            Reading::Exact => self.exact(timeline, range).await?,
         };
-        let bytes = Bytes::from(bytes);
-        self.decoded = Some((timeline, lies, bytes.clone()));
-        Ok(cut(bytes, lies.start, range))
+        let decoded = decoded.into_iter().map(|(lies, wal)| (timeline, lies, Bytes::from(wal)));
+        self.decoded = decoded.collect();
+        match self.decoded.iter().find(known) {
+            Some((_, lies, bytes)) => Ok(cut(bytes.clone(), lies.start, range)),
+            None => Err(self.not_there(range.start)),
+        }
+    }
+
+    /// The delta frame of the open segment that holds the first byte of `range`, and perhaps those behind it.
+    async fn exact(&mut self, timeline: TimelineId, range: LsnRange) -> Result<Vec<Decoded>, RepoError> {
+        let Some(OpenPiece::Segment(segment)) = &self.open else { unreachable!("it has a delta frame") };
+        let epoch = segment.deltas()?.epoch.clone();
+        let known = self.epoch.as_ref().filter(|known| known.id() == epoch.id);
+        let decoded_to = known.map_or(epoch.start, EpochDecoder::position);
+        let before = if decoded_to <= range.start { decoded_to } else { epoch.start };
+        let goes_on = self.part_end == Some((timeline, range.start));
+        // Who has pages near restores, and reads everything.
+        if range.len() > PART_BYTES_MAX
+            || range.start.bytes_since(before) < PART_FROM
+            || goes_on
+            || self.near.is_some()
+        {
+            return Ok(vec![self.decode_up_to(timeline, &epoch, range.start).await?]);
+        }
+        let decoded = self.decode_part(timeline, &epoch, range).await?;
+        self.part_end = decoded.last().map(|(lies, _)| (timeline, lies.end));
+        Ok(decoded)
     }
 
     /// Delta frame `number` of the open segment, without what its images take from elsewhere.
@@ -190,19 +218,30 @@ impl WalReader {
         Ok(())
     }
 
-    /// Decodes the epoch of the open segment, from where it was decoded to, up to the frame that holds `at`.
-    async fn decode_up_to(&mut self, timeline: TimelineId, at: Lsn) -> Result<Decoded, RepoError> {
-        let Some(OpenPiece::Segment(segment)) = &self.open else { unreachable!("it has a delta frame") };
-        let epoch = segment.deltas()?.epoch.clone();
+    /// WAL at `at` is in an epoch, and not in its frames.
+    fn not_there(&self, at: Lsn) -> RepoError {
+        RepoError::damage(
+            &layout::segments(self.cluster.name()),
+            format!("WAL at {at} is in no frame of its epoch"),
+        )
+    }
+
+    /// Decodes `epoch`, from where it was decoded to, up to the frame that holds `at`.
+    async fn decode_up_to(
+        &mut self,
+        timeline: TimelineId,
+        epoch: &DeltaEpoch,
+        at: Lsn,
+    ) -> Result<Decoded, RepoError> {
         let known = self.epoch.take().filter(|known| known.id() == epoch.id && known.position() <= at);
         let mut decoder = match known {
             Some(known) => known,
             None => {
                 tracing::info!(start = %epoch.start, wanted = %at, "decoding an epoch of WAL deltas from its start");
-                EpochDecoder::new(&self.cluster, &epoch)?
+                EpochDecoder::new(&self.cluster, epoch)?
             }
         };
-        let Some(decoded) = self.decode_epoch(timeline, &epoch, &mut decoder, at).await? else {
+        let Some(decoded) = self.decode_epoch(timeline, epoch, &mut decoder, at).await? else {
             let reason = format!("WAL of its epoch from {} on is not there", decoder.position());
             return Err(RepoError::damage(&layout::segments(self.cluster.name()), reason));
         };
@@ -243,6 +282,19 @@ impl WalReader {
             }
         }
         Ok(None)
+    }
+
+    /// Bytes of the segments of `epoch` that begin before `end`.
+    fn epoch_bytes(&self, timeline: TimelineId, epoch: &DeltaEpoch, end: Lsn) -> u64 {
+        let of_epoch = |piece: &WalPiece| match &piece.source {
+            WalSource::Segment(entry)
+                if entry.deltas.as_ref().is_some_and(|deltas| deltas.epoch.id == epoch.id) =>
+            {
+                entry.object_len
+            }
+            _ => 0,
+        };
+        self.map.overlapping(timeline, LsnRange::new(epoch.start, end)).map(of_epoch).sum()
     }
 
     /// The first segment of `epoch` that holds anything from `position` on.

@@ -116,6 +116,29 @@ impl Archive {
         })
     }
 
+    /// Each of `ranges` of `timeline`, by a reader that knows nothing yet.
+    pub fn read_each(&self, cluster: &str, timeline: TimelineId, ranges: &[LsnRange]) -> Vec<Vec<u8>> {
+        let all = ranges.iter().map(|range| self.read_on(cluster, timeline, *range, range.len()));
+        all.collect()
+    }
+
+    /// `range` of `timeline`, asked for piece by piece.
+    pub fn read_on(&self, cluster: &str, timeline: TimelineId, range: LsnRange, piece: u64) -> Vec<u8> {
+        self.runtime.block_on(async {
+            let cluster = Cluster::open(self.repo.clone(), cluster.parse().unwrap()).await.unwrap();
+            let snapshot = walmap::load(&cluster).await.unwrap();
+            let mut reader = WalReader::new(cluster, snapshot.wal);
+            let mut read = Vec::new();
+            let mut at = range.start;
+            while at < range.end {
+                let part = LsnRange::new(at, at.saturating_add(piece).min(range.end));
+                read.extend(reader.read(timeline, part).await.unwrap());
+                at = part.end;
+            }
+            read
+        })
+    }
+
     /// The records of `timeline` from `from` on, part after part as they are read, up to `parts` of them.
     pub fn records(
         &self,

@@ -2,10 +2,11 @@
 
 use crate::common::pages::PAGE_KEY;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use walden::base::{Lsn, SegmentSize};
 use walden::delta::{
-    BlockId, Encoder, EncoderOptions, Frame, FrameBody, FrameDecoder, FrameStats, ImageCache, Page,
-    PageSource, Surprise, Verify, Vouched, page_hash,
+    BlockId, Encoder, EncoderOptions, Frame, FrameBody, FrameDecoder, FrameStats, FrameTrace, FrameWants,
+    ImageCache, Page, PageSource, Surprise, Tracer, Verify, Vouched, Wants, page_hash,
 };
 
 pub fn mib(count: u64) -> SegmentSize {
@@ -84,8 +85,61 @@ pub fn round_trip(
         }
     }
     assert_eq!(at.bytes_since(start), wal.len() as u64);
+    for from in [0, frames.len() / 3, frames.len() - 1] {
+        for count in [1, 3] {
+            let wanted = from..(from + count).min(frames.len());
+            parts_are_the_same(options, &frames, start, wal, wanted, base);
+        }
+    }
     outcome.frames = frames;
     outcome
+}
+
+/// Decodes the `wanted` ones of `frames` by what they want of those before, and compares. Returns how many of these were decoded.
+pub fn parts_are_the_same(
+    options: EncoderOptions,
+    frames: &[Frame],
+    start: Lsn,
+    wal: &[u8],
+    wanted: Range<usize>,
+    base: &mut dyn PageSource,
+) -> usize {
+    let delta = |frame: &Frame| match &frame.body {
+        FrameBody::Delta(bytes, _) => Some(bytes.clone()),
+        FrameBody::Plain(..) => None,
+    };
+    let mut tracer = Tracer::new(options.cache_pages_max);
+    let mut traced: Vec<(usize, Vec<u8>, FrameTrace, Option<FrameWants>)> = Vec::new();
+    for (number, frame) in frames[..wanted.end].iter().enumerate() {
+        let Some(bytes) = delta(frame) else { continue };
+        let (range, trace) = tracer.frame(&bytes).expect("a trace");
+        assert_eq!(range, frame.range);
+        traced.push((number, bytes, trace, None));
+    }
+    let mut wants = Wants::none(options.cache_pages_max);
+    for (number, _, trace, found) in traced.iter_mut().rev() {
+        *found = if wanted.contains(number) { Some(wants.whole(trace)) } else { wants.part(trace) };
+    }
+    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(options.cache_pages_max));
+    let (mut back, mut decoded) = (Vec::new(), 0);
+    for (number, bytes, trace, found) in &traced {
+        let range = match found {
+            Some(found) if wanted.contains(number) => {
+                let range = decoder.decode_wanted(bytes, (trace, found), &mut cache, base, &mut back);
+                let at = |lsn: Lsn| lsn.bytes_since(start) as usize;
+                let expected = &wal[at(frames[*number].range.start)..at(frames[*number].range.end)];
+                assert!(range.is_err() || back == expected, "frame {number} of {wanted:?}");
+                range
+            }
+            Some(found) => {
+                decoded += 1;
+                decoder.pages(bytes, (trace, found), &mut cache, base)
+            }
+            None => decoder.pass_over(bytes, &mut cache),
+        };
+        assert_eq!(range, Ok(frames[*number].range), "frame {number} of {wanted:?}");
+    }
+    decoded
 }
 
 /// The blocks in a cache.

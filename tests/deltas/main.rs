@@ -16,6 +16,7 @@ mod bed;
 mod faults;
 mod generated;
 mod packed;
+mod parts;
 mod servers;
 mod splits;
 mod windows;

@@ -11,7 +11,7 @@ use walden::format::wal::RelationRef;
 use walden::wal::{Synth, WalVersion};
 
 const START: Lsn = Lsn::new(1 << 32);
-const TUPLE_BYTES: usize = 24;
+pub const TUPLE_BYTES: usize = 24;
 /// The page that is split.
 const LEFT: u32 = 7;
 /// Its new right neighbour.
@@ -24,7 +24,7 @@ fn left() -> BlockId {
 }
 
 /// A tuple with a key of 16 random bytes.
-fn tuple(number: usize) -> [u8; TUPLE_BYTES] {
+pub fn tuple(number: usize) -> [u8; TUPLE_BYTES] {
     let key = blake3::hash(&number.to_le_bytes());
     let mut tuple = [0; TUPLE_BYTES];
     tuple[..8].copy_from_slice(&[0, 0, number as u8, (number >> 8) as u8, 5, 0, 24, 0]);
@@ -33,7 +33,7 @@ fn tuple(number: usize) -> [u8; TUPLE_BYTES] {
 }
 
 /// A page with a high key and these tuples, whose bytes lie in the order of their keys, as after many inserts.
-fn tree_page(tuples: &[[u8; TUPLE_BYTES]]) -> Page {
+pub fn tree_page(tuples: &[[u8; TUPLE_BYTES]]) -> Page {
     let mut page = [0; 8192];
     let all: Vec<_> = [tuple(9999)].into_iter().chain(tuples.iter().copied()).collect();
     let mut by_key: Vec<usize> = (0..all.len()).collect();
@@ -52,7 +52,7 @@ fn tree_page(tuples: &[[u8; TUPLE_BYTES]]) -> Page {
     page
 }
 
-fn block_header(id: u8, flags: u8, data: &[u8], block: u32) -> Vec<u8> {
+pub fn block_header(id: u8, flags: u8, data: &[u8], block: u32) -> Vec<u8> {
     let mut header = vec![id, flags];
     header.extend((data.len() as u16).to_le_bytes());
     [1663u32, 5, 16384, block].iter().for_each(|number| header.extend(number.to_le_bytes()));
@@ -73,9 +73,20 @@ fn split(synth: &mut Synth, info: u8, first_right: u16, moved: &[[u8; TUPLE_BYTE
 }
 
 fn split_of(synth: &mut Synth, block: u32, info: u8, first_right: u16, moved: &[[u8; TUPLE_BYTES]]) {
+    split_to(synth, [block, RIGHT], info, first_right, moved);
+}
+
+/// The same to another page than [`RIGHT`].
+pub fn split_to(
+    synth: &mut Synth,
+    [block, right]: [u32; 2],
+    info: u8,
+    first_right: u16,
+    moved: &[[u8; TUPLE_BYTES]],
+) {
     let data: Vec<u8> = moved.iter().rev().flatten().copied().collect();
     let left_data = [tuple(1), tuple(2)].concat();
-    let headers = [block_header(0, 0x20, &left_data, block), block_header(1, 0x60, &data, RIGHT)].concat();
+    let headers = [block_header(0, 0x20, &left_data, block), block_header(1, 0x60, &data, right)].concat();
     let numbers = [first_right, first_right.saturating_add(1), 0].map(u16::to_le_bytes).concat();
     let body = [headers, vec![255, 10], left_data, data, vec![0; 4], numbers].concat();
     synth.record(11, info, 700, &body);

@@ -1,7 +1,7 @@
 //! One object of WAL, kept open: which frame holds a position, and what is in it.
 
 use super::Decoded;
-use crate::base::{Lsn, LsnRange, ObjectKey};
+use crate::base::{ChunkId, Lsn, LsnRange, ObjectKey};
 use crate::codec::OpenError;
 use crate::codec::object::{Expect, ObjectReader, OpenObject, PackedChunk, stored_frame_len};
 use crate::format::directory::{Directory, FrameEntry};
@@ -249,23 +249,11 @@ impl OpenSegment {
         at: Lsn,
     ) -> Result<Option<Decoded>, RepoError> {
         let deltas = self.deltas()?.clone();
-        for number in 0..self.directory.frames.len() {
-            let Some(entry) = self.directory.frames.get(number) else { break };
-            let (start, end) = (entry.position, entry.position + u64::from(entry.plain_len));
-            if entry.codec != Codec::Delta || end <= decoder.position().get() {
-                continue;
-            }
-            let lies = LsnRange::new(Lsn::new(start), Lsn::new(end));
-            if lies.start < decoder.position() {
-                let reason = format!("frame {lies} overlaps what its epoch has before it");
-                return Err(RepoError::damage(&self.key, reason));
-            }
-            let chunk = entry.chunk;
+        for (number, lies) in self.delta_frames_from(decoder.position())? {
             let frame = self.delta(cluster, number).await?;
             let (range, wal) = decoder.decode(&deltas, &self.key, near.as_deref_mut(), &frame).await?;
-            if range != lies || cluster.repo().chunk_id(&wal) != chunk {
-                let reason = format!("frame {number} is not the WAL {lies} that its directory says");
-                return Err(RepoError::damage(&self.key, reason));
+            if range != lies || Some(cluster.repo().chunk_id(&wal)) != self.chunk_of(number) {
+                return Err(self.misplaced(number, range));
             }
             if lies.contains(at) {
                 return Ok(Some((range, wal)));
@@ -280,6 +268,39 @@ impl OpenSegment {
         let entry = self.directory.frames.get(number);
         let start = Lsn::new(entry.map_or(0, |entry| entry.position));
         LsnRange::new(start, start.saturating_add(entry.map_or(0, |entry| u64::from(entry.plain_len))))
+    }
+
+    /// The delta frames that hold anything from `position` on, and where each lies, as the directory says.
+    pub fn delta_frames_from(&self, position: Lsn) -> Result<Vec<(usize, LsnRange)>, RepoError> {
+        let (mut frames, mut position) = (Vec::new(), position);
+        for (number, entry) in self.directory.frames.iter().enumerate() {
+            let lies = self.lies(number);
+            if entry.codec != Codec::Delta || lies.end <= position {
+                continue;
+            }
+            if lies.start < position {
+                let reason = format!("frame {lies} overlaps what its epoch has before it");
+                return Err(RepoError::damage(&self.key, reason));
+            }
+            frames.push((number, lies));
+            position = lies.end;
+        }
+        Ok(frames)
+    }
+
+    /// The id of the WAL of frame `number`, as the directory says.
+    pub fn chunk_of(&self, number: usize) -> Option<ChunkId> {
+        self.directory.frames.get(number).map(|entry| entry.chunk)
+    }
+
+    /// Frame `number` holds other WAL than its directory says: `found`, or other bytes.
+    pub fn misplaced(&self, number: usize, found: LsnRange) -> RepoError {
+        let lies = self.lies(number);
+        let what = if found == lies { "other bytes of it".to_owned() } else { found.to_string() };
+        RepoError::damage(
+            &self.key,
+            format!("frame {number} is not the WAL {lies} that its directory says: {what}"),
+        )
     }
 
     /// The numbers of the delta frames that begin in `range`.
