@@ -44,10 +44,14 @@ const PIECE: usize = 128 << 10;
 /// 4 GiB, the default of an epoch.
 const CACHE_PAGES: usize = 524_288;
 
-/// An empty cache, in memory as `wal-fetch` takes it.
+/// Memory as `wal-fetch` takes it.
+fn memory() -> ScratchDir {
+    ScratchDir::first_of(vec![std::env::temp_dir()]).with_memory(2 * CACHE_PAGES * BLOCK_BYTES)
+}
+
+/// An empty cache for encoders.
 fn image_cache() -> ImageCache {
-    let memory = ScratchDir::first_of(vec![std::env::temp_dir()]).with_memory(2 * CACHE_PAGES * BLOCK_BYTES);
-    ImageCache::within(&memory, CACHE_PAGES).expect("room for a cache")
+    ImageCache::within(&memory(), CACHE_PAGES).expect("room for a cache")
 }
 
 /// The WAL in a folder: its first byte, and the bytes.
@@ -139,7 +143,8 @@ fn main() {
         }
     }
     // Twice: the memory of the cache is taken by the first run.
-    let (mut decoder, mut cache) = (FrameDecoder::new(), image_cache());
+    let mut decoder = FrameDecoder::new();
+    let mut cache = ImageCache::for_decoding(&memory(), CACHE_PAGES).expect("room for a cache");
     let mut back = Vec::new();
     let [cold, warm] = [(); 2].map(|()| {
         cache.clear();

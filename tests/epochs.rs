@@ -299,10 +299,15 @@ fn without_room_to_decode_what_was_encoded_wal_is_stored_without_deltas() {
 
 /// Flips a byte in the middle of an object of a repository in a directory.
 fn flip(place: &Place, key: &str) {
+    flip_at(place, key, 2);
+}
+
+/// The same behind the first `part`th of its bytes.
+fn flip_at(place: &Place, key: &str, part: usize) {
     let path = place.path("repo").join(key);
     let mut bytes = fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
+    let at = bytes.len() / part;
+    bytes[at] ^= 1;
     fs::remove_file(&path).unwrap();
     fs::write(&path, bytes).unwrap();
 }
@@ -472,7 +477,9 @@ fn a_range_far_into_its_epoch_is_read_with_the_pages_that_it_needs_alone() {
     let of = |entry: &WalEntry| entry.deltas.as_ref().unwrap().epoch.clone();
     let (epoch, end) = (of(entries.last().unwrap()), entries.last().unwrap().end);
     assert!(end.bytes_since(epoch.start) > 100 << 20, "{} to {end}", epoch.start);
-    let all = Archive::open(&place).read_each("shop", timeline, &[whole]).remove(0);
+    let archive = Archive::open(&place);
+    let (all, error) = archive.read_parts("shop", timeline, whole, whole.len());
+    assert!(error.is_none() && all.len() as u64 == whole.len(), "{error:?}");
 
     let from = |back: u64, len: u64| {
         let start = end.saturating_sub(back);
@@ -486,9 +493,9 @@ fn a_range_far_into_its_epoch_is_read_with_the_pages_that_it_needs_alone() {
     for range in ranges.into_iter().chain([LsnRange::new(epoch.start, end)]) {
         let taken = Arc::new(AtomicUsize::new(0));
         let archive = Archive::open_within(&place, Arc::new(Counted(taken.clone())));
-        let read = archive.read_each("shop", timeline, &[range]).remove(0);
+        let (read, error) = archive.read_parts("shop", timeline, range, range.len());
         let at = range.start.bytes_since(whole.start) as usize;
-        assert!(read == all[at..at + read.len()] && read.len() as u64 == range.len(), "{range}");
+        assert!(read == all[at..at + range.len() as usize], "{range}: {error:?}");
         room.push(taken.load(Ordering::SeqCst));
     }
     let everything = room.pop().unwrap();
@@ -496,24 +503,59 @@ fn a_range_far_into_its_epoch_is_read_with_the_pages_that_it_needs_alone() {
 }
 
 #[test]
-fn who_goes_on_behind_a_range_far_into_its_epoch_decodes_it_once() {
+fn who_goes_on_behind_a_range_far_into_its_epoch_decodes_it_once_and_damage_costs_what_is_behind_it() {
     let pg = server(15);
     let place = Place::init();
     let receiving = receive(&place, &pg);
     backup(&place, &pg);
     pg.sql("CREATE TABLE long AS SELECT i, md5(i::text) AS b FROM generate_series(1, 700000) i");
+    compact(&place, &pg);
     pg.sql("UPDATE long SET b = b || i WHERE i % 3 = 0");
     compact(&place, &pg);
     drop(receiving);
+    let timeline = TimelineId(1);
     let entries = deltas(&snapshot(&place));
-    let (start, end) = (entries[0].deltas.as_ref().unwrap().epoch.start, entries.last().unwrap().end);
-    assert!(end.bytes_since(start) > 80 << 20, "{start} to {end}");
-    let archive = Archive::open(&place);
-    let from = end.saturating_sub(12 << 20);
-    let whole = archive.read_each("shop", TimelineId(1), &[LsnRange::new(start, end)]).remove(0);
+    let last = entries.last().unwrap();
+    let (start, end) = (entries[0].deltas.as_ref().unwrap().epoch.start, last.end);
+    assert!(last.start.bytes_since(start) > 70 << 20, "{start} to {end}");
+    let whole = LsnRange::new(start, end);
+    let (all, error) = Archive::open(&place).read_parts("shop", timeline, whole, whole.len());
+    assert!(error.is_none(), "{error:?}");
+    let tail = LsnRange::new(last.start.saturating_sub(3 << 20), end.min(last.start.saturating_add(3 << 20)));
+    let expected = |range: LsnRange| {
+        let at = range.start.bytes_since(start) as usize;
+        &all[at..at + range.len() as usize]
+    };
     for piece in [1 << 20, 3 << 20, 777_777] {
-        let read = archive.read_on("shop", TimelineId(1), LsnRange::new(from, end), piece);
-        assert!(read == whole[from.bytes_since(start) as usize..], "pieces of {piece}");
+        // A part takes four pieces of memory, its base's pages among them, and whoever decodes everything three.
+        let archive = Archive::open_within(&place, Arc::new(Pieces(8.into())));
+        let (read, error) = archive.read_parts("shop", timeline, tail, piece);
+        assert!(read == expected(tail), "pieces of {piece}: {error:?}");
+    }
+    // Without room for a part, everything is decoded.
+    let archive = Archive::open_within(&place, Arc::new(NoFirst::default()));
+    let (read, error) = archive.read_parts("shop", timeline, tail, tail.len());
+    assert!(read == expected(tail), "{error:?}");
+
+    let key = layout::segment(&"shop".parse().unwrap(), last.id);
+    flip_at(&place, key.as_str(), 8);
+    let damaged = LsnRange::new(tail.start, end.min(last.start.saturating_add(28 << 20)));
+    let (read, error) = Archive::open(&place).read_parts("shop", timeline, damaged, damaged.len());
+    assert!(error.is_some_and(|error| error.to_string().contains(key.as_str())));
+    let len = read.len() as u64;
+    assert!(len >= 3 << 20 && len < damaged.len() && read == expected(damaged)[..read.len()], "{len} bytes");
+}
+
+/// Memory, but not the first time.
+#[derive(Debug, Default)]
+struct NoFirst(AtomicUsize);
+
+impl Scratch for NoFirst {
+    fn memory(&self, len: usize) -> io::Result<Box<dyn Memory>> {
+        match self.0.fetch_add(1, Ordering::SeqCst) {
+            0 => Err(io::ErrorKind::StorageFull.into()),
+            _ => Anonymous.memory(len),
+        }
     }
 }
 

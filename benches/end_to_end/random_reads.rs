@@ -13,6 +13,7 @@ use std::time::Instant;
 use walden::base::{Env, Lsn, LsnRange, ObjectKey, TimelineId};
 use walden::codec::keyslot::Unlock;
 use walden::disk::{OsEntropy, ScratchDir, SystemClock};
+use walden::repo::walread::Reading;
 use walden::repo::{Cluster, Repository, WalReader, walmap};
 use walden::store::{self, ObjectMeta, Store, StoreError, StoreOptions};
 use zeroize::Zeroizing;
@@ -90,7 +91,7 @@ pub fn random_reads(place: &Place, start: u64, end: u64, count: usize) {
         let wal = runtime.block_on(async {
             let cluster = cluster_of(&repo).await;
             let snapshot = walmap::load(&cluster).await.expect("its WAL");
-            let mut reader = WalReader::new(cluster, snapshot.wal);
+            let mut reader = WalReader::reading(cluster, snapshot.wal, Reading::Parts);
             reader.read(TimelineId(1), range).await.expect("16 MiB of WAL")
         });
         assert_eq!(wal.len() as u64, READ_BYTES);

@@ -3,13 +3,13 @@
 //!
 //! Beside them are what records did to their pages since (`history`), and digits of the last frames (`window`).
 //!
-//! The cache proves nothing: each page has a check from when it was put there, and what is decoded has the frame's BLAKE3.
+//! The cache proves nothing: for encoders each page has a check from when it was put there, and what is decoded has the frame's BLAKE3.
 
 #![deny(clippy::indexing_slicing)]
 
 use super::block::{BlockId, Page, page_check};
 use super::directory::{Directory, Entry, Near};
-use super::history::{self, Chains, Change, ChangePlace, Check, History, NO_CHANGE, Ring};
+use super::history::{self, Chains, Change, ChangePlace, Check, Checks, History, NO_CHANGE, Ring};
 use super::replay;
 use super::window::Window;
 use crate::base::limits::BLOCK_BYTES;
@@ -23,7 +23,8 @@ pub struct Cached<'a> {
     pub lsn: Lsn,
     block: u32,
     page: &'a Page,
-    check: u32,
+    /// Of the page, if it has one.
+    check: Option<u32>,
     last_change: ChangePlace,
     history: &'a History,
     chains: Option<&'a Chains>,
@@ -48,15 +49,17 @@ impl NearCache<'_> {
 pub struct Rotten;
 
 impl<'a> Cached<'a> {
-    /// The page with what records did to it since, put together in `room` where something did.
+    /// The page with what records did to it since, put together in `room` where something did. It is what was put there, in a cache that
+    /// makes checks.
     pub fn page<'b>(&self, room: &'b mut Page) -> Result<&'b Page, Rotten>
     where
         'a: 'b,
     {
-        if page_check(self.page) != self.check {
-            return Err(Rotten);
+        match self.check {
+            Some(check) if check != page_check(self.page) => Err(Rotten),
+            Some(_) => self.changed_page(room, Check::Compare),
+            None => self.changed_page(room, Check::Skip),
         }
-        self.changed_page(room, Check::Compare)
     }
 
     /// The same where nothing is held against its check: for a decoder, which holds what comes of it against the frame's BLAKE3.
@@ -97,6 +100,7 @@ pub struct ImageCache {
     /// By slot: a page's place among all.
     directory: Directory,
     pages: Box<dyn Memory>,
+    checks: Checks,
     pub(super) history: History,
     /// The digits that the next frame may repeat.
     pub(super) window: Window,
@@ -113,13 +117,33 @@ impl ImageCache {
 
     /// The same in memory that `scratch` gives. Room is taken as it fills.
     pub fn within(scratch: &dyn Scratch, pages_max: usize) -> io::Result<Self> {
+        ImageCache::with(scratch, pages_max, Checks::Made)
+    }
+
+    /// The same for decoders alone: pages get no checks, so no encoder can go on with it, and of what comes out wrong nobody can say
+    /// whether a page rotted here.
+    pub fn for_decoding(scratch: &dyn Scratch, pages_max: usize) -> io::Result<Self> {
+        ImageCache::with(scratch, pages_max, Checks::None)
+    }
+
+    fn with(scratch: &dyn Scratch, pages_max: usize, checks: Checks) -> io::Result<Self> {
         let ring = Ring::of(pages_max);
         Ok(ImageCache {
             directory: Directory::new(pages_max),
             pages: scratch.memory(pages_max * BLOCK_BYTES)?,
-            history: History::new(ring, scratch.memory(ring.bytes_max())?),
+            checks,
+            history: History::new(ring, scratch.memory(ring.bytes_max())?, checks),
             window: Window::default(),
         })
+    }
+
+    /// Whether an encoder can go on with it.
+    pub fn has_checks(&self) -> bool {
+        self.checks == Checks::Made
+    }
+
+    fn check_of(&self, page: &Page) -> u32 {
+        if self.has_checks() { page_check(page) } else { 0 }
     }
 
     /// The most pages it holds.
@@ -154,7 +178,7 @@ impl ImageCache {
             lsn,
             block: block.block,
             page,
-            check,
+            check: self.has_checks().then_some(check),
             last_change,
             history: &self.history,
             chains: None,
@@ -174,6 +198,7 @@ impl ImageCache {
     /// Makes `page`, the page of `block` with what records did to it, its page: what they did is forgotten, its LSN stays.
     pub fn fold(&mut self, block: &BlockId, page: &Page) {
         let Some(slot) = self.directory.slot(block) else { return };
+        let check = self.check_of(page);
         let pages = self.pages.bytes_mut().get_mut(slot as usize * BLOCK_BYTES..);
         let (Some(to), Some(entry)) =
             (pages.and_then(|pages| pages.first_chunk_mut()), self.directory.entry_mut(slot))
@@ -181,7 +206,7 @@ impl ImageCache {
             return;
         };
         *to = *page;
-        (entry.check, entry.last_change) = (page_check(page), NO_CHANGE);
+        (entry.check, entry.last_change) = (check, NO_CHANGE);
     }
 
     /// Keeps what a record did to `block`, which was at `near`, if its page is here.
@@ -242,7 +267,9 @@ impl ImageCache {
         let room = self.pages.bytes_mut().get_mut(at..).and_then(|pages| pages.first_chunk_mut());
         let page: &mut Page = room.ok_or(io::ErrorKind::OutOfMemory)?;
         fill(page);
-        if let Some(entry) = self.directory.entry_mut(slot) {
+        if self.checks == Checks::Made
+            && let Some(entry) = self.directory.entry_mut(slot)
+        {
             entry.check = page_check(page);
         }
         Ok(())

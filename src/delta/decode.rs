@@ -9,6 +9,7 @@ use super::encode::range_of;
 use super::error::DeltaError;
 use super::framing::{Dressed, Dresser, Expected};
 use super::headers::KindHeaders;
+use super::history::Check;
 use super::keep::{KeptRecords, keep_all};
 use super::moved::{MovedRows, SplitPages, near_of};
 use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
@@ -73,11 +74,7 @@ impl FrameDecoder {
         pages: &mut dyn PageSource,
         to: &mut Vec<u8>,
     ) -> Result<LsnRange, DeltaError> {
-        let done = self.restore(frame, Some(cache), &cache.window, pages, None, to).and_then(|outline| {
-            let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
-            if same { Ok(outline) } else { Err(blame(&outline, cache, pages)) }
-        });
-        let outline = done.inspect_err(|_| to.clear())?;
+        let outline = self.proved(frame, cache, pages, to)?;
         self.fold(cache);
         let body = Dressed::new(to, outline.place, &outline.marks);
         let kept = keep_all(&self.kept(&outline), body, &self.plain, (outline.place, &outline.marks), cache);
@@ -88,6 +85,21 @@ impl FrameDecoder {
         })?;
         cache.window.push(range.start, self.sections.section(SectionKind::Digits));
         Ok(range)
+    }
+
+    /// Puts the WAL of `frame` into `to`, and holds it against its BLAKE3; on failure `to` is empty.
+    pub(super) fn proved(
+        &mut self,
+        frame: &[u8],
+        cache: &ImageCache,
+        pages: &mut dyn PageSource,
+        to: &mut Vec<u8>,
+    ) -> Result<Outline, DeltaError> {
+        let done = self.restore(frame, Some(cache), &cache.window, pages, None, to).and_then(|outline| {
+            let same = *blake3::hash(to).as_bytes() == outline.head.raw_hash;
+            if same { Ok(outline) } else { Err(blame(&outline, cache, pages)) }
+        });
+        done.inspect_err(|_| to.clear())
     }
 
     /// Makes the pages of images that were split what they were found to be with what records did to them.
@@ -158,7 +170,7 @@ impl FrameDecoder {
 
     /// Puts what `frame` says into `to`; whether that is right is not known yet. Without a cache, zeros take the place of the pages
     /// that it would give.
-    pub(super) fn restore(
+    fn restore(
         &mut self,
         frame: &[u8],
         cache: Option<&ImageCache>,
@@ -254,7 +266,7 @@ impl FrameDecoder {
         latest.clear();
         plain.clear();
         let (mut prev, mut next_image) = (head.prev, 0);
-        let (mut room, mut gathered) = ([0; BLOCK_BYTES], Vec::new());
+        let mut room = [0; BLOCK_BYTES];
         let mut switched = false;
         let mut headers_of: Vec<Option<KindHeaders>> = structure.plans.iter().map(|_| None).collect();
         for (number, stretch) in outline.records.iter().enumerate() {
@@ -301,20 +313,27 @@ impl FrameDecoder {
                         (ImageSource::Image, Origin::Image { lsn: earlier_lsn }) => {
                             let earlier = latest.get(&reference.block).map(|at| (*at, outline.images[*at]));
                             Some(match earlier {
-                                None => cached_image(&reference, earlier_lsn, near.as_ref(), &mut room)?,
+                                None => cached_image(
+                                    &reference,
+                                    earlier_lsn,
+                                    near.as_ref(),
+                                    Check::Skip,
+                                    &mut room,
+                                )?,
                                 Some((at, earlier))
                                     if outline.lsns.get(earlier.record) == Some(&earlier_lsn) =>
                                 {
-                                    let bytes = if let Some(plain) = plain.get(at) {
-                                        plain
+                                    let (end, hole) = (earlier.start + earlier.shape.len, earlier.shape.hole);
+                                    if let Some(plain) = plain.get(at) {
+                                        page_of([plain], hole, &mut room);
                                     } else if earlier.record == number {
                                         let start = from + earlier.start - stretch.start;
-                                        dresser.open().get(start..start + earlier.shape.len).unwrap_or(&[])
+                                        let open = dresser.open().get(start..start + earlier.shape.len);
+                                        page_of(open, hole, &mut room);
                                     } else {
-                                        let end = earlier.start + earlier.shape.len;
-                                        dresser.dressed().bytes(earlier.start, end, &mut gathered)
-                                    };
-                                    page_of(bytes, earlier.shape.hole, &mut room);
+                                        let pieces = dresser.dressed().pieces(earlier.start, end);
+                                        page_of(pieces, hole, &mut room);
+                                    }
                                     &room
                                 }
                                 Some(_) => {

@@ -46,17 +46,18 @@ impl Hole {
     }
 }
 
-/// The page that an image stands for: its bytes around a hole of zeros.
-pub fn page_of(image: &[u8], hole: Hole, page: &mut Page) {
-    let (before, after) = image.split_at(hole.offset.min(image.len()));
-    let (head, tail) = page.split_at_mut(before.len());
-    head.copy_from_slice(before);
-    let zeros = hole.len.min(tail.len());
-    let (gap, end) = tail.split_at_mut(zeros);
-    gap.fill(0);
-    let len = after.len().min(end.len());
-    let (end, _) = end.split_at_mut(len);
-    end.copy_from_slice(&after[..len]);
+/// The page that an image stands for: its bytes, which come in pieces, around a hole of zeros.
+pub fn page_of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, hole: Hole, page: &mut Page) {
+    let mut at = 0;
+    for mut piece in pieces {
+        while !piece.is_empty() && at < hole.image_bytes() {
+            let (place, room) = hole.place(at);
+            let (bytes, rest) = piece.split_at(room.min(piece.len()));
+            page[place..place + bytes.len()].copy_from_slice(bytes);
+            (at, piece) = (at + bytes.len(), rest);
+        }
+    }
+    page[hole.offset..hole.offset + hole.len].fill(0);
 }
 
 /// Differences of many images, each kind of number in a section of its own.
@@ -463,7 +464,10 @@ mod tests {
             let image = [&page[..hole.offset], &page[hole.offset + hole.len..]].concat();
             difference(&image, hole, &older);
             let mut filled = [1; BLOCK_BYTES];
-            page_of(&image, hole, &mut filled);
+            page_of([&image[..]], hole, &mut filled);
+            let mut pieces = [1; BLOCK_BYTES];
+            page_of(image.chunks(1000), hole, &mut pieces);
+            prop_assert!(pieces == filled);
             page[hole.offset..hole.offset + hole.len].fill(0);
             prop_assert!(filled == page);
         }

@@ -381,7 +381,7 @@ impl FrameEncoder {
             let plain = self.plain.get(*earlier);
             let earlier = self.splitter.images[*earlier];
             let mut page = [0; BLOCK_BYTES];
-            page_of(plain.unwrap_or(earlier.bytes(body)), earlier.shape.hole, &mut page);
+            page_of([plain.unwrap_or(earlier.bytes(body))], earlier.shape.hole, &mut page);
             let origin = Origin::Image { lsn: lsns.get(earlier.record).copied().unwrap_or(Lsn::ZERO) };
             put_reference(origin, lsn, references);
             self.differ.put(bytes, hole, &page, &mut self.differences);

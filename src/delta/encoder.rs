@@ -79,8 +79,9 @@ impl Encoder {
         Encoder::resume(options, start, ImageCache::new(options.cache_pages_max))
     }
 
-    /// An encoder of an epoch whose frames before `start` left `cache`.
+    /// An encoder of an epoch whose frames before `start` left `cache`, which has checks.
     pub fn resume(options: EncoderOptions, start: Lsn, cache: ImageCache) -> Self {
+        assert!(cache.has_checks(), "an encoder goes on with a cache for decoding");
         Encoder {
             options,
             at: start,

@@ -36,7 +36,7 @@ pub enum DeltaError {
         /// The record whose image refers to it.
         lsn: Lsn,
     },
-    /// The cache's copy of an image changed since it was put there.
+    /// The cache's copy of an image changed since it was put there, as far as the cache has checks.
     #[error("the cached image of {block} at {image} is rotten")]
     RottenImage {
         /// The block.

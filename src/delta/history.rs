@@ -127,7 +127,10 @@ impl Ring {
 
     /// Where the change at `place` begins.
     fn at(self, place: ChangePlace) -> usize {
-        (place % self.bytes_max as u64) as usize
+        let bytes_max = self.bytes_max as u64;
+        // As it is for any cache of a power of two: a division takes as long as all else here.
+        let at = if bytes_max.is_power_of_two() { place & (bytes_max - 1) } else { place % bytes_max };
+        at as usize
     }
 }
 
@@ -139,12 +142,13 @@ pub struct History {
     memory: Box<dyn Memory>,
     /// Bytes of the memory that have room.
     reached: usize,
+    checks: Checks,
 }
 
 impl History {
     /// An empty history in `memory`, which is as long as `ring`. Room is taken as it fills.
-    pub fn new(ring: Ring, memory: Box<dyn Memory>) -> Self {
-        History { ring, memory, reached: 0 }
+    pub fn new(ring: Ring, memory: Box<dyn Memory>, checks: Checks) -> Self {
+        History { ring, memory, reached: 0, checks }
     }
 
     /// Keeps `change`, which comes after the one at `before`, unless it is too long; returns its place.
@@ -189,7 +193,9 @@ impl History {
                 to.copy_from_slice(part);
                 room = rest;
             }
-            *check = check_of(entry).to_le_bytes();
+            if self.checks == Checks::Made {
+                *check = check_of(entry).to_le_bytes();
+            }
         }
         Ok(())
     }
@@ -314,6 +320,15 @@ impl History {
     }
 }
 
+/// Whether what is kept gets checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checks {
+    /// It does: an encoder has to know that it builds on what decoders will have.
+    Made,
+    /// It does not: a decoder holds what comes of it against the frame's BLAKE3.
+    None,
+}
+
 /// Whether what was kept is held against its check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Check {
@@ -357,7 +372,8 @@ mod tests {
     use crate::base::{Anonymous, Scratch};
 
     fn history(bytes: usize) -> History {
-        History::new(Ring { bytes_max: bytes, head: 0 }, Anonymous.memory(bytes).unwrap())
+        let ring = Ring { bytes_max: bytes, head: 0 };
+        History::new(ring, Anonymous.memory(bytes).unwrap(), Checks::Made)
     }
 
     fn change(data: &[u8]) -> Change<'_> {

@@ -12,7 +12,7 @@ use super::history::{Change, NO_BLOCK};
 use super::records::ImageAt;
 use super::repack::PlainImages;
 use super::replay;
-use super::structure::{Structure, flag};
+use super::structure::{ImageShape, Structure, flag};
 use crate::base::Lsn;
 use crate::wal::WalVersion;
 use crate::wal::record::ImageCompression;
@@ -68,23 +68,12 @@ pub trait Keeper {
 pub struct BodyImages<'a> {
     body: Dressed<'a>,
     plain: &'a PlainImages,
-    room: Vec<u8>,
 }
 
 impl<'a> BodyImages<'a> {
     /// Those in `body`, but for those of `plain`.
     pub fn new(body: Dressed<'a>, plain: &'a PlainImages) -> Self {
-        BodyImages { body, plain, room: Vec::new() }
-    }
-
-    /// Image `number`, without its hole; `None` for one that is stored compressed.
-    fn bytes(&mut self, number: usize, image: &ImageAt) -> Option<&[u8]> {
-        match image.shape.compression {
-            ImageCompression::None => {
-                Some(self.body.bytes(image.start, image.start + image.shape.len, &mut self.room))
-            }
-            _ => self.plain.get(number),
-        }
+        BodyImages { body, plain }
     }
 
     /// Puts image `number`, of the record at `lsn`, into `cache`. Images that are stored compressed are passed over.
@@ -95,10 +84,13 @@ impl<'a> BodyImages<'a> {
         lsn: Lsn,
         cache: &mut ImageCache,
     ) -> io::Result<()> {
-        match self.bytes(number, image) {
-            Some(bytes) => {
-                cache.insert(image.shape.block, lsn, |page| page_of(bytes, image.shape.hole, page))
-            }
+        let ImageShape { block, hole, len, compression } = image.shape;
+        if compression == ImageCompression::None {
+            let pieces = self.body.pieces(image.start, image.start + len);
+            return cache.insert(block, lsn, |page| page_of(pieces, hole, page));
+        }
+        match self.plain.get(number) {
+            Some(bytes) => cache.insert(block, lsn, |page| page_of([bytes], hole, page)),
             None => Ok(()),
         }
     }

@@ -5,8 +5,12 @@
 //! pages that a [`PageSource`] gives. The way of a frame: `walk` cuts the range and finds records, `framing` takes page headers
 //! off, `records`, `structure` and `headers` take records apart, `columns` stores their contents, `diff` the images, after `repack` unpacked
 //! those that `pglz` or `lz4` packed (`overlap` is what these share), `section` compresses, digits with a `window` of earlier ones;
-//! `encode` and `decode` put these together. What a frame leaves for later ones `keep` puts into `cache` (images, found by a `table`) and
-//! `history` (what records did to their pages since), from which `replay`, with `heap` and `slots`, makes the page that a later image is near to.
+//! `encode` and `decode` put these together, with the tuples that splits `moved`. What a frame leaves for later ones `keep` puts into `cache`
+//! (images, in the slots that a `directory` has for them, found by a `table`) and `history` (what records did to their pages since), from
+//! which `replay`, with `heap` and `slots`, makes the page that a later image is near to.
+//!
+//! Whoever wants a range far into an epoch does not decode what lies before: [`Tracer`] follows what frames do to the cache by their outlines
+//! alone, [`Wants`] tells backward what of that is needed, and a decoder makes no other pages (`partial`).
 //!
 //! Refuses nothing: what the codec does not understand becomes a plain frame. Decoding refuses whatever does not give the very
 //! bytes that were encoded.

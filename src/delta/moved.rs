@@ -4,6 +4,7 @@ use super::block::{BlockId, Page, PageSource};
 use super::cache::{ImageCache, NearCache};
 use super::diff::{DifferenceReader, Hole};
 use super::error::DeltaError;
+use super::history::Check;
 use super::outline::{Origin, Outline, Reference};
 use super::referred::{cached_image, missing_page};
 use super::replay::moved_tuples;
@@ -98,7 +99,8 @@ fn split_page<'a>(
             Some((page, _)) => page,
             None => return Err(DeltaError::MissingPages(vec![missing_page(reference)])),
         },
-        Origin::Image { lsn } => cached_image(reference, lsn, cache, &mut room)?,
+        // It goes into the cache: where that has checks, nothing that rotted may get a new one.
+        Origin::Image { lsn } => cached_image(reference, lsn, cache, Check::Compare, &mut room)?,
     };
     Ok(Some(place.insert(Box::new(*page))))
 }

@@ -11,12 +11,12 @@ use super::directory::Near;
 use super::encode::range_of;
 use super::error::DeltaError;
 use super::framing::Dressed;
-use super::history::Change;
+use super::history::{Change, Check};
 use super::keep::{BodyImages, Keeper, keep};
 use super::moved::{MovedRows, near_of};
 use super::outline::{Origin, Outline, Reference, outline};
 use super::records::ImageAt;
-use super::referred::{blame, cached_image, check_of, missing_page};
+use super::referred::{base_page, cached_image};
 use super::section::read_head;
 use super::trace::{Bits, FrameTrace, Made};
 use super::varint::Cursor;
@@ -40,11 +40,7 @@ impl FrameDecoder {
         to: &mut Vec<u8>,
     ) -> Result<LsnRange, DeltaError> {
         cache.history.ring = trace.ring;
-        let outline = self.restore(frame, Some(cache), &cache.window, pages, None, to)?;
-        if *blake3::hash(to).as_bytes() != outline.head.raw_hash {
-            to.clear();
-            return Err(blame(&outline, cache, pages));
-        }
+        let outline = self.proved(frame, cache, pages, to)?;
         self.fold(cache);
         let body = Dressed::new(to, outline.place, &outline.marks);
         let images = Images::InBody(BodyImages::new(body, &self.plain));
@@ -119,11 +115,9 @@ impl FrameDecoder {
                     image.extend_from_slice(if wanted { bytes } else { &[] });
                 }
                 ImageSource::Base | ImageSource::Image if !wanted => differences.pass(shape.hole)?,
+                // No BLAKE3 tells here which page was another one.
                 ImageSource::Base => {
-                    match pages.lend_page(&reference.block, check_of(reference.origin), &mut room) {
-                        Some((older, _)) => differences.image(shape.hole, older, image)?,
-                        None => return Err(DeltaError::MissingPages(vec![missing_page(reference)])),
-                    }
+                    differences.image(shape.hole, base_page(reference, pages, &mut room)?, image)?;
                 }
                 ImageSource::Image => {
                     let of = trace.images.get(number).map(|(_, made)| *made);
@@ -133,14 +127,16 @@ impl FrameDecoder {
                     };
                     let older = match earlier {
                         Some(earlier) => earlier,
-                        None => cached_image(reference, lsn_of(reference), Some(&near), &mut room)?,
+                        None => {
+                            cached_image(reference, lsn_of(reference), Some(&near), Check::Skip, &mut room)?
+                        }
                     };
                     differences.image(shape.hole, older, image)?;
                 }
             }
             if wanted && *source != ImageSource::Stored {
                 let mut page = Box::new([0; BLOCK_BYTES]);
-                page_of(image, shape.hole, &mut page);
+                page_of([&image[..]], shape.hole, &mut page);
                 made.push((number, page));
             }
         }

@@ -6,6 +6,7 @@ use super::block::{BlockId, Page, PageSource, Vouched, page_check};
 use super::cache::{ImageCache, NearCache, Rotten};
 use super::encode::range_of;
 use super::error::{DeltaError, MissingPage};
+use super::history::Check;
 use super::outline::{Origin, Outline, Reference};
 use crate::base::Lsn;
 use crate::base::limits::BLOCK_BYTES;
@@ -32,6 +33,20 @@ pub fn blame(outline: &Outline, cache: &ImageCache, pages: &mut dyn PageSource) 
         }
     }
     DeltaError::Differs { range: range_of(&outline.head) }
+}
+
+/// The page of the base that `reference` is to, if it is the one that the frame was made with.
+pub fn base_page<'a>(
+    reference: &Reference,
+    pages: &'a mut dyn PageSource,
+    room: &'a mut Page,
+) -> Result<&'a Page, DeltaError> {
+    let (block, lsn, expected) = (reference.block, reference.lsn, check_of(reference.origin));
+    let Some((page, _)) = pages.lend_page(&block, expected, room) else {
+        return Err(DeltaError::MissingPages(vec![missing_page(reference)]));
+    };
+    let found = page_check(page);
+    if found == expected { Ok(page) } else { Err(DeltaError::WrongPage { block, lsn, found, expected }) }
 }
 
 /// Pages of the base that the frame of `outline` refers to and `pages` does not have, if there are any.
@@ -70,11 +85,13 @@ pub fn missing_page(reference: &Reference) -> MissingPage {
     MissingPage { block: reference.block, lsn: reference.lsn }
 }
 
-/// The image of an earlier frame that is `image` of the block of `reference`, with what records did to it since; zeros without a cache.
+/// The image of an earlier frame that is `image` of the block of `reference`, with what records did to it since, held against its check, if
+/// it has one, where `check` says so; zeros without a cache.
 pub fn cached_image<'a>(
     reference: &Reference,
     image: Lsn,
     cache: Option<&'a NearCache<'_>>,
+    check: Check,
     room: &'a mut Page,
 ) -> Result<&'a Page, DeltaError> {
     let (block, lsn) = (reference.block, reference.lsn);
@@ -84,7 +101,11 @@ pub fn cached_image<'a>(
     };
     match cache.get(&block) {
         Some(cached) if cached.lsn == image => {
-            cached.unchecked_page(room).map_err(|Rotten| DeltaError::RottenImage { block, image })
+            let page = match check {
+                Check::Compare => cached.page(room),
+                Check::Skip => cached.unchecked_page(room),
+            };
+            page.map_err(|Rotten| DeltaError::RottenImage { block, image })
         }
         _ => Err(DeltaError::MissingImage { block, image, lsn }),
     }

@@ -11,13 +11,15 @@ use super::error::DeltaError;
 use super::history::{Change, Ring};
 use super::keep::{Keeper, KeptRecords, keep};
 use super::outline::{OUTLINE_SECTIONS, Origin, Outline, Reference, outline};
-use super::records::ImageAt;
+use super::records::{ImageAt, QuickHasher};
 use super::repack::Packing;
 use super::section::{SectionReader, read_head};
 use super::window::Window;
 use crate::base::{Lsn, LsnRange};
 use crate::format::delta::ImageSource;
 use crate::wal::record::ImageCompression;
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::io;
 
 /// Bits in order.
@@ -90,6 +92,18 @@ pub struct FrameTrace {
     pub(super) changed: Vec<u32>,
 }
 
+impl FrameTrace {
+    /// Bytes that it takes, about.
+    pub fn bytes(&self) -> usize {
+        size_of::<FrameTrace>()
+            + size_of_val(&*self.images)
+            + size_of_val(&*self.inits)
+            + size_of_val(&*self.moved)
+            + size_of_val(&*self.kept.words)
+            + size_of_val(&*self.changed)
+    }
+}
+
 /// Follows an epoch, frame by frame.
 #[derive(Debug)]
 pub struct Tracer {
@@ -149,17 +163,20 @@ impl Tracer {
 
     /// What the images of a frame are made of; their slots are not known yet.
     fn images(&self, outline: &Outline) -> Vec<(Option<u32>, Made)> {
-        let mut images = Vec::with_capacity(outline.images.len());
-        for (number, reference) in outline.references.iter().enumerate() {
+        let mut latest: HashMap<BlockId, u32, BuildHasherDefault<QuickHasher>> = HashMap::default();
+        let each = outline.references.iter().zip(&outline.sources).enumerate();
+        each.map(|(number, (reference, source))| {
             let within = matches!(reference.origin, Origin::Image { lsn } if lsn >= outline.head.start);
-            let earlier = within.then(|| last_image(outline, number, reference)).flatten();
-            let made = match earlier {
-                Some(earlier) => Made::OfImage(earlier),
-                None => self.made(reference, outline.head.start),
+            let made = match latest.get(&reference.block) {
+                Some(earlier) if within => Made::OfImage(*earlier),
+                _ => self.made(reference, outline.head.start),
             };
-            images.push((None, made));
-        }
-        images
+            if *source != ImageSource::Stored {
+                latest.insert(reference.block, number as u32);
+            }
+            (None, made)
+        })
+        .collect()
     }
 
     /// What `reference` of a frame from `start` on is to, unless it is to an image of that frame.
@@ -173,15 +190,6 @@ impl Tracer {
             Origin::Image { .. } | Origin::Alone => Made::Alone,
         }
     }
-}
-
-/// The last image before image `number` that is of the block of `reference`, and can be referred to.
-fn last_image(outline: &Outline, number: usize, reference: &Reference) -> Option<u32> {
-    let earlier = outline.references.get(..number)?.iter().zip(&outline.sources);
-    let found = earlier
-        .rev()
-        .position(|(other, source)| other.block == reference.block && *source != ImageSource::Stored)?;
-    Some((number - 1 - found) as u32)
 }
 
 /// Follows the records of a frame.

@@ -3,8 +3,8 @@
 use super::{one_mib, record, version};
 use crate::base::{Lsn, SystemId, TimelineId};
 use crate::delta::{
-    BlockId, Encoder, EncoderOptions, FrameBody, FrameDecoder, ImageCache, Page, PageSource, Verify, Vouched,
-    Window,
+    BlockId, Encoder, EncoderOptions, FrameBody, FrameDecoder, ImageCache, Page, PageSource, Tracer, Verify,
+    Vouched, Wants, Window,
 };
 use crate::format::Reader;
 use crate::format::delta::{DeltaHead, DeltaTables};
@@ -33,6 +33,18 @@ pub fn delta_frame(bytes: &[u8]) {
             assert_eq!(wal.len() as u64, range.len());
         }
         Err(_) => assert!(cache.is_empty() && wal.is_empty(), "a frame that failed left something"),
+    }
+    // As the first frame of an epoch, wanted as a whole.
+    let traced = Tracer::new(8).frame(bytes);
+    assert!(traced.is_ok() || listed.is_err(), "a frame whose references are listed can be followed");
+    if let Ok((range, trace)) = traced {
+        let wants = Wants::none(8).whole(&trace);
+        let (mut sparse, mut again) = (ImageCache::new(8), Vec::new());
+        let decoded =
+            decoder.decode_wanted(bytes, (&trace, &wants), &mut sparse, &mut EvenBlocks, &mut again);
+        assert!(again == wal && decoded.is_ok() != wal.is_empty(), "{range} decodes to something else");
+        let taken = decoder.pages(bytes, (&trace, &wants), &mut ImageCache::new(8), &mut EvenBlocks);
+        assert!(taken.is_ok() || decoded.is_err(), "a frame that decodes gives its pages");
     }
     if let Ok(head) = DeltaHead::decode(bytes) {
         assert_eq!(head.encode(), bytes);

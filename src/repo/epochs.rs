@@ -1,7 +1,7 @@
 //! Epochs of WAL deltas: decoding their frames, from the first on, from the repository alone. Spec: formats/deltas.md.
 //!
-//! An image refers to images of earlier frames of its epoch, so a frame is decoded after all those before it; where it refers to
-//! pages of the base, they are read from the backup.
+//! An image refers to images of earlier frames of its epoch, so a frame is decoded after all those before it, or after what it needs of
+//! them; where it refers to pages of the base, they are read from the backup.
 
 use super::base_pages::{BasePages, CHUNKS_MIN};
 use super::cluster::Cluster;
@@ -68,14 +68,20 @@ pub struct EpochDecoder {
 impl EpochDecoder {
     /// A decoder of `epoch`, at its start.
     pub fn new(cluster: &Cluster, epoch: &DeltaEpoch) -> Result<EpochDecoder, RepoError> {
-        Ok(EpochDecoder {
-            cluster: cluster.clone(),
-            id: epoch.id,
-            decoder: FrameDecoder::new(),
-            cache: image_cache(cluster, epoch.cache_pages)?,
-            base: None,
-            next: epoch.start,
-        })
+        let scratch = &*cluster.repo().env().scratch;
+        let cache = ImageCache::for_decoding(scratch, epoch.cache_pages as usize);
+        let cache = cache.map_err(|error| no_room(epoch.cache_pages, &error))?;
+        Ok(EpochDecoder::with(cluster, epoch, cache))
+    }
+
+    /// The same, with a cache that an encoder can go on with.
+    pub fn for_encoder(cluster: &Cluster, epoch: &DeltaEpoch) -> Result<EpochDecoder, RepoError> {
+        Ok(EpochDecoder::with(cluster, epoch, image_cache(cluster, epoch.cache_pages)?))
+    }
+
+    fn with(cluster: &Cluster, epoch: &DeltaEpoch, cache: ImageCache) -> EpochDecoder {
+        let (cluster, decoder) = (cluster.clone(), FrameDecoder::new());
+        EpochDecoder { cluster, id: epoch.id, decoder, cache, base: None, next: epoch.start }
     }
 
     /// The epoch.
@@ -234,6 +240,12 @@ fn explained(key: &ObjectKey, deltas: &WalDeltas, error: DeltaError) -> RepoErro
             key,
             format!("{error}: WAL of its epoch, which begins at {}, is lost or differs", deltas.epoch.start),
         ),
+        DeltaError::Differs { .. } => RepoError::damage(
+            key,
+            format!(
+                "{error}: should it decode the next time, a page changed in memory or under the cache directory"
+            ),
+        ),
         error => RepoError::damage(key, error),
     }
 }
@@ -247,10 +259,12 @@ fn needs_backup(key: &ObjectKey, deltas: &WalDeltas, error: RepoError) -> RepoEr
     RepoError::damage(key, format!("it needs pages of backup {backup}: {error}"))
 }
 
-/// An empty cache of at most `pages` images.
+/// An empty cache of at most `pages` images, for an encoder.
 pub fn image_cache(cluster: &Cluster, pages: u32) -> Result<ImageCache, RepoError> {
-    ImageCache::within(&*cluster.repo().env().scratch, pages as usize).map_err(|error| RepoError::NoRoom {
-        bytes: u64::from(pages) * BLOCK_BYTES as u64,
-        reason: error.to_string(),
-    })
+    let cache = ImageCache::within(&*cluster.repo().env().scratch, pages as usize);
+    cache.map_err(|error| no_room(pages, &error))
+}
+
+fn no_room(pages: u32, error: &std::io::Error) -> RepoError {
+    RepoError::NoRoom { bytes: u64::from(pages) * BLOCK_BYTES as u64, reason: error.to_string() }
 }

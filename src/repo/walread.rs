@@ -1,5 +1,5 @@
 //! Reading durable WAL back, in order, from whatever holds it. Every byte is checked by seal and chunk id; of delta frames, which
-//! need those before them in their epoch, see [`Reading`].
+//! need others before them in their epoch, see [`Reading`].
 
 mod part;
 mod piece;
@@ -11,12 +11,12 @@ use super::epochs::{EpochDecoder, NearPages};
 use super::error::RepoError;
 use super::layout;
 use super::walmap::{self, WalMap, WalPiece, WalSource};
-use crate::base::{Lsn, LsnRange, TimelineId};
+use crate::base::{Lsn, LsnRange, ObjectId, TimelineId};
 use crate::codec::object::PackedChunk;
 use crate::delta::{DeltaError, FrameDecoder, ImageCache, Window};
 use crate::format::wal::{DeltaEpoch, WalMeta};
 use bytes::Bytes;
-use part::{PART_BYTES_MAX, PART_FROM};
+use part::{FOLLOWED_AS_DECODED, PART_BYTES_MAX, PART_FROM};
 use piece::{OpenPiece, cut, frame_at, open};
 use std::sync::Arc;
 
@@ -31,6 +31,10 @@ type Decoded = (LsnRange, Vec<u8>);
 pub enum Reading {
     /// Every byte. A delta frame is decoded after all those before it in its epoch.
     Exact,
+    /// Every byte, of ranges here and there: a delta frame far from the start of its epoch is decoded after what it needs of those before
+    /// it, for the first range that is asked for; whoever goes on behind it gets what `Exact` gives. That a frame is read so does not
+    /// prove that all those before it can be.
+    Parts,
     /// Records, for those who look for transactions: images may have zeros for what they take from other pages, and the records'
     /// checksums fit that. Any place is nearly as near as any other: digits may repeat those of the 32 MiB before, as a rule in the same
     /// object.
@@ -52,8 +56,8 @@ pub struct WalReader {
     window: Window,
     /// The delta frames decoded last: what is read of them in parts is decoded once.
     decoded: Vec<(TimelineId, LsnRange, Bytes)>,
-    /// Where the part of an epoch ends that was decoded last: who goes on there reads everything, and may as well decode it.
-    part_end: Option<(TimelineId, Lsn)>,
+    /// The epoch of which a part was decoded last, and where that ends: who goes on behind it will want everything.
+    part: Option<(ObjectId, Lsn)>,
 }
 
 impl WalReader {
@@ -75,7 +79,7 @@ impl WalReader {
             decoder,
             window: Window::default(),
             decoded: Vec::new(),
-            part_end: None,
+            part: None,
         }
     }
 
@@ -136,7 +140,7 @@ impl WalReader {
         let Some(number) = open.delta_frame(range.start)? else { return open.read(&cluster, within).await };
         let decoded = match self.reading {
             Reading::Records => vec![self.records_of(timeline, number).await?],
-            Reading::Exact => self.exact(timeline, range).await?,
+            Reading::Exact | Reading::Parts => self.exact(timeline, range).await?,
         };
         let decoded = decoded.into_iter().map(|(lies, wal)| (timeline, lies, Bytes::from(wal)));
         self.decoded = decoded.collect();
@@ -150,21 +154,32 @@ impl WalReader {
     async fn exact(&mut self, timeline: TimelineId, range: LsnRange) -> Result<Vec<Decoded>, RepoError> {
         let Some(OpenPiece::Segment(segment)) = &self.open else { unreachable!("it has a delta frame") };
         let epoch = segment.deltas()?.epoch.clone();
-        let known = self.epoch.as_ref().filter(|known| known.id() == epoch.id);
-        let decoded_to = known.map_or(epoch.start, EpochDecoder::position);
-        let before = if decoded_to <= range.start { decoded_to } else { epoch.start };
-        let goes_on = self.part_end == Some((timeline, range.start));
-        // Who has pages near restores, and reads everything.
-        if range.len() > PART_BYTES_MAX
-            || range.start.bytes_since(before) < PART_FROM
-            || goes_on
-            || self.near.is_some()
-        {
-            return Ok(vec![self.decode_up_to(timeline, &epoch, range.start).await?]);
+        let at = range.start;
+        let known = self.epoch.as_ref().filter(|known| known.id() == epoch.id && known.position() <= at);
+        let to_decode = at.bytes_since(known.map_or(epoch.start, EpochDecoder::position));
+        let to_follow = at.bytes_since(epoch.start);
+        let goes_on = self.part.is_some_and(|(of, end)| of == epoch.id && end <= at);
+        let part = self.reading == Reading::Parts && self.near.is_none() && range.len() <= PART_BYTES_MAX;
+        if part && !goes_on && to_decode >= PART_FROM && to_follow / FOLLOWED_AS_DECODED <= to_decode {
+            // There is room for one cache.
+            self.epoch = None;
+            let mut decoded = self.decode_part(timeline, &epoch, range).await;
+            if range.len() > 1 && decoded.as_ref().is_err_and(RepoError::is_damage) {
+                // What is damaged may be what later frames need.
+                decoded = self.decode_part(timeline, &epoch, LsnRange::new(at, at.saturating_add(1))).await;
+            }
+            match decoded {
+                Ok(decoded) => {
+                    self.part = decoded.last().map(|(lies, _)| (epoch.id, lies.end));
+                    return Ok(decoded);
+                }
+                Err(RepoError::NoRoom { reason, .. }) => {
+                    tracing::info!(%reason, "decoding all of an epoch of WAL deltas, for want of room for a part of it");
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let decoded = self.decode_part(timeline, &epoch, range).await?;
-        self.part_end = decoded.last().map(|(lies, _)| (timeline, lies.end));
-        Ok(decoded)
+        Ok(vec![self.decode_up_to(timeline, &epoch, at).await?])
     }
 
     /// Delta frame `number` of the open segment, without what its images take from elsewhere.
@@ -255,7 +270,7 @@ impl WalReader {
         timeline: TimelineId,
         epoch: &DeltaEpoch,
     ) -> Result<(ImageCache, Lsn), RepoError> {
-        let mut decoder = EpochDecoder::new(&self.cluster, epoch)?;
+        let mut decoder = EpochDecoder::for_encoder(&self.cluster, epoch)?;
         self.decode_epoch(timeline, epoch, &mut decoder, Lsn::MAX).await?;
         let end = decoder.position();
         Ok((decoder.into_cache(), end))

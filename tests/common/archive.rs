@@ -116,26 +116,28 @@ impl Archive {
         })
     }
 
-    /// Each of `ranges` of `timeline`, by a reader that knows nothing yet.
-    pub fn read_each(&self, cluster: &str, timeline: TimelineId, ranges: &[LsnRange]) -> Vec<Vec<u8>> {
-        let all = ranges.iter().map(|range| self.read_on(cluster, timeline, *range, range.len()));
-        all.collect()
-    }
-
-    /// `range` of `timeline`, asked for piece by piece.
-    pub fn read_on(&self, cluster: &str, timeline: TimelineId, range: LsnRange, piece: u64) -> Vec<u8> {
+    /// `range` of `timeline` as who reads here and there gets it, asked for piece by piece; up to the first error.
+    pub fn read_parts(
+        &self,
+        cluster: &str,
+        timeline: TimelineId,
+        range: LsnRange,
+        piece: u64,
+    ) -> (Vec<u8>, Option<RepoError>) {
         self.runtime.block_on(async {
             let cluster = Cluster::open(self.repo.clone(), cluster.parse().unwrap()).await.unwrap();
             let snapshot = walmap::load(&cluster).await.unwrap();
-            let mut reader = WalReader::new(cluster, snapshot.wal);
-            let mut read = Vec::new();
-            let mut at = range.start;
+            let mut reader = WalReader::reading(cluster, snapshot.wal, Reading::Parts);
+            let (mut read, mut at) = (Vec::new(), range.start);
             while at < range.end {
                 let part = LsnRange::new(at, at.saturating_add(piece).min(range.end));
-                read.extend(reader.read(timeline, part).await.unwrap());
-                at = part.end;
+                match reader.read_some(timeline, part).await {
+                    Ok(bytes) => read.extend_from_slice(&bytes),
+                    Err(error) => return (read, Some(error)),
+                }
+                at = range.start.saturating_add(read.len() as u64);
             }
-            read
+            (read, None)
         })
     }
 

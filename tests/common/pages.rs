@@ -50,12 +50,15 @@ impl DataDirectory {
     }
 
     fn page(&mut self, block: &BlockId) -> Option<(&Page, Vouched)> {
-        if !self.pages.contains_key(block) {
-            let found = self.read(block);
-            self.pages.insert(*block, found);
-        }
-        let (at, hash) = self.pages.get(block)?.as_ref()?;
-        Some((self.bytes.get(*at..)?.first_chunk()?, Vouched::ByHash(*hash)))
+        let (at, hash) = match self.pages.get(block) {
+            Some(known) => (*known)?,
+            None => {
+                let found = self.read(block);
+                self.pages.insert(*block, found);
+                found?
+            }
+        };
+        Some((self.bytes.get(at..)?.first_chunk()?, Vouched::ByHash(hash)))
     }
 }
 

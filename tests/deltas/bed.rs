@@ -3,7 +3,7 @@
 use crate::common::pages::PAGE_KEY;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use walden::base::{Lsn, SegmentSize};
+use walden::base::{Anonymous, Lsn, SegmentSize};
 use walden::delta::{
     BlockId, Encoder, EncoderOptions, Frame, FrameBody, FrameDecoder, FrameStats, FrameTrace, FrameWants,
     ImageCache, Page, PageSource, Surprise, Tracer, Verify, Vouched, Wants, page_hash,
@@ -16,6 +16,11 @@ pub fn mib(count: u64) -> SegmentSize {
 pub fn options(segment_size: SegmentSize) -> EncoderOptions {
     // Without the encoder's own check: what comes back is compared here, and must not need it.
     EncoderOptions { segment_size, verify: Verify::Skip, page_key: PAGE_KEY, cache_pages_max: 4096 }
+}
+
+/// A cache as readers have it.
+pub fn decoding_cache(pages_max: usize) -> ImageCache {
+    ImageCache::for_decoding(&Anonymous, pages_max).unwrap()
 }
 
 /// What a run came to.
@@ -64,7 +69,7 @@ pub fn round_trip(
     base: &mut dyn PageSource,
 ) -> Outcome {
     let frames = encode(options, start, wal, piece, flush, base);
-    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(options.cache_pages_max));
+    let (mut decoder, mut cache) = (FrameDecoder::new(), decoding_cache(options.cache_pages_max));
     let (mut at, mut outcome) = (start, Outcome::default());
     let mut back = Vec::new();
     for frame in &frames {
@@ -120,7 +125,7 @@ pub fn parts_are_the_same(
     for (number, _, trace, found) in traced.iter_mut().rev() {
         *found = if wanted.contains(number) { Some(wants.whole(trace)) } else { wants.part(trace) };
     }
-    let (mut decoder, mut cache) = (FrameDecoder::new(), ImageCache::new(options.cache_pages_max));
+    let (mut decoder, mut cache) = (FrameDecoder::new(), decoding_cache(options.cache_pages_max));
     let (mut back, mut decoded) = (Vec::new(), 0);
     for (number, bytes, trace, found) in &traced {
         let range = match found {
