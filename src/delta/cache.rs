@@ -98,7 +98,7 @@ impl<'a> Cached<'a> {
 #[derive(Debug)]
 pub struct ImageCache {
     /// By slot: a page's place among all.
-    directory: Directory,
+    pub(super) directory: Directory,
     pages: Box<dyn Memory>,
     checks: Checks,
     pub(super) history: History,

@@ -5,6 +5,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::block::BlockId;
+use super::cache::ImageCache;
 use super::directory::{Directory, Near};
 use super::encode::range_of;
 use super::error::DeltaError;
@@ -159,6 +160,17 @@ impl Tracer {
         let new_slots = outline.moved.iter().map(|(tuples, _)| self.directory.slot(&tuples.new));
         trace.moved = moved.into_iter().zip(new_slots).collect();
         Ok((range, trace))
+    }
+
+    /// Whether a cache that got all of the same frames has the same blocks, and the same changes; for tests.
+    #[doc(hidden)]
+    pub fn is_at(&self, cache: &ImageCache) -> bool {
+        let entries = |directory: &Directory| -> Vec<Option<(BlockId, Lsn)>> {
+            let all = (0..).map_while(|slot| directory.entry(slot));
+            all.map(|entry| (directory.slot(&entry.block).is_some()).then_some((entry.block, entry.lsn)))
+                .collect()
+        };
+        self.ring == cache.history.ring && entries(&self.directory) == entries(&cache.directory)
     }
 
     /// What the images of a frame are made of; their slots are not known yet.

@@ -69,7 +69,19 @@ pub fn round_trip(
     base: &mut dyn PageSource,
 ) -> Outcome {
     let frames = encode(options, start, wal, piece, flush, base);
+    come_back(options, frames, start, wal, base)
+}
+
+/// Decodes `frames` of `wal`, all and in parts, and compares.
+pub fn come_back(
+    options: EncoderOptions,
+    frames: Vec<Frame>,
+    start: Lsn,
+    wal: &[u8],
+    base: &mut dyn PageSource,
+) -> Outcome {
     let (mut decoder, mut cache) = (FrameDecoder::new(), decoding_cache(options.cache_pages_max));
+    let mut tracer = Tracer::new(options.cache_pages_max);
     let (mut at, mut outcome) = (start, Outcome::default());
     let mut back = Vec::new();
     for frame in &frames {
@@ -85,6 +97,8 @@ pub fn round_trip(
                 let range = decoder.decode(bytes, &mut cache, base, &mut back);
                 assert_eq!(range, Ok(frame.range));
                 assert!(back == expected, "frame {}", frame.range);
+                tracer.frame(bytes).expect("a trace");
+                assert!(tracer.is_at(&cache), "frame {} is followed to another cache", frame.range);
                 outcome.stats.add(stats);
             }
         }

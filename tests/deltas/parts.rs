@@ -84,6 +84,7 @@ proptest! {
     ) {
         let options = EncoderOptions { cache_pages_max, ..bed::options(mib(1)) };
         let (frames, wal) = frames_of(options, version, &steps);
+        bed::come_back(options, frames.clone(), START, &wal, &mut Made::default());
         for (from, count) in parts {
             let from = from.index(frames.len());
             let wanted = from..(from + count).min(frames.len());

@@ -71,19 +71,14 @@ impl WalReader {
             if at >= fetched {
                 fetched = part.fetch_ahead(at, &mut decoder).await;
             }
-            match part.decode(frame, &mut decoder, &self.cluster).await {
-                Ok(Some(wal)) => decoded.push((frame.lies, wal)),
-                Ok(None) => {}
-                // What lies before it can be had.
-                Err(_) if !decoded.is_empty() => break,
-                Err(error) => return Err(error),
+            if let Some(wal) = part.decode(frame, &mut decoder, &self.cluster).await? {
+                decoded.push((frame.lies, wal));
             }
         }
         Ok(decoded)
     }
 
-    /// Reads the delta frames of `epoch` up to the end of `range`, and follows what they do to pages: at least up to the one that holds
-    /// the first byte of it.
+    /// Reads the delta frames of `epoch` up to the end of `range`, and follows what they do to pages.
     async fn follow(
         &mut self,
         timeline: TimelineId,
@@ -101,12 +96,8 @@ impl WalReader {
             && let Some(piece) = self.epoch_segment_from(timeline, epoch, position)
             && piece.range.start < range.end
         {
-            match self.follow_segment(&piece, position, range.end, &mut tracer, &mut part).await {
-                Ok(end) => position = position.max(end),
-                // What lies before it can be had.
-                Err(_) if part.frames.last().is_some_and(|last| last.lies.end > range.start) => break,
-                Err(error) => return Err(error),
-            }
+            let end = self.follow_segment(&piece, position, range.end, &mut tracer, &mut part).await?;
+            position = position.max(end);
         }
         Ok(part)
     }
