@@ -12,7 +12,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use walden::base::{Anonymous, BackupId, LsnRange, Memory, Scratch, SegmentSize, TimelineId};
+use walden::base::{
+    Anonymous, BackupId, LsnRange, Memory, Scratch, SegmentNo, SegmentSize, TimelineId, WalFileName,
+};
 use walden::delta::{BlockId, Page};
 use walden::format::Reader;
 use walden::format::delta::{DeltaHead, SectionCodec, SectionKind};
@@ -500,6 +502,34 @@ fn a_range_far_into_its_epoch_is_read_with_the_pages_that_it_needs_alone() {
     }
     let everything = room.pop().unwrap();
     assert!(room.iter().all(|part| 2 * part < everything), "{room:?} of {everything}");
+
+    // Files out of it, by hand.
+    let files: Vec<(SegmentNo, Vec<u8>)> = (size.segment_at(whole.start).0..size.segment_at(end).0)
+        .map(SegmentNo)
+        .filter(|number| number.range(size).start >= whole.start)
+        .filter_map(|number| {
+            let name = WalFileName::segment(timeline, number, size).to_string();
+            Some((number, fs::read(pg.data_dir().join("pg_wal").join(name)).ok()?))
+        })
+        .collect();
+    assert!(files.len() >= 6, "{} files", files.len());
+    for (number, file) in [&files[0], &files[files.len() / 2], &files[files.len() - 1]] {
+        let name = WalFileName::segment(timeline, *number, size).to_string();
+        let to = place.path(&name);
+        let told = place.ok(&["wal-get", &name, "--to", to.to_str().unwrap()]);
+        assert!(told.contains("16777216 bytes") && !told.contains("zeros"), "{told}");
+        assert!(fs::read(&to).unwrap() == *file, "{name}");
+        let again = place.run(&["wal-get", &name, "--to", to.to_str().unwrap()]);
+        assert_eq!((again.code, fs::read(&to).unwrap() == *file), (7, true), "{}", again.err);
+    }
+    for (name, code) in [("0000000100000099000000FF", 6), ("00000007.history", 6), ("backup_label", 2)] {
+        let ended = place.run(&["wal-get", name, "--to", place.path("none").to_str().unwrap()]);
+        assert_eq!((ended.code, place.path("none").exists()), (code, false), "{name}: {}", ended.err);
+    }
+    let nowhere = place.path("no/such/folder");
+    let name = WalFileName::segment(timeline, files[0].0, size).to_string();
+    let ended = place.run(&["wal-get", &name, "--to", nowhere.to_str().unwrap()]);
+    assert_eq!(ended.code, 2, "{}", ended.err);
 }
 
 #[test]

@@ -94,7 +94,7 @@ pub fn is_no_space(error: &io::Error) -> bool {
 }
 
 /// What this host's disk said: that the command was given a place where it may not write, or something worse.
-fn disk_failure(error: impl fmt::Display, source: &io::Error) -> Failure {
+pub(super) fn disk_failure(error: impl fmt::Display, source: &io::Error) -> Failure {
     match source.kind() {
         io::ErrorKind::PermissionDenied => Failure::new(Exit::Usage, error)
             .hint("run this as a user who may write there, or name another directory"),

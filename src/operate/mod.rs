@@ -15,6 +15,7 @@ pub mod own_wal;
 pub mod retention;
 pub mod settings;
 pub mod units;
+pub mod wal_get;
 pub mod when;
 
 pub use exit::Exit;

@@ -129,6 +129,7 @@ pub enum Command {
     Repair(crate::repair::Repair),
     Info(crate::info::Info),
     Log(crate::log::Log),
+    WalGet(crate::wal_get::WalGet),
     Analyze(crate::analyze::Analyze),
     Check(crate::check::Check),
     #[command(subcommand)]

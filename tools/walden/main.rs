@@ -31,6 +31,7 @@ mod signals;
 mod slot;
 mod verify;
 mod wal_fetch;
+mod wal_get;
 
 use std::process::ExitCode;
 use walden::operate::Exit;

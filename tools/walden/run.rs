@@ -75,6 +75,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Check(check) => until_signal(check.run(&context)).await,
             Command::Restore(restore) => until_signal(restore.run(&context)).await,
             Command::Log(log) => until_signal(log.run(&context)).await,
+            Command::WalGet(get) => until_signal(get.run(&context)).await,
             Command::Analyze(analyze) => until_signal(analyze.run(&context)).await,
             Command::Expire(expire) => until_signal(expire.run(&context)).await,
             Command::Pin(pin) => until_signal(pin.run(&context)).await,

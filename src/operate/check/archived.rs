@@ -5,7 +5,6 @@ use crate::base::{Lsn, LsnRange, ObjectId, limits};
 use crate::net::Connection;
 use crate::operate::units::Span;
 use crate::operate::{Exit, Failure};
-use crate::repo::walread::Reading;
 use crate::repo::{Cluster, WalReader, walmap};
 use std::time::{Duration, Instant};
 
@@ -48,8 +47,7 @@ pub async fn archived(
         let snapshot = walmap::load(cluster).await?;
         let end = snapshot.wal.durable_end();
         if let Some(end) = end.filter(|end| end.lsn >= wanted) {
-            let reader = WalReader::reading(cluster.clone(), snapshot.wal, Reading::Parts);
-            break (reader, end.timeline);
+            break (WalReader::new(cluster.clone(), snapshot.wal), end.timeline);
         }
         if began.elapsed() >= patience {
             let durable = end.map_or(Lsn::ZERO, |end| end.lsn);
