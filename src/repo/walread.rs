@@ -165,7 +165,7 @@ impl WalReader {
             self.epoch = None;
             let mut decoded = self.decode_part(timeline, &epoch, range).await;
             if range.len() > 1 && decoded.as_ref().is_err_and(RepoError::is_damage) {
-                // What is damaged may be what lies behind the first frame, or what that does not need.
+                // Perhaps what is damaged is wanted for later frames alone.
                 decoded = self.decode_part(timeline, &epoch, LsnRange::new(at, at.saturating_add(1))).await;
             }
             match decoded {
