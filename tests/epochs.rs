@@ -9,6 +9,7 @@ use common::walden::{Place, finish};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -515,8 +516,9 @@ fn a_range_far_into_its_epoch_is_read_with_the_pages_that_it_needs_alone() {
     assert!(files.len() >= 6, "{} files", files.len());
     for (number, file) in [&files[0], &files[files.len() / 2], &files[files.len() - 1]] {
         let name = WalFileName::segment(timeline, *number, size).to_string();
-        let to = place.path(&name);
-        let told = place.ok(&["wal-get", &name, "--to", to.to_str().unwrap()]);
+        let (folder, to) = (place.path("."), place.path(&name));
+        let told = place.ok(&["wal-get", &name, "--to", folder.to_str().unwrap()]);
+        assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(told.contains("16777216 bytes") && !told.contains("zeros"), "{told}");
         assert!(fs::read(&to).unwrap() == *file, "{name}");
         let again = place.run(&["wal-get", &name, "--to", to.to_str().unwrap()]);

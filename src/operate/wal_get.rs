@@ -15,6 +15,7 @@ use serde::Serialize;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The document. Fields are only ever added.
@@ -42,11 +43,12 @@ impl fmt::Display for WalFile {
     }
 }
 
-/// Writes file `name` of `cluster` to `to`, which is not there yet: all of it or nothing.
+/// Writes file `name` of `cluster` to `to`, or into that folder, where it is not there yet: all of it or nothing, for its owner alone.
 ///
 /// # Errors
 /// A file that is not stored ([`Exit::NotFound`]), a `to` that is there ([`Exit::Conflict`]), damage, and what a store or a disk says.
 pub async fn wal_get(cluster: &Cluster, name: WalFileName, to: &Path) -> Result<WalFile, Failure> {
+    let to = &if to.is_dir() { to.join(name.to_string()) } else { to.to_owned() };
     if to.exists() {
         return Err(is_there(to));
     }
@@ -80,8 +82,8 @@ fn not_written(to: &Path, error: &io::Error) -> Failure {
     let what = format!("{}: {error}", to.display());
     match error.kind() {
         _ if is_no_space(error) => Failure::new(Exit::NoSpace, what),
-        io::ErrorKind::NotFound | io::ErrorKind::IsADirectory => {
-            Failure::new(Exit::Usage, what).hint("--to names a file in a folder that is there")
+        io::ErrorKind::NotFound => {
+            Failure::new(Exit::Usage, what).hint("--to names a folder that is there, or a file in one")
         }
         _ => disk_failure(what, error),
     }
@@ -147,11 +149,12 @@ async fn segment(
 
 /// Writes `bytes` to `to`, which may not be there, durably, under another name first.
 fn write_new(to: &Path, bytes: &[u8]) -> io::Result<()> {
-    let Some(name) = to.file_name() else { return Err(io::ErrorKind::IsADirectory.into()) };
+    let Some(name) = to.file_name() else { return Err(io::ErrorKind::NotFound.into()) };
     let folder = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let partial = folder.join(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
     let written = (|| {
-        let mut file = File::create(&partial)?;
+        // WAL is what its tables are.
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         match renameat_with(CWD, &partial, CWD, to, RenameFlags::NOREPLACE) {
