@@ -152,9 +152,13 @@ fn write_new(to: &Path, bytes: &[u8]) -> io::Result<()> {
     let Some(name) = to.file_name() else { return Err(io::ErrorKind::NotFound.into()) };
     let folder = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let partial = folder.join(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
+    // WAL is what its tables are: nobody else reads it, and nobody has laid a link where it goes.
+    let made = File::options().write(true).create_new(true).mode(0o600).open(&partial);
+    let mut file = made.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => io::Error::other(format!("{} is in the way", partial.display())),
+        _ => error,
+    })?;
     let written = (|| {
-        // WAL is what its tables are.
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         match renameat_with(CWD, &partial, CWD, to, RenameFlags::NOREPLACE) {
@@ -168,4 +172,36 @@ fn write_new(to: &Path, bytes: &[u8]) -> io::Result<()> {
         drop(fs::remove_file(&partial));
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn nothing_that_is_there_is_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (to, other) = (dir.path().join("f"), dir.path().join("other"));
+        fs::write(&other, b"before").unwrap();
+        // A link where the file goes, to nothing; and where it is written first.
+        symlink(dir.path().join("gone"), &to).unwrap();
+        assert_eq!(write_new(&to, b"wal").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(!dir.path().join("gone").exists());
+        fs::remove_file(&to).unwrap();
+        let partial = dir.path().join(format!(".f.{}.partial", std::process::id()));
+        symlink(&other, &partial).unwrap();
+        let error = write_new(&to, b"wal").unwrap_err();
+        assert!(error.to_string().contains("is in the way") && partial.exists() && !to.exists(), "{error}");
+        fs::remove_file(&partial).unwrap();
+        fs::write(&to, b"before").unwrap();
+        assert_eq!(write_new(&to, b"wal").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(!partial.exists());
+        for path in [&to, &other] {
+            assert_eq!(fs::read(path).unwrap(), b"before");
+        }
+        fs::remove_file(&to).unwrap();
+        write_new(&to, b"wal").unwrap();
+        assert_eq!((fs::read(&to).unwrap(), partial.exists()), (b"wal".to_vec(), false));
+    }
 }

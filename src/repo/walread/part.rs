@@ -11,8 +11,8 @@ use crate::repo::epochs::EpochDecoder;
 use crate::repo::error::RepoError;
 use std::ops::Range;
 
-/// The longest range that is read so; whoever wants more gets on by decoding everything.
-pub const PART_BYTES_MAX: u64 = 32 << 20;
+/// The longest range that is read so, a large WAL segment: it is held in memory. Whoever wants more gets on by decoding everything.
+pub const PART_BYTES_MAX: u64 = 64 << 20;
 /// With less of the epoch before it than this, there is little to leave out.
 pub const PART_FROM: u64 = 64 << 20;
 /// Following frames takes at most this part of the time that decoding them takes.
