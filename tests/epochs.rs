@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use walden::base::{
-    Anonymous, BackupId, LsnRange, Memory, Scratch, SegmentNo, SegmentSize, TimelineId, WalFileName,
+    Anonymous, BackupId, Lsn, LsnRange, Memory, Scratch, SegmentNo, SegmentSize, TimelineId, WalFileName,
 };
 use walden::delta::{BlockId, Page};
 use walden::format::Reader;
@@ -48,7 +48,13 @@ fn change(pg: &Pg, step: u32) {
 }
 
 fn receive(place: &Place, pg: &Pg) -> Process {
-    let receive = place.start(place.command_for(pg, &["receive", "--delta-cache", "64MB"]), "receive");
+    receive_with(place, pg, &["--delta-cache", "64MB"])
+}
+
+fn receive_with(place: &Place, pg: &Pg, options: &[&str]) -> Process {
+    // One that was ended may hold the slot for a moment.
+    pg.wait_for("SELECT count(*) FROM pg_replication_slots WHERE active", "0", SOON);
+    let receive = place.start(place.command_for(pg, &[&["receive"], options].concat()), "receive");
     pg.wait_for("SELECT count(*) FROM pg_stat_replication WHERE application_name = 'walden_shop'", "1", SOON);
     receive
 }
@@ -576,6 +582,81 @@ fn who_goes_on_behind_a_range_far_into_its_epoch_decodes_it_once_and_damage_cost
     assert!(error.is_some_and(|error| error.to_string().contains(key.as_str())));
     let len = read.len() as u64;
     assert!(len >= 3 << 20 && len < damaged.len() && read == expected(damaged)[..read.len()], "{len} bytes");
+}
+
+#[test]
+fn ranges_are_read_alike_whether_plain_frames_lie_before_them_and_whatever_base_the_frames_before_had() {
+    let pg = server(17);
+    let place = Place::init();
+    let receiving = receive(&place, &pg);
+    let long = |name: &str| {
+        pg.sql(&format!(
+            "CREATE TABLE {name} AS SELECT i, md5(i::text) AS b FROM generate_series(1, 400000) i"
+        ))
+    };
+    long("before");
+    compact(&place, &pg);
+    // While a backup is being made there is no base, and its epoch has begun.
+    let slowly = place.command_for(&pg, &["backup", "--max-rate", "8MB", "--checkpoint", "fast"]);
+    let mut slowly = place.start(slowly, "backup");
+    pg.wait_for("SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase ~ 'streaming'", "1", SOON);
+    change(&pg, 3);
+    long("during");
+    compact(&place, &pg);
+    assert!(slowly.wait(SOON).unwrap().success(), "{}", place.log("backup"));
+    // Images of its pages; then of the same in plain frames, which leave nothing; then of what was before them.
+    change(&pg, 2);
+    compact(&place, &pg);
+    drop(receiving);
+    let receiving = receive_with(&place, &pg, &["--wal-deltas", "off"]);
+    change(&pg, 3);
+    settle(&pg);
+    finish(&mut place.command_for(&pg, &["compact", "--all", "--wal-deltas", "off"])).expect(0);
+    drop(receiving);
+    let receiving = receive(&place, &pg);
+    for step in [3, 4] {
+        change(&pg, step);
+        long(&format!("after_{step}"));
+        compact(&place, &pg);
+    }
+    drop(receiving);
+
+    let found = snapshot(&place);
+    let timeline = TimelineId(1);
+    let whole = found.wal.ranges(timeline)[0];
+    let all = deltas(&found);
+    let of = |entry: &WalEntry| entry.deltas.clone().unwrap();
+    let last = of(all.last().unwrap());
+    let of_epoch: Vec<&WalEntry> = all.iter().filter(|entry| of(entry).epoch == last.epoch).collect();
+    let bases: BTreeSet<Option<BackupId>> = of_epoch.iter().map(|entry| of(entry).base).collect();
+    assert_eq!(bases.len(), 2, "{bases:?}");
+    let (start, end) = (last.epoch.start, of_epoch.last().unwrap().end);
+    // Beside a few small ones that a receiver made of what comes behind a switch of segments.
+    let is_plain = |entry: &&WalEntry| entry.deltas.is_none() && entry.end.bytes_since(entry.start) > 1 << 20;
+    let plain = found.index.wal.iter().filter(is_plain).max_by_key(|entry| entry.start).unwrap();
+    assert!(plain.start.bytes_since(start) > 64 << 20 && end > plain.end, "{start}, {plain:?}, {end}");
+
+    let archive = Archive::open(&place);
+    archive.compare("shop", &pg, timeline, SegmentSize::new(16 << 20).unwrap());
+    let (expected, error) = archive.read_parts("shop", timeline, whole, whole.len());
+    assert!(error.is_none(), "{error:?}");
+    let mib = 1 << 20;
+    let at = |lsn: Lsn, before: u64| lsn.saturating_sub(before);
+    for (from, len) in [
+        (at(plain.start, 2 * mib), 100),
+        (at(plain.start, 2 * mib), 20 * mib),
+        (at(plain.start, 77), plain.end.bytes_since(plain.start) + 3 * mib),
+        (plain.start, plain.end.bytes_since(plain.start) + 3 * mib),
+        (plain.end, 16 * mib),
+        (at(end, 5 * mib), 5 * mib),
+    ] {
+        let range = LsnRange::new(from, from.saturating_add(len).min(end));
+        let begin = range.start.bytes_since(whole.start) as usize;
+        for piece in [range.len(), 777_777] {
+            let (read, error) = archive.read_parts("shop", timeline, range, piece);
+            assert!(read == expected[begin..begin + range.len() as usize], "{range} by {piece}: {error:?}");
+        }
+    }
 }
 
 /// Memory, but not the first time.
