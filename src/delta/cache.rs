@@ -9,12 +9,18 @@
 
 use super::block::{BlockId, Page, page_check};
 use super::directory::{Directory, Entry, Near};
-use super::history::{self, Chains, Change, ChangePlace, Check, Checks, History, NO_CHANGE, Ring};
+use super::history::{
+    self, Chains, Change, ChangePlace, Check, Checks, History, LINE_BYTES, NO_CHANGE, Ring,
+};
 use super::replay;
 use super::window::Window;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Anonymous, Lsn, Memory, Scratch};
+use prefetch_index::prefetch_index;
 use std::io;
+
+/// Bytes over which a processor looks ahead by itself: half a block.
+const MEMORY_PAGE_BYTES: usize = BLOCK_BYTES / 2;
 
 /// What the cache says about a block.
 #[derive(Debug, Clone, Copy)]
@@ -188,6 +194,14 @@ impl ImageCache {
     /// The cache with what records did to `blocks` near, before it is asked for block by block.
     pub fn near(&self, blocks: &[BlockId]) -> NearCache<'_> {
         let found = self.directory.find(blocks);
+        let pages = self.pages.bytes();
+        // The first half of each page of memory: a processor that reads on from there asks for the rest by itself.
+        for at in found.iter().filter_map(|near| near.slot()).map(|slot| slot as usize * BLOCK_BYTES) {
+            for line in (0..MEMORY_PAGE_BYTES / 2).step_by(LINE_BYTES) {
+                prefetch_index(pages, at + line);
+                prefetch_index(pages, at + MEMORY_PAGE_BYTES + line);
+            }
+        }
         let entries = found.iter().filter_map(|near| self.directory.at(*near));
         NearCache {
             cache: self,

@@ -8,6 +8,7 @@ use super::block::BlockId;
 use super::history::{ChangePlace, NO_CHANGE};
 use super::table::{BlockTable, NONE};
 use crate::base::Lsn;
+use prefetch_index::prefetch_index;
 use std::collections::VecDeque;
 
 /// A block with an image, in the slot of its number. It lies in one line of the processor's cache.
@@ -29,6 +30,13 @@ pub struct Entry {
 /// Where a block was, if anywhere: looked at first when it is asked for next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Near(u32);
+
+impl Near {
+    /// The slot, if it was anywhere.
+    pub fn slot(self) -> Option<u32> {
+        (self.0 != NONE).then_some(self.0)
+    }
+}
 
 impl Default for Near {
     fn default() -> Self {
@@ -101,8 +109,7 @@ impl Directory {
     pub fn find(&self, blocks: &[BlockId]) -> Vec<Near> {
         let mut slots = Vec::with_capacity(blocks.len());
         self.slots.guess(blocks.iter(), &mut slots);
-        let entries = slots.iter().filter_map(|slot| self.entries.get(*slot as usize));
-        std::hint::black_box(entries.fold(0, |bits, entry| bits ^ entry.check));
+        slots.iter().for_each(|slot| prefetch_index(&self.entries, *slot as usize));
         for (slot, block) in slots.iter_mut().zip(blocks) {
             *slot = self.slot_of(block, Near(*slot)).unwrap_or(NONE);
         }

@@ -6,6 +6,7 @@
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{Lsn, Memory};
 use crate::wal::WalVersion;
+use prefetch_index::prefetch_index;
 use std::io;
 
 /// Bytes of a change but for its data and main data.
@@ -16,7 +17,7 @@ const FIELDS_BYTES: usize = 40;
 /// Bytes of changes for each page that a cache may have.
 const HISTORY_BYTES_PER_PAGE: usize = BLOCK_BYTES / 8;
 /// Bytes that a processor gets from memory at once.
-const LINE_BYTES: usize = 64;
+pub const LINE_BYTES: usize = 64;
 /// Changes of one frame's blocks whose places are held at once: a few blocks may have all changes of the ring.
 const CHAINED_MAX: usize = 1 << 16;
 /// A change of more bytes than this is not kept.
@@ -224,10 +225,11 @@ impl History {
         (before < place && self.has(before)).then_some(before)
     }
 
-    /// A byte of the line of memory after that in which the change at `place` begins: most have no more than both.
-    fn middle(&self, place: ChangePlace) -> u8 {
-        let at = self.ring.at(place);
-        self.memory.bytes().get(at + LINE_BYTES).copied().unwrap_or(0)
+    /// Has the first lines of the change at `place` brought near, in which all of most changes lies.
+    fn bring_near(&self, place: ChangePlace) {
+        let (bytes, at) = (self.memory.bytes(), self.ring.at(place));
+        prefetch_index(bytes, at);
+        prefetch_index(bytes, at + LINE_BYTES);
     }
 
     /// The chains of the changes at `lasts`, which are brought near: one step of each in turn, so that none waits for the memory of another.
@@ -236,24 +238,24 @@ impl History {
         lasts.retain(|last| self.has(*last));
         lasts.sort_unstable();
         lasts.dedup();
-        let (mut ends, mut touched) = (vec![0usize; lasts.len()], 0);
+        let mut ends = vec![0usize; lasts.len()];
         let mut going: Vec<(usize, ChangePlace)> = lasts.iter().copied().enumerate().collect();
         let mut steps = going.clone();
+        going.iter().for_each(|(_, last)| self.bring_near(*last));
         while !going.is_empty() {
             if steps.len() > CHAINED_MAX {
                 return Chains::default();
             }
             going.retain_mut(|(chain, place)| {
-                touched ^= self.middle(*place);
                 let before = self.before(*place);
                 if let Some(before) = before {
+                    self.bring_near(before);
                     *place = before;
                     steps.push((*chain, before));
                 }
                 before.is_some()
             });
         }
-        std::hint::black_box(touched);
         for (chain, _) in &steps {
             if let Some(len) = ends.get_mut(*chain) {
                 *len += 1;

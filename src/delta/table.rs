@@ -5,6 +5,7 @@
 
 use super::block::BlockId;
 use super::records::QuickHasher;
+use prefetch_index::prefetch_index;
 use std::hash::{Hash, Hasher};
 
 /// No number.
@@ -51,10 +52,15 @@ impl BlockTable {
         self.places.get(place & self.mask()).copied().unwrap_or(NONE)
     }
 
-    /// Of each of `blocks` a number that is most often its own; [`Self::get`] tells. Nothing here waits for anything else.
+    /// Of each of `blocks` a number that is most often its own; [`Self::get`] tells. All are asked for before the first one is looked at.
     pub fn guess<'a>(&self, blocks: impl Iterator<Item = &'a BlockId>, guesses: &mut Vec<u32>) {
         guesses.clear();
-        guesses.extend(blocks.map(|block| self.at(hash(block))));
+        guesses.extend(blocks.map(|block| {
+            let place = hash(block) as u32;
+            prefetch_index(&self.places, place as usize & self.mask());
+            place
+        }));
+        guesses.iter_mut().for_each(|guess| *guess = self.at(*guess as usize));
     }
 
     /// The place of the first number from that of `hash` on that `wanted` says yes to.
