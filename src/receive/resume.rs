@@ -12,7 +12,7 @@ use crate::disk::journal::{Journal, JournalOptions, JournalPosition};
 use crate::format::index::{GapEntry, HistoryEntry};
 use crate::format::record::Blob;
 use crate::format::root::GenerationRecord;
-use crate::repo::cluster::RootChange;
+use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{IndexEdit, empty_page};
 use crate::repo::walmap::{self, Snapshot};
 use crate::repo::{Cluster, RepoError, Repository, WalReader};
@@ -265,10 +265,50 @@ pub(super) async fn read_overlap(
         return Ok(Overlap::empty(start.at));
     };
     let mut reader = WalReader::new(cluster.clone(), snapshot.wal);
-    // Compaction leaves the newest WAL in plain frames: to start must not mean to decode an epoch.
-    let since = reader.plain_since(start.timeline, from.max(range.start), start.at).await?;
-    let bytes = reader.read(start.timeline, LsnRange::new(since, start.at)).await?;
-    Ok(Overlap::ending_at(start.at, bytes.into()))
+    let (from, mut since, mut frames) = (from.max(range.start), start.at, Vec::new());
+    while since > from {
+        match frame_before(&mut reader, start.timeline, from, since).await {
+            Ok(Some((begins, bytes))) => {
+                since = begins;
+                frames.push(bytes);
+            }
+            // Compaction leaves the newest WAL in plain frames: to start must not mean to decode an epoch.
+            Ok(None) => break,
+            // It costs what it held, and keeps nobody from receiving what comes behind it.
+            Err(error) if error.is_damage() => {
+                tracing::error!(%error, compared = %LsnRange::new(since, start.at), "stored WAL cannot be held against the server's; `walden verify` says what is lost");
+                break;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    frames.reverse();
+    Ok(Overlap::ending_at(start.at, frames.concat().into()))
+}
+
+/// The bytes of the plain frame that ends right before `since`, from `from` on at most, and where they begin.
+async fn frame_before(
+    reader: &mut WalReader,
+    timeline: TimelineId,
+    from: Lsn,
+    since: Lsn,
+) -> Result<Option<(Lsn, Vec<u8>)>, RepoError> {
+    let mut tries = 0;
+    loop {
+        let begins = match reader.plain_before(timeline, since).await {
+            Ok(Some(begins)) => begins.max(from),
+            Ok(None) => return Ok(None),
+            // Collected meanwhile: reading it finds out where it is now.
+            Err(error) if object_is_gone(&error) && tries == 0 => {
+                tries += 1;
+                reader.read(timeline, LsnRange::new(since.saturating_sub(1), since)).await?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let bytes = reader.read(timeline, LsnRange::new(begins, since)).await?;
+        return Ok(Some((begins, bytes)));
+    }
 }
 
 /// A summarizer that knows the bytes before the end of what is stored, so that a record that began there is understood.

@@ -256,12 +256,23 @@ impl WalReader {
                 EpochDecoder::new(&self.cluster, epoch)?
             }
         };
-        let Some(decoded) = self.decode_epoch(timeline, epoch, &mut decoder, at).await? else {
-            let reason = format!("WAL of its epoch from {} on is not there", decoder.position());
-            return Err(RepoError::damage(&layout::segments(self.cluster.name()), reason));
-        };
-        self.epoch = Some(decoder);
-        Ok(decoded)
+        match self.decode_epoch(timeline, epoch, &mut decoder, at).await {
+            Ok(Some(decoded)) => {
+                self.epoch = Some(decoder);
+                Ok(decoded)
+            }
+            Ok(None) => {
+                let reason = format!("WAL of its epoch from {} on is not there", decoder.position());
+                Err(RepoError::damage(&layout::segments(self.cluster.name()), reason))
+            }
+            Err(error) => {
+                // A frame that could not be read left nothing: whoever tries again goes on from there.
+                if error.is_transient() || object_is_gone(&error) {
+                    self.epoch = Some(decoder);
+                }
+                Err(error)
+            }
+        }
     }
 
     /// What all of `epoch` leaves for frames to come, and where it ends so far.
@@ -329,8 +340,18 @@ impl WalReader {
         self.map.overlapping(timeline, wanted).find(of_epoch).cloned()
     }
 
-    /// Where the plain frames that end right before `end` begin, back to `start` at most: what can be read without decoding an
-    /// epoch. `end` itself when the frame before it is a delta frame, or not stored.
+    /// Where the plain frame that holds the byte before `end` begins: what can be read without decoding an epoch. `None` when it is a
+    /// delta frame, or not stored.
+    pub async fn plain_before(&mut self, timeline: TimelineId, end: Lsn) -> Result<Option<Lsn>, RepoError> {
+        let before = end.saturating_sub(1);
+        match self.open_at(timeline, before).await {
+            Ok((open, _)) => open.plain_frame_start(before),
+            Err(RepoError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the plain frames that end right before `end` begin, back to `start` at most. `end` itself when there are none.
     pub async fn plain_since(
         &mut self,
         timeline: TimelineId,
@@ -339,13 +360,9 @@ impl WalReader {
     ) -> Result<Lsn, RepoError> {
         let mut since = end;
         while since > start {
-            let before = since.saturating_sub(1);
-            match self.open_at(timeline, before).await {
-                Ok((open, _)) => match open.plain_frame_start(before)? {
-                    Some(at) => since = at.max(start),
-                    None => break,
-                },
-                Err(RepoError::NotFound { .. }) => break,
+            match self.plain_before(timeline, since).await {
+                Ok(Some(at)) => since = at.max(start),
+                Ok(None) => break,
                 // Reading it finds out where it is now.
                 Err(error) if object_is_gone(&error) => break,
                 Err(error) => return Err(error),
