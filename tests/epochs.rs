@@ -59,9 +59,13 @@ fn receive_with(place: &Place, pg: &Pg, options: &[&str]) -> Process {
     receive
 }
 
-/// Waits until all that the server has written by now is stored.
+/// Waits until all that the server has written by now is stored, with the end of a segment behind it.
 fn settle(pg: &Pg) {
     pg.sql("SELECT pg_switch_wal()");
+    wait_until_stored(pg);
+}
+
+fn wait_until_stored(pg: &Pg) {
     let stored = "SELECT flush_lsn >= pg_current_wal_flush_lsn() FROM pg_stat_replication";
     pg.wait_for(stored, "t", SOON);
 }
@@ -266,6 +270,46 @@ fn a_compactor_goes_on_with_its_epoch_without_decoding_it() {
     assert!(entries.iter().all(|entry| epoch(entry) == epoch(&entries[0])), "one epoch");
     archive.compare("shop", &pg, TimelineId(1), SegmentSize::new(16 << 20).unwrap());
     drop(receiving);
+}
+
+#[test]
+fn a_small_segment_that_is_damaged_is_left_and_the_others_are_merged() {
+    let pg = server(16);
+    let place = Place::init();
+    let receiving = receive(&place, &pg);
+    let little = || {
+        pg.sql("UPDATE t SET n = n + 1 WHERE a < 1000");
+        wait_until_stored(&pg);
+    };
+    // More than is merged with anything.
+    change(&pg, 3);
+    settle(&pg);
+    drop(receiving);
+    let archive = Archive::open(&place);
+    let mut compactor = archive.compactor("shop", DeltaOptions { cache_bytes: 64 << 20 });
+    archive.compact_all(&mut compactor);
+    let receiving = receive_with(&place, &pg, &["--wal-deltas", "off"]);
+    little();
+    drop(receiving);
+    archive.compact_all(&mut compactor);
+    let before = snapshot(&place).index.wal;
+    let small = before.iter().filter(|entry| entry.end.bytes_since(entry.start) <= 16 << 20);
+    let damaged = small.max_by_key(|entry| entry.start).unwrap().clone();
+    let mut merged = 0;
+    for round in 0..3 {
+        let receiving = receive_with(&place, &pg, &["--wal-deltas", "off"]);
+        little();
+        drop(receiving);
+        if round == 0 {
+            // WAL behind it is stored: nobody who goes on receiving needs it.
+            flip_at(&place, layout::segment(&"shop".parse().unwrap(), damaged.id).as_str(), 2);
+        }
+        merged += archive.compact_all(&mut compactor).merged;
+    }
+    assert!(merged >= 2, "{merged} merged");
+    let after = snapshot(&place).index.wal;
+    assert!(after.iter().any(|entry| entry.id == damaged.id), "nothing took its place");
+    assert!(verify_fails(&place).contains(&damaged.id.to_string()));
 }
 
 /// Room for so many pieces of memory.

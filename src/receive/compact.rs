@@ -11,16 +11,18 @@ pub use epoch::DeltaOptions;
 pub use plan::{Job, Plan, Replaces, plan};
 
 use super::pipeline::Stored;
-use crate::base::{StreamId, limits};
+use crate::base::{ObjectId, StreamId, limits};
 use crate::disk::own_thread::{self, Priority};
 use crate::format::index::{RemovedEntry, RemovedKind, WalEntry};
 use crate::format::root::{PendingKind, RetiredFlush, Root};
 use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{Index, IndexEdit, empty_page};
 use crate::repo::walmap::{self, Snapshot};
-use crate::repo::{Cluster, PendingError, Registration, RepoError, WalReader};
+use crate::repo::{Cluster, PendingError, Registration, RepoError, WalReader, layout};
+use crate::store::StoreError;
 use epoch::Epochs;
 use losses::LossWatch;
+use std::collections::HashSet;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -60,6 +62,8 @@ pub struct Compactor {
     cluster: Cluster,
     epochs: Epochs,
     losses: LossWatch,
+    /// Small segments that cannot be read, and so are merged with none.
+    unreadable: HashSet<ObjectId>,
 }
 
 /// What a look at the archive gave.
@@ -82,7 +86,12 @@ pub async fn compact(
 impl Compactor {
     /// Compacts `cluster`, with deltas or without.
     pub fn new(cluster: Cluster, deltas: Option<DeltaOptions>) -> Compactor {
-        Compactor { cluster, epochs: Epochs::new(deltas), losses: LossWatch::default() }
+        Compactor {
+            cluster,
+            epochs: Epochs::new(deltas),
+            losses: LossWatch::default(),
+            unreadable: HashSet::new(),
+        }
     }
 
     /// Compacts until nothing of `extent` is left; records losses that its passes have met for [`limits::LOSS_LASTS_MIN`]. Safe beside a running receiver and other compactions. It computes on the
@@ -144,12 +153,12 @@ impl Compactor {
         for over in snapshot.streamed().into_iter().filter(|generation| *generation < current) {
             let older = snapshot.clone().with_generation_unbroken(&self.cluster, over).await?;
             lost |= is_broken(&older);
-            let plan = plan(&older, Extent::All);
+            let plan = plan(&older, Extent::All, &self.unreadable);
             if plan != Plan::default() {
                 return Ok(Next { work: Some((older, plan)), lost });
             }
         }
-        let plan = plan(&snapshot, extent);
+        let plan = plan(&snapshot, extent, &self.unreadable);
         Ok(Next { work: (plan != Plan::default()).then_some((snapshot, plan)), lost })
     }
 
@@ -197,11 +206,21 @@ impl Compactor {
             // A run of heartbeats has no WAL: it is retired without a segment.
             let entry = match &job.replaces {
                 _ if job.start == job.end => None,
-                Replaces::Segments { deltas, .. } => {
-                    if let Some(deltas) = deltas {
-                        epochs.merged(&snapshot.index, &deltas.epoch, job.end);
+                Replaces::Segments { ids, deltas } => {
+                    match write::merge(cluster, &snapshot.index, &job).await {
+                        Ok(entry) => {
+                            if let Some(deltas) = deltas {
+                                epochs.merged(&snapshot.index, &deltas.epoch, job.end);
+                            }
+                            Some(entry)
+                        }
+                        // What cannot be merged keeps nobody from merging the others.
+                        Err(error) => {
+                            let unreadable = unreadable(cluster, ids, error).await?;
+                            self.unreadable.extend(unreadable);
+                            continue;
+                        }
                     }
-                    Some(write::merge(cluster, &mut reader, &job).await?)
                 }
                 Replaces::Flushes { plain_from, .. } => {
                     // Little WAL is not worth the decoding of an epoch.
@@ -211,7 +230,11 @@ impl Compactor {
                         epochs.encoder(cluster, &snapshot, &mut reader, &job).await?
                     };
                     let entry = write::flushes(cluster, &mut reader, &job, *plain_from, encoder).await?;
-                    match write::decode_first(cluster, &entry).await {
+                    let proved = match is_first(&entry, &snapshot.index, &written) {
+                        true => write::decode_first(cluster, &entry).await,
+                        false => Ok(()),
+                    };
+                    match proved {
                         Ok(()) => Some(entry),
                         // Nothing is lost but room, as long as the flush objects are there.
                         // Without room to decode it, nobody knows what it is: that is as bad.
@@ -243,6 +266,40 @@ impl Compactor {
         }
         Ok(done)
     }
+}
+
+/// Whether nothing of the epoch of `entry` was stored before it.
+fn is_first(entry: &WalEntry, index: &Index, written: &[(Job, Option<WalEntry>)]) -> bool {
+    let epoch_of = |entry: &WalEntry| entry.deltas.as_ref().map(|deltas| deltas.epoch.id);
+    let mut before = index.wal.iter().chain(written.iter().filter_map(|(_, entry)| entry.as_ref()));
+    epoch_of(entry).is_some_and(|epoch| !before.any(|other| epoch_of(other) == Some(epoch)))
+}
+
+/// Those of the segments `ids` that `error` says cannot be read, or all of them where it does not say which.
+///
+/// # Errors
+/// `error`, when that is not what it says: somebody else was faster, perhaps.
+async fn unreadable(
+    cluster: &Cluster,
+    ids: &[ObjectId],
+    error: RepoError,
+) -> Result<Vec<ObjectId>, RepoError> {
+    let key = match &error {
+        RepoError::Damage { key, .. } => Some(key),
+        RepoError::Store(StoreError::NotFound { key }) => {
+            let index = walmap::load_unbroken(cluster).await?.index;
+            let named = |id: &&ObjectId| index.wal.iter().any(|entry| entry.id == **id);
+            if ids.iter().filter(named).count() < ids.len() {
+                return Err(error);
+            }
+            Some(key)
+        }
+        _ => return Err(error),
+    };
+    let is_named = |id: &&ObjectId| key == Some(&layout::segment(cluster.name(), **id));
+    let named: Vec<ObjectId> = ids.iter().filter(is_named).copied().collect();
+    tracing::error!(%error, "small segments of WAL are not merged; `walden verify` says what is lost");
+    Ok(if named.is_empty() { ids.to_vec() } else { named })
 }
 
 /// Why a pass did not commit.
@@ -328,11 +385,12 @@ fn commit(
     let mut page = empty_page();
     let number = root.number + 1;
     for (job, entry) in written {
-        if let Some(deltas) = entry.as_ref().and_then(|entry| entry.deltas.as_ref()) {
-            epoch::check(root, index, job, deltas)?;
-        }
         match &job.replaces {
             Replaces::Flushes { stream, from, to, link, key_epoch, .. } => {
+                // Segments that are merged refer to what they referred to before: there is nothing to refuse.
+                if let Some(deltas) = entry.as_ref().and_then(|entry| entry.deltas.as_ref()) {
+                    epoch::check(root, index, job, deltas)?;
+                }
                 let Some(open) = next.streams.iter_mut().find(|open| open.id == *stream) else {
                     return Err(conflict(format!("stream {stream} is compacted already")));
                 };
@@ -376,5 +434,72 @@ fn retire(retired: &mut Vec<RetiredFlush>, run: RetiredFlush) {
             last.root = run.root;
         }
         _ => retired.push(run),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{BackupId, Generation, Lsn, TimelineId, Timestamp};
+    use crate::format::index::ExpiredEntry;
+    use crate::format::root::PendingEntry;
+    use crate::format::wal::{DeltaEpoch, DeltaStats, WalDeltas, WalSummary};
+
+    fn entry(id: u8, start: u64, deltas: Option<WalDeltas>) -> WalEntry {
+        WalEntry {
+            id: ObjectId([id; 16]),
+            generation: Generation(1),
+            timeline: TimelineId(1),
+            start: Lsn::new(start),
+            end: Lsn::new(start + 10),
+            object_len: 1,
+            directory_offset: 1,
+            server_time: Timestamp::from_micros(0),
+            summary: WalSummary::empty(),
+            deltas,
+        }
+    }
+
+    /// Neighbours, the first of delta frames whose base is gone, in an epoch whose beginning is, and which a backup ended.
+    #[test]
+    fn what_segments_refer_to_may_be_gone_when_they_are_merged_but_not_when_they_are_new() {
+        let epoch = DeltaEpoch { id: ObjectId([9; 16]), start: Lsn::new(100), root: 1, cache_pages: 1 };
+        let base = Some("20261122T195501Z".parse::<BackupId>().unwrap());
+        let deltas = WalDeltas { epoch, base, stats: DeltaStats::EMPTY };
+        let wal = vec![entry(1, 120, Some(deltas.clone())), entry(2, 130, None)];
+        let (generation, timeline) = (Generation(1), TimelineId(1));
+        let expired = ExpiredEntry { generation, timeline, start: Lsn::new(100), end: Lsn::new(120) };
+        let index = Index { wal, expired: vec![expired], ..Index::default() };
+        let first = Root::first("shop".parse().unwrap(), generation, Timestamp::from_micros(0));
+        let backup = PendingEntry { id: ObjectId([7; 16]), kind: PendingKind::Backup, root: 5 };
+        let root = Root { pending: vec![backup], ..first };
+        let merge = Job {
+            generation,
+            timeline,
+            start: Lsn::new(120),
+            end: Lsn::new(140),
+            server_time: Timestamp::from_micros(0),
+            summary: WalSummary::empty(),
+            replaces: Replaces::Segments {
+                ids: vec![ObjectId([1; 16]), ObjectId([2; 16])],
+                deltas: Some(deltas.clone()),
+            },
+        };
+        let merged = WalEntry { end: Lsn::new(140), ..entry(3, 120, Some(deltas)) };
+        let change = commit(&root, &index, &[(merge.clone(), Some(merged.clone()))], &[]).unwrap();
+        let IndexEdit::Add(page) = change.index else { panic!("an index page") };
+        assert_eq!((page.wal, page.removed.len()), (vec![merged.clone()], 2));
+
+        let replaces = Replaces::Flushes {
+            stream: StreamId([1; 16]),
+            from: 0,
+            to: 1,
+            link: [0; 32],
+            key_epoch: 1,
+            plain_from: Lsn::new(140),
+        };
+        let fresh = Job { replaces, ..merge };
+        let refused = commit(&root, &index, &[(fresh, Some(merged))], &[]);
+        assert!(matches!(refused, Err(RepoError::Conflict { reason }) if reason.ends_with("is gone")));
     }
 }

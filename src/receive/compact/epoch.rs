@@ -3,16 +3,17 @@
 //! An epoch ends when a backup is registered: WAL that its recovery reads refers to nothing before it. Encoders live from pass to
 //! pass; after a start, or when somebody else compacted, the epoch is decoded from the repository and gone on with.
 
-use super::plan::{Job, Replaces};
+use super::plan::Job;
 use crate::base::planted::{Bug, planted};
 use crate::base::{BackupId, Generation, Lsn, LsnRange, ObjectId, SegmentSize, TimelineId, limits};
 use crate::delta::{Encoder, EncoderOptions, Frame, FrameStats, ImageCache, NoBase, Verify};
 use crate::format::delta::SectionKind;
-use crate::format::index::{BackupEntry, BackupState};
+use crate::format::index::BackupState;
 use crate::format::root::{PendingKind, Root};
 use crate::format::wal::{DeltaEpoch, DeltaStats, WalDeltas};
 use crate::repo::backups::state_now;
 use crate::repo::chunks::ChunkIndex;
+use crate::repo::cluster::object_is_gone;
 use crate::repo::epochs::image_cache;
 use crate::repo::spans::Spans;
 use crate::repo::walmap::Snapshot;
@@ -84,6 +85,8 @@ pub struct EpochEncoder {
     /// The backup that is no base because it would take too much memory to find its pages.
     base_too_large: Option<BackupId>,
     base_reads: usize,
+    /// Chunks of the base were collected: what is left of them lies elsewhere now.
+    base_moved: bool,
     stats: DeltaStats,
 }
 
@@ -230,34 +233,38 @@ fn registered_since(root: &Root, index: &Index, number: u64) -> bool {
     working.map(|work| work.root).chain(index.backups.iter().map(|backup| backup.root)).any(|at| at >= number)
 }
 
-/// The backup that images may be differences from: the newest that is restorable, and none while a newer one is being made. WAL
-/// that the newer one's recovery reads must not refer to an older one.
+/// The backup that images may be differences from: the newest that is restorable, and none while a newer one is being made or waits for
+/// its WAL. WAL that the newer one's recovery reads must not refer to an older one. Which is newer, their WAL says: a server's clock may be
+/// set back.
 fn base_of(snapshot: &Snapshot, size: SegmentSize) -> Option<BackupId> {
     if snapshot.root.pending.iter().any(|work| work.kind == PendingKind::Backup) {
         return None;
     }
     let own = snapshot.index.backups.iter().filter(|backup| backup.generation == snapshot.wal.generation());
-    let newest = own.max_by_key(|backup: &&BackupEntry| (backup.stopped_at, &backup.id))?;
-    (state_now(newest, &snapshot.wal, size) != BackupState::Pending).then(|| newest.id.clone())
+    let states = own.map(|backup| (backup, state_now(backup, &snapshot.wal, size)));
+    let newest = states.filter(|(_, state)| *state != BackupState::Base);
+    let (newest, state) = newest.max_by_key(|(backup, _)| (backup.timeline, backup.stop, &backup.id))?;
+    (state != BackupState::Pending).then(|| newest.id.clone())
 }
 
-/// Refuses what may not be committed any more: a backup was registered since, the base is gone, or the beginning of the epoch.
+/// Refuses new delta frames that may not be committed any more: a backup was registered since, the base is gone, or the beginning of the
+/// epoch.
 pub fn check(root: &Root, index: &Index, job: &Job, deltas: &WalDeltas) -> Result<(), RepoError> {
     if let Some(base) = &deltas.base
         && !index.backups.iter().any(|backup| backup.id == *base)
     {
         return Err(super::conflict(format!("backup {base}, which WAL deltas refer to, is gone")));
     }
-    if !is_whole(index, (job.generation, job.timeline), &deltas.epoch, job.start) {
+    let place = (job.generation, job.timeline);
+    if !is_whole(index, place, &deltas.epoch, job.start) {
         return Err(super::conflict(
             "retention let go of WAL that this refers to: a new epoch begins".into(),
         ));
     }
-    let fresh = matches!(job.replaces, Replaces::Flushes { .. });
-    if fresh && reaches_past(index, (job.generation, job.timeline), &deltas.epoch, job.start) {
+    if reaches_past(index, place, &deltas.epoch, job.start) {
         return Err(super::conflict("WAL behind this was compacted meanwhile: a new epoch begins".into()));
     }
-    if fresh && registered_since(root, index, deltas.epoch.root) {
+    if registered_since(root, index, deltas.epoch.root) {
         return Err(super::conflict("a backup began: WAL from here on belongs to a new epoch".into()));
     }
     Ok(())
@@ -331,6 +338,7 @@ impl EpochEncoder {
             base: None,
             base_too_large: None,
             base_reads: BASE_READS_SAVED_MAX,
+            base_moved: false,
             stats: DeltaStats::EMPTY,
         })
     }
@@ -351,7 +359,8 @@ impl EpochEncoder {
         backup: Option<BackupId>,
         options: DeltaOptions,
     ) -> Result<(), RepoError> {
-        if self.base.as_ref().map(BasePages::backup) == backup.as_ref() {
+        let moved = std::mem::take(&mut self.base_moved);
+        if !moved && self.base.as_ref().map(BasePages::backup) == backup.as_ref() {
             return Ok(());
         }
         self.base = None;
@@ -398,18 +407,22 @@ impl EpochEncoder {
             Some(base) => {
                 let blocks = self.encoder.base_blocks();
                 let before = base.chunks_read();
+                let mut gone = false;
                 match base.prepare(&blocks, self.base_reads).await {
                     Ok(()) => {}
                     // What is at hand does; of the rest, images are whole.
                     Err(error) if error.is_damage() || error.is_no_space() => {
                         tracing::debug!(%error, backup = %base.backup(), "pages of the backup cannot be had");
+                        gone = object_is_gone(&error);
                     }
                     Err(error) => return Err(error),
                 }
                 let read = (base.chunks_read() - before) as usize;
                 self.base_reads =
                     (self.base_reads.saturating_sub(read) + BASE_READS_PER_MIB).min(BASE_READS_SAVED_MAX);
-                self.encoder.flush_frame(base)
+                let frame = self.encoder.flush_frame(base);
+                self.base_moved |= gone;
+                frame
             }
         };
         let Some(frame) = frame else { unreachable!("something was fed") };

@@ -7,6 +7,7 @@ use crate::format::wal::{WalDeltas, WalSummary};
 use crate::repo::Index;
 use crate::repo::chain::{Chain, ChainEnd, ChainObject};
 use crate::repo::walmap::Snapshot;
+use std::collections::HashSet;
 
 /// Segments written by one commit.
 const SEGMENTS_PER_COMMIT: usize = 16;
@@ -70,15 +71,15 @@ pub struct Plan {
     pub finished: Vec<StreamId>,
 }
 
-/// What there is to do.
-pub fn plan(snapshot: &Snapshot, extent: Extent) -> Plan {
+/// What there is to do. Segments of `unreadable` are not merged.
+pub fn plan(snapshot: &Snapshot, extent: Extent, unreadable: &HashSet<ObjectId>) -> Plan {
     let mut jobs = Vec::new();
     let newest = snapshot.wal.durable_end();
     for chain in snapshot.wal.chains() {
         plan_chain(chain, extent, &mut jobs);
     }
     if jobs.is_empty() {
-        plan_merges(&snapshot.index, snapshot.wal.generation(), extent, &mut jobs);
+        plan_merges(&snapshot.index, snapshot.wal.generation(), (extent, unreadable), &mut jobs);
     }
     for job in &mut jobs {
         if let Replaces::Flushes { plain_from, .. } = &mut job.replaces
@@ -145,12 +146,17 @@ fn flush_job(chain: &Chain, run: &[&ChainObject]) -> Option<Job> {
 }
 
 /// Runs of neighbours that fit into one segment together.
-fn plan_merges(index: &Index, generation: Generation, extent: Extent, jobs: &mut Vec<Job>) {
+fn plan_merges(
+    index: &Index,
+    generation: Generation,
+    (extent, unreadable): (Extent, &HashSet<ObjectId>),
+    jobs: &mut Vec<Job>,
+) {
     let mut run: Vec<&WalEntry> = Vec::new();
     let length = |run: &[&WalEntry]| run.iter().map(|e| e.end.bytes_since(e.start)).sum::<u64>();
     let enough = |run: &[&WalEntry]| run.len() >= if extent == Extent::All { 2 } else { SMALL_RUN };
     for entry in index.wal.iter().filter(|entry| entry.generation == generation) {
-        let small = entry.end.bytes_since(entry.start) <= SMALL_BYTES;
+        let small = entry.end.bytes_since(entry.start) <= SMALL_BYTES && !unreadable.contains(&entry.id);
         let joins = run.last().is_some_and(|last| last.timeline == entry.timeline && last.end == entry.start)
             && of_one_epoch(run.iter().chain([&entry]).filter_map(|entry| entry.deltas.as_ref()))
             && length(&run) + entry.end.bytes_since(entry.start) <= limits::WAL_SEGMENT_BYTES_MAX;

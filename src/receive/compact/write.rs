@@ -49,13 +49,9 @@ pub async fn flushes(
     segment.finish(deltas).await
 }
 
-/// Decodes a segment whose epoch begins with it, from the repository alone, as readers will: what its encoder had in memory proves
-/// nothing about that. Of the segments after it their decoders say more: whoever goes on with an epoch decodes all of it.
+/// Decodes a segment that is the first of its epoch with delta frames, from the repository alone, as readers will: what its encoder had in
+/// memory proves nothing about that. Of the segments after it their decoders say more: whoever goes on with an epoch decodes all of it.
 pub async fn decode_first(cluster: &Cluster, entry: &WalEntry) -> Result<(), RepoError> {
-    let first = entry.deltas.as_ref().is_some_and(|deltas| deltas.epoch.start == entry.start);
-    if !first {
-        return Ok(());
-    }
     let alone = Index { wal: vec![entry.clone()], ..Index::default() };
     let mut reader = WalReader::new(cluster.clone(), WalMap::new(entry.generation, &alone, Vec::new()));
     let mut at = entry.start;
@@ -66,11 +62,16 @@ pub async fn decode_first(cluster: &Cluster, entry: &WalEntry) -> Result<(), Rep
     Ok(())
 }
 
-/// The segment of small ones: delta frames as they are, since others may refer to what they leave; plain ones cut anew.
-pub async fn merge(cluster: &Cluster, reader: &mut WalReader, job: &Job) -> Result<WalEntry, RepoError> {
-    let Replaces::Segments { deltas, .. } = &job.replaces else {
+/// The segment of small ones in `index`, and of no others that hold the same WAL: delta frames as they are, since others may refer to what
+/// they leave; plain ones cut anew.
+pub async fn merge(cluster: &Cluster, index: &Index, job: &Job) -> Result<WalEntry, RepoError> {
+    let Replaces::Segments { ids, deltas } = &job.replaces else {
         unreachable!("flush objects are not merged")
     };
+    let wal = index.wal.iter().filter(|entry| ids.contains(&entry.id)).cloned().collect();
+    let alone = Index { wal, ..Index::default() };
+    let map = WalMap::new(job.generation, &alone, Vec::new());
+    let reader = &mut WalReader::new(cluster.clone(), map);
     let mut segment = Segment::begin(cluster, job);
     let mut at = job.start;
     while at < job.end {

@@ -342,19 +342,26 @@ fn holds(entry: &WalEntry, era: &Era, (timeline, range): (TimelineId, LsnRange))
     (entry.generation, entry.timeline) == (era.generation, timeline) && own.intersect(range).is_some()
 }
 
-/// Delta frames are decoded from the beginning of their epoch.
+/// Delta frames are decoded from the beginning of their epoch. What lies plain in between is kept with them: an epoch is whole as long as
+/// nothing in it was let go.
 fn keep_epochs(wal: &[WalEntry], why: &mut [BTreeSet<KeepWal>]) {
-    let epoch_of = |entry: &WalEntry| entry.deltas.as_ref().map(|deltas| deltas.epoch.id);
-    let mut needed: HashMap<ObjectId, Lsn> = HashMap::new();
+    let place = |entry: &WalEntry| (entry.generation, entry.timeline);
+    let mut needed: HashMap<ObjectId, ((Generation, TimelineId), LsnRange)> = HashMap::new();
     for (entry, _) in wal.iter().zip(why.iter()).filter(|(_, why)| !why.is_empty()) {
-        if let Some(epoch) = epoch_of(entry) {
-            let end = needed.entry(epoch).or_insert(entry.end);
-            *end = (*end).max(entry.end);
+        if let Some(deltas) = &entry.deltas {
+            let whole = LsnRange::new(deltas.epoch.start.min(entry.end), entry.end);
+            let (_, range) = needed.entry(deltas.epoch.id).or_insert((place(entry), whole));
+            range.end = range.end.max(entry.end);
         }
     }
     for (entry, why) in wal.iter().zip(why).filter(|(_, why)| why.is_empty()) {
-        let before = |epoch| needed.get(&epoch).is_some_and(|end| entry.start < *end);
-        if epoch_of(entry).is_some_and(before) {
+        let of_epoch = match &entry.deltas {
+            Some(deltas) => needed.get(&deltas.epoch.id).is_some_and(|(_, range)| entry.start < range.end),
+            None => needed
+                .values()
+                .any(|(of, range)| *of == place(entry) && entry.start < range.end && range.start < entry.end),
+        };
+        if of_epoch {
             why.insert(KeepWal::Epoch);
         }
     }

@@ -413,6 +413,11 @@ fn deltas_keep_the_beginning_of_their_epoch_and_the_backup_they_refer_to() {
     let plan = bed.plan();
     let epoch: Vec<&WalFate> = plan.wal.iter().filter(|fate| fate.keeps == [KeepWal::Epoch]).collect();
     assert_eq!(epoch.iter().map(|fate| fate.range).collect::<Vec<_>>(), [LsnRange::new(lsn(140), lsn(180))]);
+    // What lies plain in between stays with it: an epoch is whole, or is not gone on with.
+    for entry in bed.index.wal.iter_mut().filter(|entry| entry.start == lsn(150)) {
+        entry.deltas = None;
+    }
+    assert_eq!(bed.wal_gone(), ["1/1: 0..14"]);
     // Of an epoch that is over before what is kept, nothing stays.
     bed.deltas(14..18, Some(&base));
     bed.deltas(18..22, None);

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::base::{StreamId, Timestamp};
-use crate::format::index::{ExpiredEntry, WalEntry};
+use crate::format::index::{BackupEntry, ExpiredEntry, WalEntry};
 use crate::format::root::PendingEntry;
 use crate::format::wal::WalSummary;
+use crate::receive::compact::Replaces;
 use crate::repo::WalMap;
 
 const TIMELINE: TimelineId = TimelineId(1);
@@ -119,14 +120,9 @@ fn what_a_root_would_make_of_recovery_is_looked_at_when_it_is_committed() {
     assert!(check(&root(&[]), &there, &fresh, &ours).is_ok());
     let began = root(&[(PendingKind::Backup, 40)]);
     assert!(matches!(check(&began, &there, &fresh, &ours), Err(RepoError::Conflict { .. })));
-    let merge =
-        Job { replaces: Replaces::Segments { ids: Vec::new(), deltas: Some(ours.clone()) }, ..job(0x2000) };
-    assert!(check(&began, &there, &merge, &ours).is_ok(), "no WAL is added to the epoch");
     let gone = index(Vec::new(), Vec::new());
-    for job in [&fresh, &merge] {
-        let refused = check(&root(&[]), &gone, job, &ours);
-        assert!(matches!(refused, Err(RepoError::Conflict { .. })), "the base was removed too early");
-    }
+    let refused = check(&root(&[]), &gone, &fresh, &ours);
+    assert!(matches!(refused, Err(RepoError::Conflict { .. })), "the base was removed too early");
     let expired = |start: u64, end: u64| {
         let entry = ExpiredEntry {
             generation: GENERATION,
@@ -140,10 +136,8 @@ fn what_a_root_would_make_of_recovery_is_looked_at_when_it_is_committed() {
     let began_anew = job(0x1000);
     assert!(check(&root(&[]), &expired(0, 0x3000), &began_anew, &ours).is_ok(), "it begins here");
     for (start, end) in [(0, 0x1800), (0x1fff, 0x2000), (0x1000, 0x2000)] {
-        for job in [&fresh, &merge] {
-            let refused = check(&root(&[]), &expired(start, end), job, &ours);
-            assert!(matches!(refused, Err(RepoError::Conflict { .. })), "{start}..{end} is gone");
-        }
+        let refused = check(&root(&[]), &expired(start, end), &fresh, &ours);
+        assert!(matches!(refused, Err(RepoError::Conflict { .. })), "{start}..{end} is gone");
     }
 }
 
@@ -155,19 +149,30 @@ fn base(root: Root, backups: Vec<BackupEntry>) -> Option<BackupId> {
 
 #[test]
 fn the_base_is_the_newest_backup_that_is_restorable() {
-    let complete = |id: &str, second| backup(id, 1, second, BackupState::Complete);
+    let at = |id: &str, stop| BackupEntry { stop: Lsn::new(stop), ..backup(id, 1, 5, BackupState::Complete) };
+    let first = || Some(FIRST.parse().unwrap());
     assert_eq!(base(root(&[]), Vec::new()), None);
-    // By the server's clock, not by name.
-    let two = vec![complete(SECOND, 5), complete(FIRST, 9)];
-    assert_eq!(base(root(&[]), two.clone()), Some(FIRST.parse().unwrap()));
+    // By their WAL: neither by name nor by the server's clock, which was set back between them.
+    let clock =
+        |second, backup: BackupEntry| BackupEntry { stopped_at: Timestamp::from_micros(second), ..backup };
+    let two = vec![clock(9, at(SECOND, 0x100_0100)), clock(5, at(FIRST, 0x100_0200))];
+    assert_eq!(base(root(&[]), two.clone()), first());
     assert_eq!(base(root(&[(PendingKind::Backup, 40)]), two.clone()), None, "a newer one is being made");
-    assert_eq!(base(root(&[(PendingKind::Restore, 40)]), two), Some(FIRST.parse().unwrap()));
+    assert_eq!(base(root(&[(PendingKind::Restore, 40)]), two.clone()), first());
+    // A timeline leaves the one before it, whose backups may reach further.
+    let later = BackupEntry { timeline: TimelineId(2), ..at(SECOND, 0x100_0100) };
+    let both = vec![later, at(FIRST, 0x100_0200)];
+    assert_eq!(base(root(&[]), both), Some(SECOND.parse().unwrap()));
     // Nothing refers to one whose WAL is not durable, nor past it to an older one.
-    let pending = vec![complete(FIRST, 5), backup(SECOND, 1, 9, BackupState::Pending)];
-    assert_eq!(base(root(&[]), pending), None);
+    let pending = BackupEntry { state: BackupState::Pending, ..at(SECOND, 0x100_0200) };
+    assert_eq!(base(root(&[]), vec![at(FIRST, 0x100_0100), pending]), None);
+    // One that is there for its pages alone is not restorable.
+    let pages = BackupEntry { state: BackupState::Base, ..at(SECOND, 0x100_0200) };
+    assert_eq!(base(root(&[]), vec![at(FIRST, 0x100_0100), pages.clone()]), first());
+    assert_eq!(base(root(&[]), vec![pages]), None);
     let damaged = vec![backup(FIRST, 1, 5, BackupState::Damaged)];
-    assert_eq!(base(root(&[]), damaged), Some(FIRST.parse().unwrap()));
-    let other = BackupEntry { generation: Generation(2), ..complete(FIRST, 5) };
+    assert_eq!(base(root(&[]), damaged), first());
+    let other = BackupEntry { generation: Generation(2), ..at(FIRST, 0x100_0100) };
     assert_eq!(base(root(&[]), vec![other]), None);
 }
 

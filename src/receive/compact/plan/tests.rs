@@ -33,10 +33,16 @@ const OTHER: Option<&str> = Some("20261123T195501Z");
 
 /// The runs that are merged, each by its first and last segment's start, and what its delta frames are made of.
 fn merges(all: Vec<Option<WalDeltas>>) -> Vec<(u64, u64, Option<WalDeltas>)> {
+    merges_but_for(&[], all)
+}
+
+/// The same where segments with these starts cannot be read.
+fn merges_but_for(unreadable: &[u8], all: Vec<Option<WalDeltas>>) -> Vec<(u64, u64, Option<WalDeltas>)> {
+    let unreadable = unreadable.iter().map(|start| ObjectId([*start; 16])).collect();
     let wal = all.into_iter().zip(0..).map(|(deltas, start)| entry(start, deltas)).collect();
     let index = Index { wal, ..Index::default() };
     let mut jobs = Vec::new();
-    plan_merges(&index, Generation(1), Extent::All, &mut jobs);
+    plan_merges(&index, Generation(1), (Extent::All, &unreadable), &mut jobs);
     let run = |job: Job| match job.replaces {
         Replaces::Segments { deltas, .. } => (job.start.get(), job.end.get(), deltas),
         Replaces::Flushes { .. } => panic!("nothing was received"),
@@ -59,4 +65,10 @@ fn segments_of_two_epochs_or_two_bases_are_not() {
     assert_eq!(found, [(0, 2, Some(deltas(1, ONE, 0)))]);
     let found = merges(vec![Some(deltas(1, None, 0)), Some(deltas(2, None, 0)), Some(deltas(2, None, 0))]);
     assert_eq!(found, [(1, 3, Some(deltas(2, None, 0)))]);
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_keeps_nobody_from_merging_the_others() {
+    assert_eq!(merges_but_for(&[2], vec![None; 5]), [(0, 2, None), (3, 5, None)]);
+    assert_eq!(merges_but_for(&[1], vec![None; 3]), []);
 }
