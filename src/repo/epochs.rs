@@ -4,7 +4,7 @@
 //! them; where it refers to pages of the base, they are read from the backup.
 
 use super::base_pages::{BasePages, CHUNKS_MIN};
-use super::cluster::Cluster;
+use super::cluster::{Cluster, object_is_gone};
 use super::error::RepoError;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::{BackupId, Lsn, LsnRange, ObjectId, ObjectKey};
@@ -216,14 +216,19 @@ impl EpochDecoder {
             let reason = "its images refer to pages of a backup, and its directory names none";
             return Err(RepoError::damage(key, reason));
         };
-        if self.base.as_ref().is_none_or(|base| base.backup() != backup) {
-            let opened = BasePages::open(&self.cluster, backup, CHUNKS_MIN, None).await;
-            self.base = Some(opened.map_err(|error| needs_backup(key, deltas, error))?);
+        let wrapped = |error| needs_backup(key, deltas, error);
+        if let Some(base) = self.base.as_mut().filter(|base| base.backup() == backup) {
+            match base.prepare(blocks, usize::MAX).await {
+                // Since it was opened, some of its chunks were stored anew, and collected where they were.
+                Err(error) if object_is_gone(&error) => {}
+                prepared => return prepared.map_err(wrapped),
+            }
         }
-        if let Some(base) = &mut self.base {
-            base.prepare(blocks, usize::MAX).await.map_err(|error| needs_backup(key, deltas, error))?;
-        }
-        Ok(())
+        // There is room for one.
+        self.base = None;
+        let opened = BasePages::open(&self.cluster, backup, CHUNKS_MIN, None).await;
+        let base = self.base.insert(opened.map_err(wrapped)?);
+        base.prepare(blocks, usize::MAX).await.map_err(wrapped)
     }
 }
 
