@@ -186,16 +186,16 @@ impl Archive for RepoArchive {
     }
 }
 
-/// Whether it may pass. A store that cannot be reached may come back; so may one that is being mended.
+/// Whether it may pass. A store that cannot be reached may come back; so may one that is being mended, and room on a full disk.
 fn trouble(error: RestoreError) -> Trouble {
     let reason = error.to_string();
     match error {
         RestoreError::Repo(RepoError::Store(StoreError::Url { .. } | StoreError::Unfit { .. })) => {
             Trouble::Lasting(reason)
         }
-        RestoreError::Repo(RepoError::Store(_)) | RestoreError::Io { .. } | RestoreError::NoSpace { .. } => {
-            Trouble::Passing(reason)
-        }
+        RestoreError::Repo(RepoError::Store(_) | RepoError::NoRoom { .. })
+        | RestoreError::Io { .. }
+        | RestoreError::NoSpace { .. } => Trouble::Passing(reason),
         _ => Trouble::Lasting(reason),
     }
 }
@@ -205,6 +205,15 @@ mod tests {
     use super::*;
     use crate::base::ObjectKey;
     use crate::disk::SecretSource;
+
+    #[test]
+    fn what_may_pass_is_waited_for() {
+        let passes = |error| matches!(trouble(RestoreError::Repo(error)), Trouble::Passing(_));
+        let key = ObjectKey::new("clusters/shop/segments/1").unwrap();
+        assert!(passes(RepoError::NoRoom { bytes: 1, reason: "no space left".into() }));
+        assert!(passes(RepoError::Store(StoreError::NotFound { key: key.clone() })));
+        assert!(!passes(RepoError::damage(&key, "a bit flipped")));
+    }
 
     #[test]
     fn the_repository_is_reached_where_the_restore_reached_it() {

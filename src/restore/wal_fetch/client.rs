@@ -3,7 +3,7 @@
 //! Exits with 0 when the file is in place, with 1 when the server proved that it is not in the archive, and with 255 for
 //! everything else.
 
-use super::{LOG, SERVE_ARGUMENT, SOCKET};
+use super::{LOG, SERVE_ARGUMENT, SOCKET, WORKING};
 use crate::base::WalFileName;
 use crate::restore::recovery_file::RecoveryFile;
 use std::ffi::OsString;
@@ -27,7 +27,7 @@ pub const EXIT_FAILED: u8 = 255;
 
 /// How long a server may take to listen: it does so before it opens anything.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// What an answer may take beyond the server's own patience: keys are derived, a segment of 1 GiB is fetched.
+/// How long a server may say nothing. One that works says so, however long that takes.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(600);
 const CONNECT_WAIT_MIN: Duration = Duration::from_millis(2);
 const CONNECT_WAIT_MAX: Duration = Duration::from_millis(100);
@@ -189,17 +189,24 @@ enum Unanswered {
 
 fn ask(mut socket: UnixStream, name: WalFileName) -> Result<Answer, Unanswered> {
     let mut line = String::new();
-    let exchanged = (|| {
+    let exchanged: io::Result<()> = (|| {
         socket.set_read_timeout(Some(ANSWER_PATIENCE))?;
         socket.write_all(format!("want {name}\n").as_bytes())?;
-        BufReader::new(&socket).read_line(&mut line)
+        let mut answer = BufReader::new(&socket);
+        loop {
+            line.clear();
+            answer.read_line(&mut line)?;
+            if line.trim_end() != WORKING {
+                return Ok(());
+            }
+        }
     })();
     match exchanged {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             return Err(Unanswered::Failed("the fetching process does not answer".into()));
         }
         Err(error) => return Err(Unanswered::Died(error)),
-        Ok(_) => {}
+        Ok(()) => {}
     }
     let (word, rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
     match word {
@@ -252,6 +259,24 @@ mod tests {
 
     fn parse(arguments: &[&str]) -> Result<Invocation, String> {
         Invocation::parse(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn waits_as_long_as_the_server_works() {
+        let name: WalFileName = "000000010000000000000001".parse().unwrap();
+        for (answer, staged) in [("working\nworking\nstaged\n", true), ("working\nfailed no room\n", false)] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(answer.as_bytes()).unwrap();
+            match ask(ours, name) {
+                Ok(Answer::Staged) => assert!(staged, "{answer}"),
+                Err(Unanswered::Failed(reason)) => assert_eq!((reason.as_str(), staged), ("no room", false)),
+                _ => panic!("{answer}"),
+            }
+        }
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"working\n").unwrap();
+        drop(theirs);
+        assert!(matches!(ask(ours, name), Err(Unanswered::Died(_))));
     }
 
     #[test]

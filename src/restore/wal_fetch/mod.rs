@@ -16,6 +16,8 @@ pub mod stage;
 
 /// The socket's name in the staging directory.
 pub const SOCKET: &str = "socket";
+/// What a server says to a client that waits, as long as it works.
+pub const WORKING: &str = "working";
 /// The lock file's name in the staging directory: who holds it serves.
 pub const LOCK: &str = "lock";
 /// The log's name in the staging directory.

@@ -3,7 +3,7 @@
 
 use super::archive::RepoArchive;
 use super::stage::{Archive, Outcome, StageOptions, Stager};
-use super::{LOCK, LOG, SOCKET};
+use super::{LOCK, LOG, SOCKET, WORKING};
 use crate::base::{Env, WalFileName};
 use crate::disk::{ScratchDir, available_memory};
 use crate::restore::error::RestoreError;
@@ -35,6 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Of the memory that is available when it starts, this part may hold pages that WAL is differences from: recovery waits for them.
 /// What needs more lies in a file beside the staged WAL.
 const MEMORY_SHARE: u64 = 4;
+/// How often a client that waits is told that its file is being worked on.
+const WORKING_INTERVAL: Duration = Duration::from_secs(10);
 /// The longest request.
 const REQUEST_BYTES_MAX: u64 = 256;
 
@@ -187,7 +189,8 @@ fn postmaster_lives(data_dir: &Path) -> bool {
     })
 }
 
-/// One request, one answer: `want NAME` gets `staged`, `absent WHY` or `failed WHY`; `took NAME` gets none.
+/// One request, one answer: `want NAME` gets `staged`, `absent WHY` or `failed WHY`, and `working` before it for as long as that takes;
+/// `took NAME` gets none.
 async fn answer<A: Archive>(socket: UnixStream, stager: &Arc<Stager<A>>) -> io::Result<()> {
     let (from, mut to) = socket.into_split();
     let mut line = String::new();
@@ -202,7 +205,14 @@ async fn answer<A: Archive>(socket: UnixStream, stager: &Arc<Stager<A>>) -> io::
             Ok(())
         }
         "want" => {
-            let outcome = stager.want(name).await;
+            let mut wanted = std::pin::pin!(stager.want(name));
+            let outcome = loop {
+                match tokio::time::timeout(WORKING_INTERVAL, &mut wanted).await {
+                    Ok(outcome) => break outcome,
+                    // An epoch of WAL deltas may have to be decoded first.
+                    Err(_) => to.write_all(format!("{WORKING}\n").as_bytes()).await?,
+                }
+            };
             tracing::info!(%name, ?outcome, "asked for");
             to.write_all(reply(&outcome).as_bytes()).await
         }
