@@ -125,8 +125,9 @@ pub struct Read {
 /// Reads the newest WAL of a cluster's current generation: at most `bytes_max`, back to the last gap or change of timeline.
 pub async fn cluster(cluster: &Cluster, bytes_max: u64, shown: usize) -> Result<Analysis, Failure> {
     let generation = cluster.generation().await?;
-    let size = SegmentSize::new(generation.segment_size.into())
-        .map_err(|error| Failure::new(super::Exit::Damage, error))?;
+    let size = SegmentSize::new(generation.segment_size.into()).map_err(|error| {
+        Failure::new(super::Exit::Damage, format!("the generation of {}: {error}", cluster.name()))
+    })?;
     let snapshot = walmap::load(cluster).await?;
     let Some((timeline, range, stored)) = newest(snapshot.wal.pieces(), bytes_max) else {
         let what = format!("the archive of {} has no WAL yet", cluster.name());

@@ -167,11 +167,14 @@ impl From<StoreError> for Failure {
         match &error {
             StoreError::NotFound { .. } => Failure::new(Exit::NotFound, error),
             StoreError::AlreadyExists { .. } => Failure::new(Exit::Conflict, error),
-            StoreError::Unknown { .. } => Failure::new(Exit::Store, error),
+            StoreError::Unknown { .. } => Failure::new(Exit::Store, error)
+                .hint("nobody knows whether that was done: run it again once the store answers"),
             StoreError::Short { .. } => Failure::new(Exit::Damage, error),
             StoreError::Unreadable { .. } => Failure::new(Exit::Damage, error)
                 .hint("the disk under the repository fails: see its log, and run `walden verify` to see what else is lost"),
-            StoreError::NoSpace { .. } => Failure::new(Exit::NoSpace, error),
+            StoreError::NoSpace { .. } => {
+                Failure::new(Exit::NoSpace, error).hint("make room where the repository lies, and run it again")
+            }
             StoreError::Denied { .. } => {
                 Failure::new(Exit::Store, error).hint("check the credentials and what they may do in the bucket or directory")
             }
@@ -219,7 +222,9 @@ impl From<UpstreamError> for Failure {
             UpstreamError::Lost(_) | UpstreamError::Refused(_) => Failure::new(Exit::Postgres, error),
             UpstreamError::SlotInUse { .. } => Failure::new(Exit::Conflict, error)
                 .hint("another receiver is connected; stop it, or choose another slot with --slot"),
-            UpstreamError::WalRemoved { .. } => Failure::new(Exit::Postgres, error),
+            UpstreamError::WalRemoved { .. } => Failure::new(Exit::Postgres, error).hint(
+                "`walden info` shows the gap; nothing behind it can be restored before a new `walden backup`",
+            ),
             UpstreamError::Ahead { .. } => Failure::new(Exit::Conflict, error).hint(
                 "this server lost WAL that is stored, as after a failover to a standby that was behind",
             ),
@@ -441,12 +446,15 @@ impl From<RepoError> for Failure {
                 .fact("where", format!("object {key}"))
                 .fact("found", reason)
                 .hint(damage_hint(&key)),
-            RepoError::NoKey { .. } => Failure::new(Exit::Key, error),
+            RepoError::NoKey { .. } => Failure::new(Exit::Key, error)
+                .hint("the key slot that was opened was not given that epoch: open the repository with another (`walden key list`)"),
             RepoError::Key { .. } => Failure::new(Exit::Key, error)
                 .hint("give the passphrase or key of one of the repository's key slots"),
             RepoError::KeySlot { ref source, .. } => Failure::new(key_slot_exit(source), error),
             RepoError::NotFound { .. } => Failure::new(Exit::NotFound, error),
-            RepoError::Conflict { .. } => Failure::new(Exit::Conflict, error),
+            RepoError::Conflict { .. } => {
+                Failure::new(Exit::Conflict, error).hint("others work on the same cluster: run it again")
+            }
             RepoError::Fenced { .. } => Failure::new(Exit::Conflict, error)
                 .hint("another `walden receive` took this cluster over; stop one of the two"),
             RepoError::WrongSystem { ref cluster, found, expected } => {

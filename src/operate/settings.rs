@@ -223,7 +223,7 @@ fn repository(
         }
         (None, several) => {
             return Err(ConfigError::Missing {
-                what: format!("--repo: the cluster has {} repositories, and one of them", several.len()),
+                what: format!("--repo NAME (the cluster has {}: {})", several.len(), several.join(", ")),
             });
         }
     };

@@ -238,7 +238,13 @@ pub fn ask_passphrase(ask: Ask, what: &str) -> Result<Unlock, Failure> {
         Ask::Twice => format!("New passphrase for {what}: "),
     })?;
     if passphrase.is_empty() {
-        return Err(Failure::new(Exit::Key, "an empty passphrase protects nothing"));
+        return Err(Failure::new(
+            Exit::Key,
+            match ask {
+                Ask::Once => format!("no passphrase was typed for {what}"),
+                Ask::Twice => "an empty passphrase protects nothing".to_owned(),
+            },
+        ));
     }
     if ask == Ask::Twice && read("The same again: ")? != passphrase {
         return Err(Failure::new(Exit::Key, "the two passphrases differ; nothing was made"));

@@ -224,7 +224,8 @@ impl Verify {
         if !verified.damage.is_empty() {
             let (count, objects) = (verified.damage.len(), verified.objects);
             let what = format!("{count} of {objects} objects or references are damaged");
-            return Err(Failure::new(Exit::Damage, what));
+            return Err(Failure::new(Exit::Damage, what)
+                .hint("they are listed above, with what each costs; objects of which a copy is whole can be put back"));
         }
         hindered.map_or(Ok(()), Err)
     }

@@ -68,14 +68,13 @@ fn list(dir: &Path) -> Result<(SegmentSize, Files), Failure> {
     }
     let Some((_, _, first, len)) = found.first() else { return Err(nothing(dir)) };
     let size = SegmentSize::new(*len).map_err(|error| {
-        Failure::new(Exit::Damage, format!("{}: {error}", first.display()))
-            .hint("give a folder of whole WAL files, not compressed")
+        Failure::new(Exit::Damage, format!("{}: {error}", first.display())).hint(WHOLE_FILES)
     })?;
     let mut files = Files::new();
     for (name, timeline, path, len) in found {
         let Some(number) = name.segment_no(size).filter(|_| len == size.bytes()) else {
             let what = format!("{} has {len} bytes, other WAL files have {}", path.display(), size.bytes());
-            return Err(Failure::new(Exit::Damage, what));
+            return Err(Failure::new(Exit::Damage, what).hint(WHOLE_FILES));
         };
         if files.get(&number).is_none_or(|(other, _)| *other < timeline) {
             files.insert(number, (timeline, path));
@@ -83,6 +82,8 @@ fn list(dir: &Path) -> Result<(SegmentSize, Files), Failure> {
     }
     Ok((size, files))
 }
+
+const WHOLE_FILES: &str = "give a folder of whole WAL files, not compressed, into which nobody copies";
 
 fn nothing(dir: &Path) -> Failure {
     Failure::new(Exit::NotFound, format!("{} holds no WAL file", dir.display()))
