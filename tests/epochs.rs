@@ -6,6 +6,7 @@ mod common;
 use common::archive::Archive;
 use common::pg::{Pg, Process, majors};
 use common::walden::{Place, finish};
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -207,7 +208,7 @@ fn an_epoch_ends_when_a_backup_begins_and_outlives_a_receiver() {
     assert_eq!(first.base, None, "there is no backup yet");
 
     // Another process goes on with it, decoding what is stored.
-    receiving.signal(rustix::process::Signal::KILL);
+    receiving.signal(Signal::KILL);
     receiving.wait(SOON).unwrap();
     receiving = receive(&place, &pg);
     change(&pg, 3);
@@ -273,7 +274,7 @@ fn a_compactor_goes_on_with_its_epoch_without_decoding_it() {
 }
 
 #[test]
-fn a_small_segment_that_is_damaged_is_left_and_the_others_are_merged() {
+fn a_small_segment_that_is_damaged_is_left_and_keeps_nobody_from_receiving_or_from_merging_the_others() {
     let pg = server(16);
     let place = Place::init();
     let receiving = receive(&place, &pg);
@@ -292,24 +293,43 @@ fn a_small_segment_that_is_damaged_is_left_and_the_others_are_merged() {
     little();
     drop(receiving);
     archive.compact_all(&mut compactor);
-    let before = snapshot(&place).index.wal;
-    let small = before.iter().filter(|entry| entry.end.bytes_since(entry.start) <= 16 << 20);
-    let damaged = small.max_by_key(|entry| entry.start).unwrap().clone();
-    let mut merged = 0;
-    for round in 0..3 {
+    let newest_small = || {
+        let wal = snapshot(&place).index.wal;
+        let small = wal.into_iter().filter(|entry| entry.end.bytes_since(entry.start) <= 16 << 20);
+        small.max_by_key(|entry| entry.start).unwrap().id
+    };
+    let key = |id| layout::segment(&"shop".parse().unwrap(), id);
+    let (mut merged, mut damaged) = (0, Vec::new());
+    for round in 0..4 {
+        // Damage does not keep it from starting.
         let receiving = receive_with(&place, &pg, &["--wal-deltas", "off"]);
         little();
         drop(receiving);
-        if round == 0 {
-            // WAL behind it is stored: nobody who goes on receiving needs it.
-            flip_at(&place, layout::segment(&"shop".parse().unwrap(), damaged.id).as_str(), 2);
+        if round < 2 {
+            damaged.push(newest_small());
         }
-        merged += archive.compact_all(&mut compactor).merged;
+        match round {
+            0 => flip_at(&place, key(damaged[0]).as_str(), 2),
+            1 => {
+                let path = place.path("repo").join(key(damaged[1]).as_str());
+                let whole = fs::read(&path).unwrap();
+                fs::remove_file(&path).unwrap();
+                fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+            }
+            _ => {}
+        }
+        let done = archive.compact_all(&mut compactor);
+        merged += done.merged;
+        assert_eq!(done.unreadable, damaged.len() as u64);
     }
     assert!(merged >= 2, "{merged} merged");
     let after = snapshot(&place).index.wal;
-    assert!(after.iter().any(|entry| entry.id == damaged.id), "nothing took its place");
-    assert!(verify_fails(&place).contains(&damaged.id.to_string()));
+    let is_there = |id| after.iter().any(|entry| entry.id == id);
+    assert!(damaged.iter().all(|id| is_there(*id)), "nothing took their place");
+    let told = verify_fails(&place);
+    assert!(damaged.iter().all(|id| told.contains(&id.to_string())), "{told}");
+    let ended = place.run(&["compact", "--all"]);
+    assert_eq!(ended.code, 4, "{}{}", ended.out, ended.err);
 }
 
 /// Room for so many pieces of memory.
@@ -644,9 +664,11 @@ fn ranges_are_read_alike_whether_plain_frames_lie_before_them_and_whatever_base_
     let slowly = place.command_for(&pg, &["backup", "--max-rate", "8MB", "--checkpoint", "fast"]);
     let mut slowly = place.start(slowly, "backup");
     pg.wait_for("SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase ~ 'streaming'", "1", SOON);
+    slowly.signal(Signal::STOP);
     change(&pg, 3);
     long("during");
     compact(&place, &pg);
+    slowly.signal(Signal::CONT);
     assert!(slowly.wait(SOON).unwrap().success(), "{}", place.log("backup"));
     // Images of its pages; then of the same in plain frames, which leave nothing; then of what was before them.
     change(&pg, 2);

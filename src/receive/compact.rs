@@ -11,7 +11,7 @@ pub use epoch::DeltaOptions;
 pub use plan::{Job, Plan, Replaces, plan};
 
 use super::pipeline::Stored;
-use crate::base::{ObjectId, StreamId, limits};
+use crate::base::{ObjectId, ObjectKey, StreamId, limits};
 use crate::disk::own_thread::{self, Priority};
 use crate::format::index::{RemovedEntry, RemovedKind, WalEntry};
 use crate::format::root::{PendingKind, RetiredFlush, Root};
@@ -19,7 +19,6 @@ use crate::repo::cluster::{RootChange, object_is_gone};
 use crate::repo::index::{Index, IndexEdit, empty_page};
 use crate::repo::walmap::{self, Snapshot};
 use crate::repo::{Cluster, PendingError, Registration, RepoError, WalReader, layout};
-use crate::store::StoreError;
 use epoch::Epochs;
 use losses::LossWatch;
 use std::collections::HashSet;
@@ -54,6 +53,8 @@ pub struct Compacted {
     pub wal_bytes: u64,
     /// Epochs of deltas that were decoded from the repository, to go on with them.
     pub epochs_decoded: u64,
+    /// Small segments that cannot be read, and so were not merged.
+    pub unreadable: u64,
 }
 
 /// Compacts one cluster, pass after pass.
@@ -110,6 +111,7 @@ impl Compactor {
         let mut total = Compacted::default();
         let mut tries = 0;
         loop {
+            total.unreadable = self.unreadable.len() as u64;
             let next = match self.next(extent).await {
                 Err(error) if object_is_gone(&error) && tries < PASS_TRIES => {
                     tries += 1;
@@ -216,8 +218,7 @@ impl Compactor {
                         }
                         // What cannot be merged keeps nobody from merging the others.
                         Err(error) => {
-                            let unreadable = unreadable(cluster, ids, error).await?;
-                            self.unreadable.extend(unreadable);
+                            self.unreadable.insert(unreadable(cluster, ids, error).await?);
                             continue;
                         }
                     }
@@ -275,31 +276,22 @@ fn is_first(entry: &WalEntry, index: &Index, written: &[(Job, Option<WalEntry>)]
     epoch_of(entry).is_some_and(|epoch| !before.any(|other| epoch_of(other) == Some(epoch)))
 }
 
-/// Those of the segments `ids` that `error` says cannot be read, or all of them where it does not say which.
+/// The one of the segments `ids` that `error` says cannot be read.
 ///
 /// # Errors
 /// `error`, when that is not what it says: somebody else was faster, perhaps.
-async fn unreadable(
-    cluster: &Cluster,
-    ids: &[ObjectId],
-    error: RepoError,
-) -> Result<Vec<ObjectId>, RepoError> {
-    let key = match &error {
-        RepoError::Damage { key, .. } => Some(key),
-        RepoError::Store(StoreError::NotFound { key }) => {
-            let index = walmap::load_unbroken(cluster).await?.index;
-            let named = |id: &&ObjectId| index.wal.iter().any(|entry| entry.id == **id);
-            if ids.iter().filter(named).count() < ids.len() {
-                return Err(error);
-            }
-            Some(key)
+async fn unreadable(cluster: &Cluster, ids: &[ObjectId], error: RepoError) -> Result<ObjectId, RepoError> {
+    let of_key =
+        |key: &ObjectKey| ids.iter().copied().find(|id| layout::segment(cluster.name(), *id) == *key);
+    let Some(id) = error.damaged_object().and_then(of_key) else { return Err(error) };
+    if object_is_gone(&error) {
+        let index = walmap::load_unbroken(cluster).await?.index;
+        if !index.wal.iter().any(|entry| entry.id == id) {
+            return Err(error);
         }
-        _ => return Err(error),
-    };
-    let is_named = |id: &&ObjectId| key == Some(&layout::segment(cluster.name(), **id));
-    let named: Vec<ObjectId> = ids.iter().filter(is_named).copied().collect();
-    tracing::error!(%error, "small segments of WAL are not merged; `walden verify` says what is lost");
-    Ok(if named.is_empty() { ids.to_vec() } else { named })
+    }
+    tracing::error!(%error, "a small segment of WAL is not merged; `walden verify` says what is lost");
+    Ok(id)
 }
 
 /// Why a pass did not commit.
@@ -351,8 +343,9 @@ pub async fn follow(
         (compactor, ended) = own_thread::run("compact", priority, pass).await;
         match ended {
             Ok(compacted) => {
-                let Compacted { flushes, merged, segments, wal_bytes, epochs_decoded } = compacted;
-                tracing::info!(flushes, merged, segments, wal_bytes, epochs_decoded, "compacted");
+                let Compacted { flushes, merged, segments, wal_bytes, epochs_decoded, unreadable } =
+                    compacted;
+                tracing::info!(flushes, merged, segments, wal_bytes, epochs_decoded, unreadable, "compacted");
                 done = now;
                 oldest = None;
             }

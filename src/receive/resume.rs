@@ -267,7 +267,7 @@ pub(super) async fn read_overlap(
     let mut reader = WalReader::new(cluster.clone(), snapshot.wal);
     let (from, mut since, mut frames) = (from.max(range.start), start.at, Vec::new());
     while since > from {
-        match frame_before(&mut reader, start.timeline, from, since).await {
+        match frame_before(cluster, &mut reader, start.timeline, (from, since)).await {
             Ok(Some((begins, bytes))) => {
                 since = begins;
                 frames.push(bytes);
@@ -288,20 +288,21 @@ pub(super) async fn read_overlap(
 
 /// The bytes of the plain frame that ends right before `since`, from `from` on at most, and where they begin.
 async fn frame_before(
+    cluster: &Cluster,
     reader: &mut WalReader,
     timeline: TimelineId,
-    from: Lsn,
-    since: Lsn,
+    (from, since): (Lsn, Lsn),
 ) -> Result<Option<(Lsn, Vec<u8>)>, RepoError> {
     let mut tries = 0;
     loop {
         let begins = match reader.plain_before(timeline, since).await {
             Ok(Some(begins)) => begins.max(from),
             Ok(None) => return Ok(None),
-            // Collected meanwhile: reading it finds out where it is now.
+            // Collected meanwhile, perhaps.
             Err(error) if object_is_gone(&error) && tries == 0 => {
                 tries += 1;
-                reader.read(timeline, LsnRange::new(since.saturating_sub(1), since)).await?;
+                let generation = reader.map().generation();
+                reader.look_at(walmap::load_generation(cluster, generation).await?.wal);
                 continue;
             }
             Err(error) => return Err(error),

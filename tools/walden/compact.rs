@@ -4,8 +4,8 @@ use crate::cli::Deltas;
 use crate::context::Context;
 use clap::Args;
 use serde::Serialize;
-use walden::operate::Failure;
 use walden::operate::units::Bytes;
+use walden::operate::{Exit, Failure};
 use walden::receive::compact::{self, Extent};
 
 const HELP: &str = "\
@@ -33,6 +33,7 @@ struct Done {
     merged_segments: u64,
     segments: u64,
     wal_bytes: u64,
+    unreadable_segments: u64,
 }
 
 #[derive(Serialize)]
@@ -54,8 +55,10 @@ impl Compact {
                 merged_segments: done.merged,
                 segments: done.segments,
                 wal_bytes: done.wal_bytes,
+                unreadable_segments: done.unreadable,
             });
         }
+        let unreadable: u64 = clusters.iter().map(|done| done.unreadable_segments).sum();
         context.output.result(&Compacted { clusters }, |compacted| {
             let line = |done: &Done| {
                 format!(
@@ -68,6 +71,14 @@ impl Compact {
                 )
             };
             compacted.clusters.iter().map(line).collect()
-        })
+        })?;
+        match unreadable {
+            0 => Ok(()),
+            count => Err(Failure::new(
+                Exit::Damage,
+                format!("{count} small segments cannot be read, and were not merged"),
+            )
+            .hint("`walden verify` names them, and what is lost with each")),
+        }
     }
 }

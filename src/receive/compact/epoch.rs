@@ -8,7 +8,7 @@ use crate::base::planted::{Bug, planted};
 use crate::base::{BackupId, Generation, Lsn, LsnRange, ObjectId, SegmentSize, TimelineId, limits};
 use crate::delta::{Encoder, EncoderOptions, Frame, FrameStats, ImageCache, NoBase, Verify};
 use crate::format::delta::SectionKind;
-use crate::format::index::BackupState;
+use crate::format::index::{BackupState, PagesEntry};
 use crate::format::root::{PendingKind, Root};
 use crate::format::wal::{DeltaEpoch, DeltaStats, WalDeltas};
 use crate::repo::backups::state_now;
@@ -85,8 +85,10 @@ pub struct EpochEncoder {
     /// The backup that is no base because it would take too much memory to find its pages.
     base_too_large: Option<BackupId>,
     base_reads: usize,
-    /// Chunks of the base were collected: what is left of them lies elsewhere now.
-    base_moved: bool,
+    /// Chunks of the base were not where they were found: collected, and elsewhere now, or lost.
+    base_missed: bool,
+    /// The segments of chunks among which the base was found.
+    base_found_in: Vec<PagesEntry>,
     stats: DeltaStats,
 }
 
@@ -241,10 +243,9 @@ fn base_of(snapshot: &Snapshot, size: SegmentSize) -> Option<BackupId> {
         return None;
     }
     let own = snapshot.index.backups.iter().filter(|backup| backup.generation == snapshot.wal.generation());
-    let states = own.map(|backup| (backup, state_now(backup, &snapshot.wal, size)));
-    let newest = states.filter(|(_, state)| *state != BackupState::Base);
-    let (newest, state) = newest.max_by_key(|(backup, _)| (backup.timeline, backup.stop, &backup.id))?;
-    (state != BackupState::Pending).then(|| newest.id.clone())
+    let restorable = own.filter(|backup| backup.state != BackupState::Base);
+    let newest = restorable.max_by_key(|backup| (backup.timeline, backup.stop, &backup.id))?;
+    (state_now(newest, &snapshot.wal, size) != BackupState::Pending).then(|| newest.id.clone())
 }
 
 /// Refuses new delta frames that may not be committed any more: a backup was registered since, the base is gone, or the beginning of the
@@ -338,7 +339,8 @@ impl EpochEncoder {
             base: None,
             base_too_large: None,
             base_reads: BASE_READS_SAVED_MAX,
-            base_moved: false,
+            base_missed: false,
+            base_found_in: Vec::new(),
             stats: DeltaStats::EMPTY,
         })
     }
@@ -359,7 +361,7 @@ impl EpochEncoder {
         backup: Option<BackupId>,
         options: DeltaOptions,
     ) -> Result<(), RepoError> {
-        let moved = std::mem::take(&mut self.base_moved);
+        let moved = std::mem::take(&mut self.base_missed) && self.base_found_in != index.pages;
         if !moved && self.base.as_ref().map(BasePages::backup) == backup.as_ref() {
             return Ok(());
         }
@@ -380,7 +382,10 @@ impl EpochEncoder {
             return Ok(());
         }
         match BasePages::open(cluster, &backup, options.base_chunks(), Some(self.encoder.page_key())).await {
-            Ok(base) => self.base = Some(base),
+            Ok(base) => {
+                self.base = Some(base);
+                self.base_found_in.clone_from(&index.pages);
+            }
             Err(error) if error.is_damage() || error.is_no_space() => {
                 tracing::warn!(%error, %backup, "WAL deltas do without pages of the backup");
             }
@@ -421,7 +426,7 @@ impl EpochEncoder {
                 self.base_reads =
                     (self.base_reads.saturating_sub(read) + BASE_READS_PER_MIB).min(BASE_READS_SAVED_MAX);
                 let frame = self.encoder.flush_frame(base);
-                self.base_moved |= gone;
+                self.base_missed |= gone;
                 frame
             }
         };

@@ -27,7 +27,7 @@ pub const EXIT_FAILED: u8 = 255;
 
 /// How long a server may take to listen: it does so before it opens anything.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a server may say nothing. One that works says so, however long that takes.
+/// How long a server may say nothing. One that works says so, for an hour at most.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(600);
 const CONNECT_WAIT_MIN: Duration = Duration::from_millis(2);
 const CONNECT_WAIT_MAX: Duration = Duration::from_millis(100);

@@ -37,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MEMORY_SHARE: u64 = 4;
 /// How often a client that waits is told that its file is being worked on.
 const WORKING_INTERVAL: Duration = Duration::from_secs(10);
+/// For how long: what takes longer hangs, and the client gives up when it hears nothing more.
+const WORKING_MAX: Duration = Duration::from_secs(3600);
 /// The longest request.
 const REQUEST_BYTES_MAX: u64 = 256;
 
@@ -205,12 +207,15 @@ async fn answer<A: Archive>(socket: UnixStream, stager: &Arc<Stager<A>>) -> io::
             Ok(())
         }
         "want" => {
-            let mut wanted = std::pin::pin!(stager.want(name));
+            let (mut wanted, begun) = (std::pin::pin!(stager.want(name)), Instant::now());
             let outcome = loop {
                 match tokio::time::timeout(WORKING_INTERVAL, &mut wanted).await {
                     Ok(outcome) => break outcome,
                     // An epoch of WAL deltas may have to be decoded first.
-                    Err(_) => to.write_all(format!("{WORKING}\n").as_bytes()).await?,
+                    Err(_) if begun.elapsed() < WORKING_MAX => {
+                        to.write_all(format!("{WORKING}\n").as_bytes()).await?;
+                    }
+                    Err(_) => {}
                 }
             };
             tracing::info!(%name, ?outcome, "asked for");

@@ -354,12 +354,12 @@ fn keep_epochs(wal: &[WalEntry], why: &mut [BTreeSet<KeepWal>]) {
             range.end = range.end.max(entry.end);
         }
     }
+    let mut whole = Spans::default();
+    needed.values().for_each(|(place, range)| whole.add(*place, *range));
     for (entry, why) in wal.iter().zip(why).filter(|(_, why)| why.is_empty()) {
         let of_epoch = match &entry.deltas {
             Some(deltas) => needed.get(&deltas.epoch.id).is_some_and(|(_, range)| entry.start < range.end),
-            None => needed
-                .values()
-                .any(|(of, range)| *of == place(entry) && entry.start < range.end && range.start < entry.end),
+            None => whole.meets(place(entry), LsnRange::new(entry.start, entry.end.max(entry.start))),
         };
         if of_epoch {
             why.insert(KeepWal::Epoch);
