@@ -66,7 +66,7 @@ fn a_root_before_its_data_is_found() {
 
 #[test]
 fn a_directory_that_is_not_synced_is_found() {
-    let planted = Planted { directory_not_synced: true };
+    let planted = Planted { directory_not_synced: true, ..Planted::default() };
     expect_found("directory not synced", found(None, |seed| simulate(round(seed, Mode::Journal, planted))));
 }
 
@@ -82,7 +82,9 @@ fn a_fence_that_is_skipped_is_found() {
 
 #[test]
 fn a_journal_trimmed_early_is_found() {
-    expect_found("journal trimmed early", found(Some(Bug::JournalTrimmedEarly), rounds(Mode::Journal)));
+    let planted = Planted { slow_store: true, ..Planted::default() };
+    let found = found(Some(Bug::JournalTrimmedEarly), |seed| simulate(round(seed, Mode::Journal, planted)));
+    expect_found("journal trimmed early", found);
 }
 
 #[test]
@@ -171,10 +173,15 @@ fn without_a_bug_nothing_is_found() {
         simulate(planted_slot(seed)).unwrap();
         simulate(rekeyed(seed)).unwrap();
     }
-    for (mode, seeds) in [(Mode::Object, 1..=20), (Mode::Journal, 21..=40)] {
+    let slow_store = Planted { slow_store: true, ..Planted::default() };
+    for (mode, planted, seeds) in [
+        (Mode::Object, Planted::default(), 1..=20),
+        (Mode::Journal, Planted::default(), 21..=40),
+        (Mode::Journal, slow_store, 41..=60),
+    ] {
         for seed in seeds {
             audit::take_reused();
-            simulate(round(seed, mode, Planted::default())).unwrap();
+            simulate(round(seed, mode, planted)).unwrap();
             assert!(!audit::take_reused(), "seed {seed}");
         }
     }

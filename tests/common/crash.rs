@@ -47,10 +47,13 @@ pub enum Mode {
     Journal,
 }
 
-/// Planted bugs that live in the surroundings.
+/// What is planted in the surroundings.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Planted {
+    /// A bug.
     pub directory_not_synced: bool,
+    /// A store that takes long for half of what it is given: the repository stays behind the journal.
+    pub slow_store: bool,
 }
 
 /// A seeded source of chance, of one life of a process.
@@ -181,7 +184,7 @@ impl World {
             failed_before: often(0.1),
             done_but_unknown: often(0.1),
             duplicated: often(0.1),
-            delayed: often(0.1),
+            delayed: often(0.1).max(if planted.slow_store { 0.5 } else { 0.0 }),
         };
         let delete = Chances { failed_before: often(0.1), ..create };
         self.store.set_faults(StoreFaults {
