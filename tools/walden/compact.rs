@@ -76,7 +76,7 @@ impl Compact {
             0 => Ok(()),
             count => Err(Failure::new(
                 Exit::Damage,
-                format!("{count} small segments cannot be read, and were not merged"),
+                format!("small segments that cannot be read, and were not merged: {count}"),
             )
             .hint("`walden verify` names them, and what is lost with each")),
         }
