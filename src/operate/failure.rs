@@ -168,7 +168,7 @@ impl From<StoreError> for Failure {
             StoreError::NotFound { .. } => Failure::new(Exit::NotFound, error),
             StoreError::AlreadyExists { .. } => Failure::new(Exit::Conflict, error),
             StoreError::Unknown { .. } => Failure::new(Exit::Store, error)
-                .hint("nobody knows whether that was done: run it again once the store answers"),
+                .hint("run it again once the store answers; whether it did what it was asked last is not known"),
             StoreError::Short { .. } => Failure::new(Exit::Damage, error),
             StoreError::Unreadable { .. } => Failure::new(Exit::Damage, error)
                 .hint("the disk under the repository fails: see its log, and run `walden verify` to see what else is lost"),
@@ -222,9 +222,8 @@ impl From<UpstreamError> for Failure {
             UpstreamError::Lost(_) | UpstreamError::Refused(_) => Failure::new(Exit::Postgres, error),
             UpstreamError::SlotInUse { .. } => Failure::new(Exit::Conflict, error)
                 .hint("another receiver is connected; stop it, or choose another slot with --slot"),
-            UpstreamError::WalRemoved { .. } => Failure::new(Exit::Postgres, error).hint(
-                "`walden info` shows the gap; nothing behind it can be restored before a new `walden backup`",
-            ),
+            UpstreamError::WalRemoved { .. } => Failure::new(Exit::Postgres, error)
+                .hint("what is gone cannot be stored any more: a new `walden backup` begins behind it"),
             UpstreamError::Ahead { .. } => Failure::new(Exit::Conflict, error).hint(
                 "this server lost WAL that is stored, as after a failover to a standby that was behind",
             ),
@@ -452,9 +451,7 @@ impl From<RepoError> for Failure {
                 .hint("give the passphrase or key of one of the repository's key slots"),
             RepoError::KeySlot { ref source, .. } => Failure::new(key_slot_exit(source), error),
             RepoError::NotFound { .. } => Failure::new(Exit::NotFound, error),
-            RepoError::Conflict { .. } => {
-                Failure::new(Exit::Conflict, error).hint("others work on the same cluster: run it again")
-            }
+            RepoError::Conflict { .. } => Failure::new(Exit::Conflict, error),
             RepoError::Fenced { .. } => Failure::new(Exit::Conflict, error)
                 .hint("another `walden receive` took this cluster over; stop one of the two"),
             RepoError::WrongSystem { ref cluster, found, expected } => {

@@ -63,7 +63,7 @@ pub struct Compactor {
     cluster: Cluster,
     epochs: Epochs,
     losses: LossWatch,
-    /// Small segments that cannot be read, and so are merged with none.
+    /// Small segments that could not be read, and so are merged with none as long as this lives.
     unreadable: HashSet<ObjectId>,
 }
 
@@ -451,6 +451,35 @@ mod tests {
             summary: WalSummary::empty(),
             deltas,
         }
+    }
+
+    #[test]
+    fn the_first_segment_of_an_epoch_is_the_first_with_delta_frames_wherever_the_epoch_begins() {
+        let deltas = |epoch: u8, start: u64| {
+            let epoch =
+                DeltaEpoch { id: ObjectId([epoch; 16]), start: Lsn::new(start), root: 1, cache_pages: 1 };
+            Some(WalDeltas { epoch, base: None, stats: DeltaStats::EMPTY })
+        };
+        // What the epoch began with came out plain.
+        let stored =
+            Index { wal: vec![entry(1, 90, deltas(8, 90)), entry(2, 100, None)], ..Index::default() };
+        let behind = entry(3, 110, deltas(9, 100));
+        assert!(is_first(&behind, &stored, &[]));
+        assert!(!is_first(&entry(3, 110, None), &stored, &[]), "nothing in it is to be decoded");
+        assert!(!is_first(&entry(3, 110, deltas(8, 90)), &stored, &[]));
+        let job = Job {
+            generation: Generation(1),
+            timeline: TimelineId(1),
+            start: Lsn::new(110),
+            end: Lsn::new(120),
+            server_time: Timestamp::from_micros(0),
+            summary: WalSummary::empty(),
+            replaces: Replaces::Segments { ids: Vec::new(), deltas: None },
+        };
+        assert!(
+            !is_first(&entry(4, 120, deltas(9, 100)), &stored, &[(job, Some(behind))]),
+            "of the same pass"
+        );
     }
 
     /// Neighbours, the first of delta frames whose base is gone, in an epoch whose beginning is, and which a backup ended.

@@ -293,23 +293,18 @@ async fn frame_before(
     timeline: TimelineId,
     (from, since): (Lsn, Lsn),
 ) -> Result<Option<(Lsn, Vec<u8>)>, RepoError> {
-    let mut tries = 0;
-    loop {
-        let begins = match reader.plain_before(timeline, since).await {
-            Ok(Some(begins)) => begins.max(from),
-            Ok(None) => return Ok(None),
-            // Collected meanwhile, perhaps.
-            Err(error) if object_is_gone(&error) && tries == 0 => {
-                tries += 1;
-                let generation = reader.map().generation();
-                reader.look_at(walmap::load_generation(cluster, generation).await?.wal);
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let bytes = reader.read(timeline, LsnRange::new(begins, since)).await?;
-        return Ok(Some((begins, bytes)));
-    }
+    let begins = match reader.plain_before(timeline, since).await {
+        // Collected meanwhile, perhaps.
+        Err(error) if object_is_gone(&error) => {
+            let generation = reader.map().generation();
+            reader.look_at(walmap::load_generation(cluster, generation).await?.wal);
+            reader.plain_before(timeline, since).await?
+        }
+        found => found?,
+    };
+    let Some(begins) = begins.map(|begins| begins.max(from)) else { return Ok(None) };
+    let bytes = reader.read(timeline, LsnRange::new(begins, since)).await?;
+    Ok(Some((begins, bytes)))
 }
 
 /// A summarizer that knows the bytes before the end of what is stored, so that a record that began there is understood.

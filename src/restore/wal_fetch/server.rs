@@ -237,6 +237,67 @@ fn reply(outcome: &Outcome) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::{Lsn, LsnRange, SegmentSize, TimelineId};
+    use crate::repo::lineage::TimelinePath;
+    use crate::restore::wal_fetch::stage::Trouble;
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use tokio::sync::OwnedMutexGuard;
+
+    /// An archive that proves only after so long that it has nothing.
+    struct Slow(Duration);
+
+    #[async_trait]
+    impl Archive for Slow {
+        async fn run(&self, _from: Lsn) -> Result<LsnRange, Trouble> {
+            tokio::time::sleep(self.0).await;
+            Ok(LsnRange::new(Lsn::ZERO, Lsn::ZERO))
+        }
+
+        async fn history(&self, _timeline: TimelineId) -> Result<Option<Bytes>, Trouble> {
+            tokio::time::sleep(self.0).await;
+            Ok(None)
+        }
+
+        async fn histories(&self) -> Result<Vec<TimelineId>, Trouble> {
+            Ok(Vec::new())
+        }
+
+        async fn turn(&self) -> Result<Option<OwnedMutexGuard<()>>, Trouble> {
+            Ok(None)
+        }
+
+        async fn read_some(&self, _range: LsnRange) -> Result<Bytes, Trouble> {
+            Err(Trouble::Lasting("nothing is there".into()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_told_that_it_goes_on_for_an_hour_at_most() {
+        for (seconds, told) in [(5, 0), (35, 3), (3 * 3600, 359)] {
+            let dir = tempfile::tempdir().unwrap();
+            let options = StageOptions {
+                dir: dir.path().to_owned(),
+                path: TimelinePath::new(TimelineId(1), &[]).unwrap(),
+                segment_size: SegmentSize::DEFAULT,
+                needed: Lsn::ZERO,
+                patience: Duration::ZERO,
+            };
+            let stager = Stager::new(Arc::new(Slow(Duration::from_secs(seconds))), options);
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            ours.write_all(b"want 00000002.history\n").await.unwrap();
+            let answering = tokio::spawn(async move { answer(theirs, &stager).await });
+            let mut lines = Vec::new();
+            let mut from = BufReader::new(ours).lines();
+            while let Some(line) = from.next_line().await.unwrap() {
+                lines.push(line);
+            }
+            answering.await.unwrap().unwrap();
+            let last = lines.pop().unwrap();
+            assert!(last.starts_with("absent "), "{last}");
+            assert_eq!((lines.len(), lines.iter().all(|line| line == WORKING)), (told, true), "{seconds} s");
+        }
+    }
 
     #[test]
     fn what_is_asked_right_after_the_signal_file_went_is_still_answered() {
